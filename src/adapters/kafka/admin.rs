@@ -1,0 +1,1 @@
+//! Topics: create, check, list, and the checks at start-up.

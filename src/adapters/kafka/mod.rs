@@ -1,0 +1,3 @@
+//! Kafka through librdkafka: consumer, producer, admin.
+
+pub mod admin;

@@ -1,0 +1,1 @@
+//! Deduplication records in this process: for tests, the demo and `store: memory`.

@@ -1,0 +1,6 @@
+//! One folder or file per outside system. Each implements ports of [`crate::stage::ports`] and owns its error type;
+//! adapters never import each other.
+
+pub mod kafka;
+pub mod memory;
+pub mod redis;

@@ -1,0 +1,1 @@
+//! Deduplication records in Redis.

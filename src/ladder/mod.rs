@@ -1,0 +1,13 @@
+//! The policy of the ladder, pure: no I/O, no clock, no randomness, no tokio, no rdkafka.
+//!
+//! Reading order: [`event`] (the words), [`rungs`] (the ladder itself), [`headers`] (what travels with a record),
+//! [`due`], [`route`] (what happens to an event next), [`offsets`] (what may be committed), [`lane`] (one
+//! partition's events from receipt to offset done).
+
+pub mod event;
+pub mod rungs;
+pub mod headers;
+pub mod due;
+pub mod route;
+pub mod offsets;
+pub mod lane;

@@ -1,0 +1,188 @@
+//! The narrow traits between the engine and the outside. Adapters implement them; tests fake them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+
+use super::record::Record;
+use crate::ladder::event::{Origin, Outcome, Timestamp};
+
+// ---------------------------------------------------------------------------------------------- handler
+
+/// What a handler is given: one event at one attempt.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// Pipeline name.
+    pub pipeline: Arc<str>,
+    /// Consumer group of the pipeline.
+    pub group: Arc<str>,
+    /// Full name of the Protobuf message.
+    pub message: Arc<str>,
+    /// Stable through hops and redrives: the key for effects that must happen once.
+    pub id: Arc<str>,
+    /// Executions so far, this one included: 1 on the first.
+    pub attempt: u32,
+    /// Index of the stage: 0 is main, 1 … N the retry stages, N + 1 the DLQ.
+    pub stage: usize,
+    /// Name of the stage: `main`, `retry-1`, … `dlq`.
+    pub stage_name: Arc<str>,
+    /// Grows with every execution of this event; a sink that remembers the highest can refuse an older one.
+    pub fence: u64,
+    /// The handler is cancelled at this instant (wall clock, as of its start).
+    pub deadline: Timestamp,
+    /// Where the event entered the pipeline.
+    pub origin: Origin,
+    /// The record: key, value, headers, coordinates on the topic that it was read from.
+    pub record: Arc<Record>,
+    /// The Protobuf bytes: the value without any schema registry framing.
+    pub payload: Bytes,
+}
+
+impl Event {
+    /// The payload as a Protobuf message.
+    ///
+    /// # Errors
+    /// When the payload is not such a message.
+    pub fn decode<M: prost::Message + Default>(&self) -> Result<M, prost::DecodeError> {
+        M::decode(self.payload.clone())
+    }
+
+    /// The first header of this name that has a value.
+    pub fn header(&self, name: &str) -> Option<&[u8]> {
+        self.record.header(name)
+    }
+}
+
+/// The application's code: executes one event.
+///
+/// It may run more than once for one event (see the delivery promise in the README), so effects should be keyed on
+/// [`Event::id`] or guarded by [`Event::fence`]. It must not block its thread: use `tokio::task::spawn_blocking`.
+/// A panic counts as a transient failure. It is cancelled (dropped at an `.await`) at its deadline and when the lease is lost.
+pub trait Handler: Send + Sync + 'static {
+    /// Executes one event.
+    fn handle(&self, event: Event) -> BoxFuture<'_, Outcome>;
+}
+
+// ---------------------------------------------------------------------------------------------- deduplication
+
+/// Names one copy of an event: `<prefix>:<group>:<topic>:<event_id>:<hop>`, complete and encoded
+/// (rules 5 and 6 of the protocol; built by `ladder::headers`).
+pub type CopyKey = Arc<str>;
+
+/// The value of a claim: `P.<token>.<fence>`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Claim {
+    /// 64 random bits of this process's start.
+    pub process: u64,
+    /// Sequence number in this process; a new one after each release.
+    pub sequence: u64,
+    /// The fence given to the handler.
+    pub fence: u64,
+}
+
+impl std::fmt::Display for Claim {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "P.{:016x}-{:x}.{}", self.process, self.sequence, self.fence)
+    }
+}
+
+/// Reply to a claim.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClaimReply {
+    /// Ours now.
+    Claimed,
+    /// It already held our own value (the reply to an earlier try was lost): ours after a successful renewal.
+    AlreadyOurs,
+    /// Finished (`1`).
+    Done,
+    /// Moved on (`F`).
+    MovedOn,
+    /// Somebody else's claim.
+    Busy,
+    /// A value that is none of ours, cut to 64 characters: treated as busy, and an alarm.
+    Corrupt(String),
+}
+
+/// What a settled copy is recorded as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mark {
+    /// `1`: the effect happened.
+    Done,
+    /// `F`: an acknowledged next copy exists.
+    MovedOn,
+}
+
+/// Reply to a settlement: always recorded; whether the old value was our claim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SettleReply {
+    /// The old value was our claim.
+    Ours,
+    /// It was not (lease lost, or the record gone): recorded all the same, counted.
+    LeaseLost,
+}
+
+/// The store did not answer, or refused this one command.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("deduplication store: {0}")]
+pub struct StoreError(pub String);
+
+/// The deduplication records. Every call is one batch and answers in the batch's order, one result per entry:
+/// one refused command must not fail its neighbours. A store that cannot be reached fails every entry, within about
+/// a second, and comes back by itself; it logs that it is gone, and that it is back, once each.
+pub trait IdempotencyStore: Send + Sync + 'static {
+    /// `SET k <claim> NX GET PX <lease>` for each.
+    fn claim(&self, batch: Vec<(CopyKey, Claim)>, lease: Duration) -> BoxFuture<'static, Vec<Result<ClaimReply, StoreError>>>;
+
+    /// Extends each lease that is still ours: `true` = still ours, `false` = lost.
+    fn renew(&self, batch: Vec<(CopyKey, Claim)>, lease: Duration) -> BoxFuture<'static, Vec<Result<bool, StoreError>>>;
+
+    /// `SET k 1|F PX <ttl> GET` for each, unconditionally (rule 4).
+    fn settle(&self, batch: Vec<(CopyKey, Claim, Mark, Duration)>) -> BoxFuture<'static, Vec<Result<SettleReply, StoreError>>>;
+
+    /// Deletes each claim that is still ours: for claims whose handler never started.
+    fn release(&self, batch: Vec<(CopyKey, Claim)>) -> BoxFuture<'static, Vec<Result<bool, StoreError>>>;
+}
+
+// ---------------------------------------------------------------------------------------------- publishing
+
+/// A record to be produced.
+#[derive(Clone, Debug)]
+pub struct Outgoing {
+    /// Target topic.
+    pub topic: Arc<str>,
+    /// Target partition, `None`: by key (murmur2_random).
+    pub partition: Option<i32>,
+    /// The key, untouched.
+    pub key: Option<Bytes>,
+    /// The value, untouched.
+    pub value: Option<Bytes>,
+    /// All headers in order: the unknown ones untouched, then ours.
+    pub headers: Vec<(Bytes, Option<Bytes>)>,
+}
+
+/// Why a record was not acknowledged. Except for `TooLarge` the outcome is unknown: produce again, the next hop's key
+/// collapses the copies.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PublishError {
+    /// The broker or the producer refuses the record for its size.
+    #[error("record too large")]
+    TooLarge,
+    /// Anything else.
+    #[error("not acknowledged: {0}")]
+    Unacknowledged(String),
+}
+
+/// Where an acknowledgement goes: called once per published record, from the producer's own thread.
+pub trait AckSink: Send + Sync + 'static {
+    /// The record published with `ticket` was acknowledged by all in-sync replicas, or not.
+    fn acknowledged(&self, ticket: u64, result: Result<(), PublishError>);
+}
+
+/// An idempotent producer with `acks=all`.
+pub trait Publisher: Send + Sync + 'static {
+    /// Hands a record over; the answer comes to `acks`. Never blocks: a full queue is told to `acks` as
+    /// [`PublishError::Unacknowledged`].
+    fn publish(&self, record: Outgoing, ticket: u64, acks: &Arc<dyn AckSink>);
+}
