@@ -199,3 +199,38 @@ impl HaltReason {
         }
     }
 }
+
+/// One reading of both clocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// Wall clock: due times, which other processes and people read.
+    pub wall: Timestamp,
+    /// Time since boot, suspend included; never steps: leases and back-offs.
+    pub boot: Duration,
+}
+
+/// Reply to a claim.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClaimReply {
+    /// Ours now.
+    Claimed,
+    /// It already held our own value (the reply to an earlier try was lost): ours after a successful renewal.
+    AlreadyOurs,
+    /// Finished (`1`).
+    Done,
+    /// Moved on (`F`).
+    MovedOn,
+    /// Somebody else's claim.
+    Busy,
+    /// A value that is none of ours, cut to 64 characters: treated as busy, and an alarm.
+    Corrupt(String),
+}
+
+/// What a settled copy is recorded as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mark {
+    /// `1`: the effect happened.
+    Done,
+    /// `F`: an acknowledged next copy exists.
+    MovedOn,
+}

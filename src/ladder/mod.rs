@@ -4,10 +4,10 @@
 //! [`due`], [`route`] (what happens to an event next), [`offsets`] (what may be committed), [`lane`] (one
 //! partition's events from receipt to offset done).
 
-pub mod event;
-pub mod rungs;
-pub mod headers;
 pub mod due;
-pub mod route;
-pub mod offsets;
+pub mod event;
+pub mod headers;
 pub mod lane;
+pub mod offsets;
+pub mod route;
+pub mod rungs;

@@ -5,16 +5,8 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+pub use crate::ladder::event::Now;
 use crate::ladder::event::Timestamp;
-
-/// One reading of both clocks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Now {
-    /// Wall clock.
-    pub wall: Timestamp,
-    /// Time since boot, suspend included; never steps.
-    pub boot: Duration,
-}
 
 /// A source of [`Now`].
 pub trait Clock: Send + Sync + 'static {

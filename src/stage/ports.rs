@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 
 use super::record::Record;
+pub use crate::ladder::event::{ClaimReply, Mark};
 use crate::ladder::event::{Origin, Outcome, Timestamp};
 
 // ---------------------------------------------------------------------------------------------- handler
@@ -88,32 +89,6 @@ impl std::fmt::Display for Claim {
     }
 }
 
-/// Reply to a claim.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ClaimReply {
-    /// Ours now.
-    Claimed,
-    /// It already held our own value (the reply to an earlier try was lost): ours after a successful renewal.
-    AlreadyOurs,
-    /// Finished (`1`).
-    Done,
-    /// Moved on (`F`).
-    MovedOn,
-    /// Somebody else's claim.
-    Busy,
-    /// A value that is none of ours, cut to 64 characters: treated as busy, and an alarm.
-    Corrupt(String),
-}
-
-/// What a settled copy is recorded as.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Mark {
-    /// `1`: the effect happened.
-    Done,
-    /// `F`: an acknowledged next copy exists.
-    MovedOn,
-}
-
 /// Reply to a settlement: always recorded; whether the old value was our claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SettleReply {
@@ -133,13 +108,21 @@ pub struct StoreError(pub String);
 /// a second, and comes back by itself; it logs that it is gone, and that it is back, once each.
 pub trait IdempotencyStore: Send + Sync + 'static {
     /// `SET k <claim> NX GET PX <lease>` for each.
-    fn claim(&self, batch: Vec<(CopyKey, Claim)>, lease: Duration) -> BoxFuture<'static, Vec<Result<ClaimReply, StoreError>>>;
+    fn claim(
+        &self,
+        batch: Vec<(CopyKey, Claim)>,
+        lease: Duration,
+    ) -> BoxFuture<'static, Vec<Result<ClaimReply, StoreError>>>;
 
     /// Extends each lease that is still ours: `true` = still ours, `false` = lost.
-    fn renew(&self, batch: Vec<(CopyKey, Claim)>, lease: Duration) -> BoxFuture<'static, Vec<Result<bool, StoreError>>>;
+    fn renew(&self, batch: Vec<(CopyKey, Claim)>, lease: Duration)
+    -> BoxFuture<'static, Vec<Result<bool, StoreError>>>;
 
     /// `SET k 1|F PX <ttl> GET` for each, unconditionally (rule 4).
-    fn settle(&self, batch: Vec<(CopyKey, Claim, Mark, Duration)>) -> BoxFuture<'static, Vec<Result<SettleReply, StoreError>>>;
+    fn settle(
+        &self,
+        batch: Vec<(CopyKey, Claim, Mark, Duration)>,
+    ) -> BoxFuture<'static, Vec<Result<SettleReply, StoreError>>>;
 
     /// Deletes each claim that is still ours: for claims whose handler never started.
     fn release(&self, batch: Vec<(CopyKey, Claim)>) -> BoxFuture<'static, Vec<Result<bool, StoreError>>>;

@@ -1,0 +1,129 @@
+//! From the handler's outcome to offset done: publish, settle, finish. From success or an acknowledgement in hand
+//! there is no way back to executing.
+
+use std::time::Duration;
+
+use super::{Dedup, Delivery, Effects, Finish, Lane, MAX_BACKOFF, Slot, State, Verdict, backoff};
+use crate::ladder::event::{Mark, Now};
+
+impl<T> Lane<T> {
+    pub(super) fn returned(&mut self, now: Now, slot: Slot, verdict: Verdict, fx: &mut Effects<T>) {
+        debug_assert_eq!(self.entry(slot).state, State::Running);
+        fx.permits += 1;
+        match verdict {
+            Verdict::Done => {
+                self.key_returned(now, slot);
+                self.settle_as(slot, Mark::Done, fx);
+            }
+            Verdict::Publish if self.lease_gone(now, slot) => {
+                fx.leases_lost += 1;
+                self.park(now, slot);
+            }
+            Verdict::Publish => {
+                self.key_returned(now, slot);
+                self.entry_mut(slot).state = State::Publishing;
+                fx.publish.push(slot);
+            }
+            Verdict::Fenced if self.entry(slot).leased => self.release(slot, fx),
+            Verdict::Fenced => self.park(now, slot),
+            Verdict::Halt => self.halt(slot),
+        }
+    }
+
+    pub(super) fn published(&mut self, now: Now, slot: Slot, delivery: Delivery, fx: &mut Effects<T>) {
+        debug_assert_eq!(self.entry(slot).state, State::Publishing);
+        match delivery {
+            Delivery::Acknowledged => self.settle_as(slot, Mark::MovedOn, fx),
+            Delivery::TooLarge => fx.shrink.push(slot),
+            Delivery::Unpublishable => self.halt(slot),
+            Delivery::Failed if self.lease_gone(now, slot) => {
+                fx.leases_lost += 1;
+                self.park_behind_nobody(now, slot);
+            }
+            Delivery::Failed => {
+                let entry = self.entry_mut(slot);
+                entry.state = State::Republish;
+                let delay = backoff(Duration::from_millis(250), entry.tries, MAX_BACKOFF);
+                entry.tries = entry.tries.saturating_add(1);
+                self.arm(now.boot + delay, slot);
+            }
+        }
+    }
+
+    pub(super) fn republish(&mut self, now: Now, slot: Slot, fx: &mut Effects<T>) {
+        if self.lease_gone(now, slot) {
+            fx.leases_lost += 1;
+            self.park_behind_nobody(now, slot);
+        } else {
+            self.entry_mut(slot).state = State::Publishing;
+            fx.publish.push(slot);
+        }
+    }
+
+    /// Success or the acknowledgement is in hand: from here only forward.
+    pub(super) fn settle_as(&mut self, slot: Slot, mark: Mark, fx: &mut Effects<T>) {
+        if self.config.dedup == Dedup::Off {
+            self.finish(slot, Finish::Settled(mark), fx);
+        } else {
+            let entry = self.entry_mut(slot);
+            entry.state = State::Settling(mark);
+            entry.tries = 0;
+            fx.settle.push((slot, mark));
+        }
+    }
+
+    pub(super) fn settled(&mut self, now: Now, slot: Slot, recorded: bool, fx: &mut Effects<T>) {
+        let State::Settling(mark) = self.entry(slot).state else { return };
+        if recorded || self.config.dedup == Dedup::BestEffort {
+            self.finish(slot, Finish::Settled(mark), fx);
+        } else {
+            let entry = self.entry_mut(slot);
+            entry.state = State::Resettle(mark);
+            let delay = backoff(Duration::from_millis(250), entry.tries, Duration::from_secs(5));
+            entry.tries = entry.tries.saturating_add(1);
+            self.arm(now.boot + delay, slot);
+        }
+    }
+
+    pub(super) fn finish(&mut self, slot: Slot, how: Finish, fx: &mut Effects<T>) {
+        let Some(entry) = self.entries[slot as usize].take() else { return };
+        debug_assert!(entry.state.is_owed());
+        self.owed -= 1;
+        self.in_flight -= 1;
+        self.watermark.done(entry.ticket);
+        self.free.push(slot);
+        fx.finished.push((entry.item, how));
+    }
+
+    pub(super) fn halt(&mut self, slot: Slot) {
+        self.owed -= 1;
+        self.entry_mut(slot).state = State::Halted;
+        self.halted = true;
+    }
+
+    /// Whether nothing may be published any more for this event.
+    pub(super) fn lease_gone(&self, now: Now, slot: Slot) -> bool {
+        let entry = self.entry(slot);
+        entry.lost || (entry.leased && now.boot >= entry.lease_until)
+    }
+
+    /// The event of this key that comes after `slot` may go.
+    pub(super) fn key_returned(&mut self, now: Now, slot: Slot) {
+        let entry = self.entry_mut(slot);
+        let Some(key) = entry.key else { return };
+        match entry.next.take() {
+            Some(next) => self.admit(now, next),
+            None if self.tails.get(&key) == Some(&slot) => {
+                self.tails.remove(&key);
+            }
+            None => {}
+        }
+    }
+
+    /// Back to waiting after its key had been given to the next one: it joins as a free event, because its handler
+    /// has returned already and will be called again only to learn the same outcome.
+    pub(super) fn park_behind_nobody(&mut self, now: Now, slot: Slot) {
+        self.entry_mut(slot).key = None;
+        self.park(now, slot);
+    }
+}

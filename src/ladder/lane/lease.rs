@@ -1,0 +1,191 @@
+//! Claims and leases: what a reply of the store means, renewal, the local deadline, giving up.
+
+use std::time::Duration;
+
+use super::{ClaimId, Dedup, Effects, Finish, Lane, NEVER, STORE_PROBE, Slot, State, backoff};
+use crate::ladder::event::{ClaimReply, Now};
+
+impl<T> Lane<T> {
+    pub(super) fn claimed(
+        &mut self,
+        now: Now,
+        slot: Slot,
+        reply: Option<ClaimReply>,
+        sent: Duration,
+        fx: &mut Effects<T>,
+    ) {
+        debug_assert_eq!(self.entry(slot).state, State::Claiming);
+        self.store_down_until = match reply {
+            Some(_) => None,
+            None => Some(now.boot + STORE_PROBE),
+        };
+        match reply {
+            Some(ClaimReply::Claimed) => self.leased(now, slot, sent, fx),
+            Some(ClaimReply::AlreadyOurs) => {
+                let entry = self.entry_mut(slot);
+                entry.state = State::Confirming;
+                fx.renew.extend(entry.claim.map(|claim| (slot, claim)));
+            }
+            Some(ClaimReply::Done | ClaimReply::MovedOn) => {
+                fx.permits += 1;
+                self.key_returned(now, slot);
+                self.finish(slot, Finish::Duplicate, fx);
+            }
+            Some(ClaimReply::Busy) => {
+                fx.busy += 1;
+                fx.permits += 1;
+                self.park(now, slot);
+            }
+            Some(ClaimReply::Corrupt(_)) => {
+                fx.corrupt.push(slot);
+                fx.permits += 1;
+                self.park(now, slot);
+            }
+            None if self.config.dedup == Dedup::BestEffort && !self.draining => self.start(now, slot, fx),
+            None => {
+                // The store may hold the claim all the same; kept, so that the next try finds its own value.
+                fx.permits += 1;
+                self.owed -= 1;
+                self.entry_mut(slot).state = State::Ready;
+                self.ready.push_front(slot);
+            }
+        }
+    }
+
+    /// The claim is ours as of `sent`.
+    pub(super) fn leased(&mut self, now: Now, slot: Slot, sent: Duration, fx: &mut Effects<T>) {
+        let until = sent + self.config.lease;
+        let entry = self.entry_mut(slot);
+        entry.leased = true;
+        entry.lost = false;
+        entry.lease_until = until;
+        if self.draining {
+            fx.permits += 1;
+            self.release(slot, fx);
+        } else if now.boot >= until {
+            // The answer took longer than the lease: somebody else may hold it by now.
+            fx.leases_lost += 1;
+            fx.permits += 1;
+            self.park(now, slot);
+        } else {
+            self.next_lease_check = self.next_lease_check.min(until);
+            self.next_renewal = self.next_renewal.min(now.boot + self.config.lease / 3);
+            self.start(now, slot, fx);
+        }
+    }
+
+    pub(super) fn renewed(
+        &mut self,
+        now: Now,
+        slot: Slot,
+        claim: ClaimId,
+        reply: Option<bool>,
+        sent: Duration,
+        fx: &mut Effects<T>,
+    ) {
+        let lease = self.config.lease;
+        let Some(Some(entry)) = self.entries.get_mut(slot as usize) else { return };
+        if entry.claim != Some(claim) {
+            return; // finished, or given up and claimed anew, while the renewal was under way
+        }
+        match (entry.state, reply) {
+            (State::Confirming, Some(true)) => self.leased(now, slot, sent, fx),
+            (State::Confirming, Some(false)) => {
+                fx.permits += 1;
+                self.park(now, slot);
+            }
+            (State::Confirming, None) => {
+                fx.permits += 1;
+                self.owed -= 1;
+                self.entry_mut(slot).state = State::Ready;
+                self.ready.push_front(slot);
+            }
+            (_, Some(true)) => entry.lease_until = entry.lease_until.max(sent + lease),
+            (_, Some(false)) => self.lose(now, slot, fx),
+            (_, None) => {} // the deadline decides
+        }
+    }
+
+    /// The lease is gone, or can no longer be trusted.
+    pub(super) fn lose(&mut self, now: Now, slot: Slot, fx: &mut Effects<T>) {
+        let entry = self.entry_mut(slot);
+        match entry.state {
+            State::Running if !entry.lost => {
+                fx.leases_lost += 1;
+                fx.cancel.push(slot);
+                fx.permits += 1;
+                self.park(now, slot);
+            }
+            State::Republish => {
+                fx.leases_lost += 1;
+                self.park_behind_nobody(now, slot);
+            }
+            // With the producer: an acknowledgement still counts, a failure is not published again.
+            State::Publishing => entry.lost = true,
+            _ => {}
+        }
+    }
+
+    /// Gives up the claim and tries again later, offset not done.
+    pub(super) fn park(&mut self, now: Now, slot: Slot) {
+        if self.entry(slot).state.is_owed() {
+            self.owed -= 1;
+        }
+        let lease = self.config.lease;
+        let draw = self.draw();
+        let entry = self.entry_mut(slot);
+        entry.state = State::Waiting;
+        entry.claim = None;
+        entry.leased = false;
+        entry.lost = false;
+        let delay = backoff(Duration::from_secs(1), entry.tries, lease);
+        entry.tries = entry.tries.saturating_add(1);
+        self.arm(now.boot + delay.mul_f64(0.75 + 0.5 * draw), slot);
+    }
+
+    pub(super) fn release(&mut self, slot: Slot, fx: &mut Effects<T>) {
+        let entry = self.entry_mut(slot);
+        entry.state = State::Releasing;
+        entry.leased = false;
+        fx.release.extend(entry.claim.take().map(|claim| (slot, claim)));
+    }
+
+    pub(super) fn released(&mut self, now: Now, slot: Slot) {
+        if self.entry(slot).state == State::Releasing {
+            self.park(now, slot);
+        }
+    }
+
+    /// At the local deadline a handler is cancelled, with or without an answer from the store (rule 2).
+    pub(super) fn check_leases(&mut self, now: Now, fx: &mut Effects<T>) {
+        let mut next = NEVER;
+        for slot in 0..self.entries.len() as Slot {
+            let Some(entry) = &self.entries[slot as usize] else { continue };
+            if !entry.leased || !matches!(entry.state, State::Running | State::Publishing | State::Republish) {
+                continue;
+            }
+            if now.boot >= entry.lease_until {
+                self.lose(now, slot, fx);
+            } else {
+                next = next.min(entry.lease_until);
+            }
+        }
+        self.next_lease_check = next;
+    }
+
+    pub(super) fn renew_all(&mut self, now: Now, fx: &mut Effects<T>) {
+        let young = self.config.lease * 5 / 6;
+        let mut any = false;
+        for (slot, entry) in self.entries.iter().enumerate() {
+            let Some(entry) = entry else { continue };
+            if !entry.leased || !entry.state.holds_lease() {
+                continue;
+            }
+            any = true;
+            if !entry.lost && entry.lease_until.saturating_sub(now.boot) < young {
+                fx.renew.extend(entry.claim.map(|claim| (slot as Slot, claim)));
+            }
+        }
+        self.next_renewal = if any { now.boot + self.config.lease / 3 } else { NEVER };
+    }
+}

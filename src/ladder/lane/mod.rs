@@ -1,0 +1,486 @@
+//! One partition's events from receipt to offset done, as a pure state machine.
+//!
+//! [`Lane::step`] takes one [`Input`] and the time and appends to [`Effects`] what the shell has to do; the shell
+//! (`stage::lane`) performs them and feeds the replies back. The simulation drives the very same function.
+//!
+//! ```text
+//!   Waiting ──due──▶ Ready ──permit──▶ Claiming ──ours──▶ Running ──▶ Publishing ──acknowledged──▶ Settling ──▶ done
+//!      ▲               │ (nothing to claim: straight to Running)  └────────done────────────────────▲
+//!      └──busy, lease lost, fenced, store down───┘
+//! ```
+//! Invariants
+//! - An event leaves only by `finish`: settled, or (without deduplication) done or acknowledged, or known to the store
+//!   as finished or moved on. Only `finish` touches the watermark.
+//! - A lost lease publishes nothing. Once success or the acknowledgement is in hand there is no way back to executing:
+//!   the settlement is repeated until it is confirmed (rule 3 of the deduplication protocol).
+//! - With [`Order::Stage`] at most one event of a key is between Ready and Running.
+//!
+//! It does not know records, headers or handlers: an event is an opaque `T`.
+
+mod finish;
+mod io;
+mod lease;
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::time::Duration;
+
+pub use io::{Arrival, ClaimId, Dedup, Delivery, Effects, Finish, Input, LaneConfig, Order, Slot, Verdict};
+
+use super::event::{Mark, Now, Timestamp};
+use super::headers::next_fence;
+use super::offsets::Watermark;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// In `due`, or behind another event of its key, or in `timers` (parked).
+    Waiting,
+    Ready,
+    Claiming,
+    /// The store holds our own value from a claim whose reply was lost: ours after a successful renewal.
+    Confirming,
+    Running,
+    /// With the producer.
+    Publishing,
+    /// To be published again when its timer fires.
+    Republish,
+    Settling(Mark),
+    /// To be settled again when its timer fires.
+    Resettle(Mark),
+    /// Its claim is being released; then it waits again, or is forgotten when draining.
+    Releasing,
+    /// Stays for ever: the partition is halted.
+    Halted,
+}
+
+impl State {
+    /// Work that a drain has to wait for.
+    const fn is_owed(self) -> bool {
+        !matches!(self, State::Waiting | State::Ready | State::Halted)
+    }
+
+    /// States in which the lease is kept alive.
+    const fn holds_lease(self) -> bool {
+        matches!(self, State::Running | State::Publishing | State::Republish | State::Settling(_) | State::Resettle(_))
+    }
+}
+
+#[derive(Debug)]
+struct Entry<T> {
+    ticket: u64,
+    due: Timestamp,
+    key: Option<u64>,
+    /// The next event of the same key.
+    next: Option<Slot>,
+    bytes: usize,
+    /// Counted as waiting (as against in flight).
+    waits: bool,
+    state: State,
+    /// `None`: none made yet, or it was given up.
+    claim: Option<ClaimId>,
+    /// The store has (as far as we know) our claim.
+    leased: bool,
+    /// Boot time until which the lease is certainly ours.
+    lease_until: Duration,
+    lost: bool,
+    last_fence: u64,
+    /// Tries of what is being tried now: claims found busy, publishes, settlements.
+    tries: u32,
+    item: T,
+}
+
+/// One partition's events.
+#[derive(Debug)]
+pub struct Lane<T> {
+    config: LaneConfig,
+    entries: Vec<Option<Entry<T>>>,
+    free: Vec<Slot>,
+    watermark: Watermark,
+    /// Events that are not due yet.
+    due: BinaryHeap<Reverse<(Timestamp, u64, Slot)>>,
+    /// Parked events and repeats, by boot time.
+    timers: BinaryHeap<Reverse<(Duration, u64, Slot)>>,
+    ready: VecDeque<Slot>,
+    /// Last event of each key that is in the lane and has not returned.
+    tails: HashMap<u64, Slot>,
+    next_sequence: u64,
+    rng: u64,
+    waiting: usize,
+    waiting_bytes: usize,
+    in_flight: usize,
+    owed: usize,
+    paused: bool,
+    draining: bool,
+    held: bool,
+    halted: bool,
+    /// The store did not answer: nothing is claimed before this boot time, then one probe.
+    store_down_until: Option<Duration>,
+    next_renewal: Duration,
+    next_lease_check: Duration,
+}
+
+const NEVER: Duration = Duration::MAX;
+
+impl<T> Lane<T> {
+    /// An empty lane.
+    pub fn new(config: LaneConfig) -> Self {
+        Self {
+            next_sequence: config.first_sequence,
+            rng: config.seed | 1,
+            config,
+            entries: Vec::new(),
+            free: Vec::new(),
+            watermark: Watermark::default(),
+            due: BinaryHeap::new(),
+            timers: BinaryHeap::new(),
+            ready: VecDeque::new(),
+            tails: HashMap::new(),
+            waiting: 0,
+            waiting_bytes: 0,
+            in_flight: 0,
+            owed: 0,
+            paused: false,
+            draining: false,
+            held: false,
+            halted: false,
+            store_down_until: None,
+            next_renewal: NEVER,
+            next_lease_check: NEVER,
+        }
+    }
+
+    /// The offset to store: the first delivered one that is not done, or one past the last delivered when none is
+    /// open. `None` before anything was delivered.
+    pub fn position(&self) -> Option<i64> {
+        self.watermark.position()
+    }
+
+    /// The event in a slot.
+    ///
+    /// # Panics
+    /// When the slot is free: slots come from [`Effects`] of this lane and are valid until the event is finished.
+    #[allow(clippy::expect_used, reason = "a free slot here is a bug of the shell, not a state to handle")]
+    pub fn get(&self, slot: Slot) -> &T {
+        &self.entries[slot as usize].as_ref().expect("slot is occupied").item
+    }
+
+    /// The event in a slot, to be changed.
+    ///
+    /// # Panics
+    /// As [`Lane::get`].
+    #[allow(clippy::expect_used, reason = "as in get")]
+    pub fn get_mut(&mut self, slot: Slot) -> &mut T {
+        &mut self.entries[slot as usize].as_mut().expect("slot is occupied").item
+    }
+
+    /// Due time of the event in a slot.
+    pub fn due(&self, slot: Slot) -> Timestamp {
+        self.entry(slot).due
+    }
+
+    /// The claim of the event in a slot; a claim of zeros where nothing is claimed.
+    pub fn claim(&self, slot: Slot) -> ClaimId {
+        let entry = self.entry(slot);
+        entry.claim.unwrap_or(ClaimId { sequence: 0, fence: entry.last_fence })
+    }
+
+    /// How many permits the lane can use now.
+    pub fn wanted(&self, now: Now) -> usize {
+        if self.draining || self.held || self.halted {
+            return 0;
+        }
+        match self.store_down_until {
+            _ if self.config.dedup == Dedup::BestEffort => self.ready.len(),
+            Some(until) if now.boot < until => 0,
+            Some(_) => self.ready.len().min(1),
+            None => self.ready.len(),
+        }
+    }
+
+    /// Whether the partition should be paused: a window is full, and not yet half empty again.
+    pub fn paused(&self) -> bool {
+        self.paused
+    }
+
+    /// Whether a drain is complete.
+    pub fn drained(&self) -> bool {
+        self.draining && self.owed == 0
+    }
+
+    /// Whether the partition is stopped for good.
+    pub fn halted(&self) -> bool {
+        self.halted
+    }
+
+    /// Whether the store is known not to answer.
+    pub fn store_down(&self) -> bool {
+        self.store_down_until.is_some()
+    }
+
+    /// Events that are not due yet.
+    pub fn waiting(&self) -> usize {
+        self.waiting
+    }
+
+    /// Events that are past their due time and not finished.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// Due time of the event that has waited longest past it without being started.
+    pub fn oldest_ready_due(&self) -> Option<Timestamp> {
+        self.ready.front().map(|&slot| self.entry(slot).due)
+    }
+
+    /// When the lane wants its next [`Input::Tick`]: on the wall clock, and on the boot clock.
+    pub fn next_tick(&self) -> (Option<Timestamp>, Option<Duration>) {
+        let wall = if self.draining { None } else { self.due.peek().map(|Reverse((due, ..))| *due) };
+        let timer = self.timers.peek().map_or(NEVER, |Reverse((at, ..))| *at);
+        let probe = match self.store_down_until {
+            Some(until) if !self.ready.is_empty() && !self.draining && !self.held && !self.halted => until,
+            _ => NEVER,
+        };
+        let boot = timer.min(probe).min(self.next_renewal).min(self.next_lease_check);
+        (wall, (boot != NEVER).then_some(boot))
+    }
+
+    /// Takes one input and appends what has to be done.
+    pub fn step(&mut self, now: Now, input: Input<T>, fx: &mut Effects<T>) {
+        match input {
+            Input::Arrived(batch) => {
+                for arrival in batch {
+                    self.arrive(now, arrival);
+                }
+            }
+            Input::Tick => {}
+            Input::Permits(n) => self.dispatch(now, n, fx),
+            Input::Claimed(replies, sent) => {
+                for (slot, reply) in replies {
+                    self.claimed(now, slot, reply, sent, fx);
+                }
+            }
+            Input::Renewed(replies, sent) => {
+                for (slot, claim, reply) in replies {
+                    self.renewed(now, slot, claim, reply, sent, fx);
+                }
+            }
+            Input::Returned(slot, verdict) => self.returned(now, slot, verdict, fx),
+            Input::Published(slot, delivery) => self.published(now, slot, delivery, fx),
+            Input::Settled(replies) => {
+                for (slot, recorded) in replies {
+                    self.settled(now, slot, recorded, fx);
+                }
+            }
+            Input::Released(slots) => {
+                for slot in slots {
+                    self.released(now, slot);
+                }
+            }
+            Input::Drain => self.drain(),
+            Input::Hold(held) => self.held = held,
+        }
+        self.advance(now, fx);
+        self.paused = if self.paused {
+            self.waiting > self.config.max_waiting / 2
+                || self.waiting_bytes > self.config.max_waiting_bytes / 2
+                || self.in_flight > self.config.max_in_flight / 2
+        } else {
+            self.waiting >= self.config.max_waiting
+                || self.waiting_bytes >= self.config.max_waiting_bytes
+                || self.in_flight >= self.config.max_in_flight
+        };
+    }
+
+    fn arrive(&mut self, now: Now, arrival: Arrival<T>) {
+        if self.draining {
+            return; // never delivered as far as the watermark knows: the next owner reads it again
+        }
+        let waits = arrival.due > now.wall;
+        let entry = Entry {
+            ticket: self.watermark.deliver(arrival.offset),
+            due: arrival.due,
+            key: arrival.key,
+            next: None,
+            bytes: arrival.bytes,
+            waits,
+            state: State::Waiting,
+            claim: None,
+            leased: false,
+            lease_until: Duration::ZERO,
+            lost: false,
+            last_fence: arrival.fence,
+            tries: 0,
+            item: arrival.item,
+        };
+        if waits {
+            self.waiting += 1;
+            self.waiting_bytes += entry.bytes;
+        } else {
+            self.in_flight += 1;
+        }
+        let slot = match self.free.pop() {
+            Some(slot) => {
+                self.entries[slot as usize] = Some(entry);
+                slot
+            }
+            None => {
+                self.entries.push(Some(entry));
+                (self.entries.len() - 1) as Slot
+            }
+        };
+        if self.config.order == Order::Stage
+            && let Some(key) = arrival.key
+            && let Some(before) = self.tails.insert(key, slot)
+        {
+            self.entry_mut(before).next = Some(slot);
+            return; // admitted when the one before has returned
+        }
+        self.admit(now, slot);
+    }
+
+    /// Into the heap of those not due, or to the ready ones.
+    fn admit(&mut self, now: Now, slot: Slot) {
+        let entry = self.entry(slot);
+        if entry.due > now.wall {
+            self.due.push(Reverse((entry.due, entry.ticket, slot)));
+        } else {
+            self.make_ready(slot);
+        }
+    }
+
+    fn make_ready(&mut self, slot: Slot) {
+        let entry = self.entry_mut(slot);
+        entry.state = State::Ready;
+        if std::mem::take(&mut entry.waits) {
+            let bytes = entry.bytes;
+            self.waiting -= 1;
+            self.waiting_bytes -= bytes;
+            self.in_flight += 1;
+        }
+        self.ready.push_back(slot);
+    }
+
+    fn dispatch(&mut self, now: Now, permits: usize, fx: &mut Effects<T>) {
+        let usable = permits.min(self.wanted(now));
+        fx.permits += permits - usable;
+        for _ in 0..usable {
+            let Some(slot) = self.ready.pop_front() else { break };
+            self.owed += 1;
+            if self.config.dedup == Dedup::Off {
+                self.start(now, slot, fx);
+                continue;
+            }
+            // A claim whose reply was lost is tried again as it was: the store may hold it.
+            if self.entry(slot).claim.is_none() {
+                let sequence = self.next_sequence;
+                self.next_sequence += 1;
+                let entry = self.entry_mut(slot);
+                let fence = next_fence(now.wall, entry.last_fence);
+                entry.claim = Some(ClaimId { sequence, fence });
+                entry.last_fence = fence;
+            }
+            self.entry_mut(slot).state = State::Claiming;
+            fx.claim.push(slot);
+        }
+        // While the store is down one probe at a time is out; the next waits for its answer.
+        if let Some(until) = &mut self.store_down_until
+            && usable > 0
+        {
+            *until = now.boot + MAX_BACKOFF;
+        }
+    }
+
+    fn start(&mut self, now: Now, slot: Slot, fx: &mut Effects<T>) {
+        let dedup = self.config.dedup;
+        let entry = self.entry_mut(slot);
+        if dedup == Dedup::Off {
+            entry.last_fence = next_fence(now.wall, entry.last_fence);
+        }
+        entry.state = State::Running;
+        entry.tries = 0;
+        fx.start.push(slot);
+    }
+
+    fn advance(&mut self, now: Now, fx: &mut Effects<T>) {
+        while let Some(Reverse((due, _, slot))) = self.due.peek()
+            && *due <= now.wall
+        {
+            let slot = *slot;
+            self.due.pop();
+            self.make_ready(slot);
+        }
+        while let Some(Reverse((at, _, slot))) = self.timers.peek()
+            && *at <= now.boot
+        {
+            let slot = *slot;
+            let Some(Reverse((_, ticket, _))) = self.timers.pop() else { break };
+            self.timer_fired(now, slot, ticket, fx);
+        }
+        if now.boot >= self.next_lease_check {
+            self.check_leases(now, fx);
+        }
+        if now.boot >= self.next_renewal {
+            self.renew_all(now, fx);
+        }
+    }
+
+    fn timer_fired(&mut self, now: Now, slot: Slot, ticket: u64, fx: &mut Effects<T>) {
+        let Some(Some(entry)) = self.entries.get_mut(slot as usize) else { return };
+        if entry.ticket != ticket {
+            return; // the slot has a new tenant
+        }
+        match entry.state {
+            State::Waiting => self.make_ready(slot),
+            State::Republish => self.republish(now, slot, fx),
+            State::Resettle(mark) => {
+                entry.state = State::Settling(mark);
+                fx.settle.push((slot, mark));
+            }
+            _ => {}
+        }
+    }
+
+    fn drain(&mut self) {
+        self.draining = true;
+        self.due.clear();
+        self.ready.clear();
+        self.tails.clear();
+    }
+
+    fn arm(&mut self, at: Duration, slot: Slot) {
+        let ticket = self.entry(slot).ticket;
+        self.timers.push(Reverse((at, ticket, slot)));
+    }
+
+    /// The next number in 0..1 of the lane's own generator (xorshift64*).
+    fn draw(&mut self) -> f64 {
+        self.rng ^= self.rng >> 12;
+        self.rng ^= self.rng << 25;
+        self.rng ^= self.rng >> 27;
+        (self.rng.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
+    #[allow(clippy::expect_used, reason = "slots in the lane's own lists are occupied: its invariant")]
+    fn entry(&self, slot: Slot) -> &Entry<T> {
+        self.entries[slot as usize].as_ref().expect("slot is occupied")
+    }
+
+    #[allow(clippy::expect_used, reason = "as in entry")]
+    fn entry_mut(&mut self, slot: Slot) -> &mut Entry<T> {
+        self.entries[slot as usize].as_mut().expect("slot is occupied")
+    }
+}
+
+/// Longest pause between two tries of the same thing.
+const MAX_BACKOFF: Duration = Duration::from_secs(30);
+
+/// Pause between two probes of a store that does not answer. The store paces its own reconnection; a probe is cheap.
+const STORE_PROBE: Duration = Duration::from_secs(1);
+
+/// `first` doubled for each earlier try, at most `most`.
+fn backoff(first: Duration, tries: u32, most: Duration) -> Duration {
+    first.saturating_mul(1 << tries.min(16)).min(most.max(first))
+}
+
+#[cfg(test)]
+mod tests;
