@@ -4,5 +4,6 @@
 //! the clocks.
 
 pub mod clock;
+pub mod lanes;
 pub mod ports;
 pub mod record;

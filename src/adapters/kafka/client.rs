@@ -1,0 +1,76 @@
+//! What every Kafka client of ours shares: base properties, and what it logs.
+//!
+//! librdkafka repeats a fault at every attempt. Here a fault is told once when it begins and once when it is over;
+//! the rest goes to DEBUG (target `librdkafka`).
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rdkafka::ClientConfig;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+
+/// Properties of a client: the brokers and whatever the user adds (security and so on).
+#[derive(Clone, Debug, Default)]
+pub struct Properties {
+    /// `bootstrap.servers`.
+    pub brokers: String,
+    /// Any librdkafka property, for every client.
+    pub common: BTreeMap<String, String>,
+    /// For consumers only.
+    pub consumer: BTreeMap<String, String>,
+    /// For producers only.
+    pub producer: BTreeMap<String, String>,
+}
+
+impl Properties {
+    /// Properties with brokers alone.
+    pub fn new(brokers: impl Into<String>) -> Self {
+        Self { brokers: brokers.into(), ..Self::default() }
+    }
+
+    pub(super) fn base(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", &self.brokers).set("client.id", "retry-ladder");
+        // Reconnects at least every 30 s, at once the first time.
+        config.set("reconnect.backoff.ms", "250").set("reconnect.backoff.max.ms", "30000");
+        config.set_log_level(RDKafkaLogLevel::Warning);
+        for (key, value) in &self.common {
+            config.set(key, value);
+        }
+        config
+    }
+}
+
+/// Tells once that the brokers are gone and once that they are back.
+#[derive(Debug)]
+pub(super) struct Connection {
+    name: String,
+    down: AtomicBool,
+}
+
+impl Connection {
+    pub(super) fn new(name: impl Into<String>) -> Self {
+        Self { name: name.into(), down: AtomicBool::new(false) }
+    }
+
+    /// Something came from a broker.
+    pub(super) fn is_up(&self) {
+        if self.down.load(Ordering::Relaxed) && self.down.swap(false, Ordering::Relaxed) {
+            tracing::info!(client = %self.name, "kafka is back");
+        }
+    }
+
+    pub(super) fn error(&self, error: &KafkaError, reason: &str) {
+        let all_down = matches!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::AllBrokersDown));
+        if all_down && !self.down.swap(true, Ordering::Relaxed) {
+            tracing::warn!(client = %self.name, reason, "no kafka broker can be reached; trying again until one can");
+        } else {
+            tracing::debug!(target: "librdkafka", client = %self.name, %error, reason);
+        }
+    }
+
+    pub(super) fn log(&self, facility: &str, message: &str) {
+        tracing::debug!(target: "librdkafka", client = %self.name, facility, message);
+    }
+}

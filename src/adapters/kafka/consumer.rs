@@ -1,0 +1,392 @@
+//! One poll thread per stage: takes records from Kafka, hands them to the lanes, stores their watermarks.
+//!
+//! Invariants
+//! - Polling never stops while the stage runs, whatever the lanes do: no wait, however long, costs the membership.
+//! - Only offsets that a lane of the current assignment calls done are stored, with `store_offsets` (the watermark
+//!   itself; rdkafka's `store_offset` would add one). librdkafka commits what is stored, every second, on revoke and
+//!   on close.
+//! - On revoke the lanes drain before the partition is given up.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use rdkafka::ClientContext;
+use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::{Offset, TopicPartitionList};
+
+use super::client::{Connection, Properties};
+use super::raw;
+use crate::stage::lanes::{LaneCommand, LaneHandle, LaneHost};
+use crate::stage::record::Record;
+
+/// Why a stage's consumer ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// librdkafka refuses the properties.
+    #[error("kafka consumer of {topic}: {source}; check kafka.properties and kafka.consumer_properties")]
+    Config {
+        /// Topic.
+        topic: String,
+        /// What it says.
+        source: KafkaError,
+    },
+    /// Another member of the group has the same `instance`.
+    #[error("kafka consumer of {topic}: fenced: another process runs with the same `instance`; give each its own")]
+    Fenced {
+        /// Topic.
+        topic: String,
+    },
+    /// The client cannot go on.
+    #[error("kafka consumer of {topic}: {reason}")]
+    Fatal {
+        /// Topic.
+        topic: String,
+        /// What librdkafka says.
+        reason: String,
+    },
+}
+
+/// Settings of a stage's consumer.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Topic of the stage.
+    pub topic: String,
+    /// Consumer group of the stage.
+    pub group_id: String,
+    /// Static member id (`instance` and the stage), `None` for dynamic membership.
+    pub group_instance_id: Option<String>,
+    /// After this much silence the group gives the partitions to others.
+    pub session_timeout: Duration,
+    /// How long running handlers may go on when a partition is taken away or the stage ends.
+    pub drain_timeout: Duration,
+    /// Whether records wait in this stage: then little is fetched ahead, and cheaply paused.
+    pub delayed: bool,
+}
+
+/// Most records taken from the client before they are handed over.
+const BATCH: usize = 1_000;
+/// Longest wait for a record, so that pauses, resumes and watermarks are seen to.
+const POLL: Duration = Duration::from_millis(20);
+/// How often watermarks are stored; librdkafka commits them every second.
+const STORE_EVERY: Duration = Duration::from_millis(100);
+
+struct Assigned {
+    lane: LaneHandle,
+    paused: bool,
+    stored: i64,
+    /// Polled and not yet handed over. Kept with the assignment: a record of an earlier one must not reach a later
+    /// lane, whose watermark would then pass records that are still to come.
+    batch: Vec<Record>,
+}
+
+struct Context {
+    connection: Connection,
+    options: Options,
+    host: Arc<dyn LaneHost>,
+    lanes: Mutex<HashMap<i32, Assigned>>,
+}
+
+impl Context {
+    fn lanes(&self) -> MutexGuard<'_, HashMap<i32, Assigned>> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Drains these lanes, at most the drain time, and gives back what they reached.
+    fn drain(&self, mut lanes: Vec<(i32, Assigned)>) -> TopicPartitionList {
+        for (_, assigned) in &lanes {
+            assigned.lane.command(LaneCommand::Drain);
+        }
+        let deadline = Instant::now() + self.options.drain_timeout;
+        while lanes.iter().any(|(_, a)| !a.lane.ended()) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let late = lanes.iter().filter(|(_, a)| !a.lane.ended()).count();
+        if late > 0 {
+            tracing::warn!(
+                topic = %self.options.topic, partitions = late, timeout = ?self.options.drain_timeout,
+                "handlers were still running after the drain time; they are cancelled and their events run again"
+            );
+        }
+        let mut reached = TopicPartitionList::new();
+        for (partition, assigned) in &mut lanes {
+            if let Some(position) = assigned.lane.position()
+                && position != assigned.stored
+            {
+                self.add(&mut reached, *partition, position);
+            }
+            assigned.lane.command(LaneCommand::Stop);
+        }
+        reached
+    }
+
+    fn add(&self, list: &mut TopicPartitionList, partition: i32, position: i64) {
+        if let Err(error) = list.add_partition_offset(&self.options.topic, partition, Offset::Offset(position)) {
+            tracing::error!(topic = %self.options.topic, partition, position, %error, "cannot store an offset");
+        }
+    }
+
+    fn store(&self, consumer: &BaseConsumer<Self>, reached: &TopicPartitionList) {
+        if reached.count() == 0 {
+            return;
+        }
+        if let Err(error) = consumer.store_offsets(reached) {
+            // A partition that was lost meanwhile: its new owner reads again from what was committed.
+            tracing::debug!(topic = %self.options.topic, %error, "offsets not stored");
+        }
+    }
+
+    fn partitions(&self, list: &TopicPartitionList) -> Vec<i32> {
+        list.elements().iter().filter(|e| e.topic() == self.options.topic).map(|e| e.partition()).collect()
+    }
+}
+
+impl ClientContext for Context {
+    fn log(&self, _level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.connection.log(facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.connection.error(&error, reason);
+    }
+}
+
+impl ConsumerContext for Context {
+    fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        match rebalance {
+            Rebalance::Assign(list) => {
+                let partitions = self.partitions(list);
+                tracing::debug!(topic = %self.options.topic, ?partitions, "partitions assigned");
+                let mut lanes = self.lanes();
+                for partition in partitions {
+                    let lane = self.host.open(partition);
+                    lanes.insert(partition, Assigned { lane, paused: false, stored: -1, batch: Vec::new() });
+                }
+            }
+            Rebalance::Revoke(list) => {
+                let partitions = self.partitions(list);
+                tracing::debug!(topic = %self.options.topic, ?partitions, "partitions revoked");
+                let taken: Vec<_> = {
+                    let mut lanes = self.lanes();
+                    partitions.iter().filter_map(|p| lanes.remove(p).map(|a| (*p, a))).collect()
+                };
+                if consumer.assignment_lost() {
+                    // Others may own them already: what runs here holds its leases and settles, nothing is stored.
+                    tracing::warn!(topic = %self.options.topic, ?partitions, "membership lost; joining again");
+                    for (_, assigned) in taken {
+                        assigned.lane.command(LaneCommand::Drain);
+                    }
+                } else {
+                    let reached = self.drain(taken);
+                    self.store(consumer, &reached);
+                }
+            }
+            Rebalance::Error(error) => tracing::warn!(topic = %self.options.topic, %error, "rebalance failed"),
+        }
+    }
+
+    fn post_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        // A partition that was paused when it was taken away would come back paused.
+        if let Rebalance::Assign(list) = rebalance
+            && list.count() > 0
+            && let Err(error) = consumer.resume(list)
+        {
+            tracing::warn!(topic = %self.options.topic, %error, "cannot resume new partitions");
+        }
+    }
+
+    fn commit_callback(&self, result: Result<(), KafkaError>, _offsets: &TopicPartitionList) {
+        match result {
+            Ok(()) => self.connection.is_up(),
+            Err(error) => tracing::debug!(topic = %self.options.topic, %error, "offsets not committed; tried again"),
+        }
+    }
+}
+
+/// A stage's consumer. [`StageConsumer::run`] is its poll thread.
+pub struct StageConsumer {
+    consumer: BaseConsumer<Context>,
+    options: Options,
+}
+
+impl StageConsumer {
+    /// A consumer that has subscribed to its topic; joins the group when it runs.
+    ///
+    /// # Errors
+    /// When librdkafka refuses the properties.
+    pub fn new(properties: &Properties, options: Options, host: Arc<dyn LaneHost>) -> Result<Self, Error> {
+        let mut config = properties.base();
+        config
+            .set("group.id", &options.group_id)
+            .set("session.timeout.ms", options.session_timeout.as_millis().to_string())
+            .set("heartbeat.interval.ms", (options.session_timeout.as_millis() / 5).max(1).to_string())
+            .set("fetch.queue.backoff.ms", "20")
+            .set("fetch.wait.max.ms", "50")
+            .set("topic.metadata.refresh.interval.ms", "60000");
+        if options.delayed {
+            // Records that are not due are held by the lane; what the client fetches ahead is thrown away at a pause.
+            config
+                .set("fetch.message.max.bytes", "262144")
+                .set("queued.min.messages", "10000")
+                .set("queued.max.messages.kbytes", "8192");
+        } else {
+            config.set("queued.max.messages.kbytes", "16384");
+        }
+        for (key, value) in &properties.consumer {
+            config.set(key, value);
+        }
+        // The promise rests on these; the configuration refuses them from the user.
+        config
+            .set("enable.auto.commit", "true")
+            .set("auto.commit.interval.ms", "1000")
+            .set("enable.auto.offset.store", "false")
+            .set("auto.offset.reset", "earliest")
+            .set("partition.assignment.strategy", "cooperative-sticky")
+            .set("enable.partition.eof", "false");
+        if let Some(instance) = &options.group_instance_id {
+            config.set("group.instance.id", instance);
+        }
+        let context = Context {
+            connection: Connection::new(format!("consumer of {}", options.topic)),
+            options: options.clone(),
+            host,
+            lanes: Mutex::new(HashMap::new()),
+        };
+        let config_error = |source| Error::Config { topic: options.topic.clone(), source };
+        let consumer: BaseConsumer<Context> =
+            BaseConsumer::from_config_and_context(&config, context).map_err(config_error)?;
+        consumer.subscribe(&[&options.topic]).map_err(config_error)?;
+        Ok(Self { consumer, options })
+    }
+
+    /// Polls until `stop` is set, then drains the lanes, stores what they reached and leaves the group.
+    ///
+    /// # Errors
+    /// When the client cannot go on: fenced by another member, or a fatal error.
+    pub fn run(self, stop: &AtomicBool, alive: impl Fn()) -> Result<(), Error> {
+        let context = Arc::clone(self.consumer.context());
+        let mut last_store = Instant::now();
+        while !stop.load(Ordering::Relaxed) {
+            alive();
+            let mut timeout = POLL;
+            for _ in 0..BATCH {
+                match self.consumer.poll(timeout) {
+                    Some(Ok(message)) => {
+                        if let Some(assigned) = context.lanes().get_mut(&message.partition()) {
+                            assigned.batch.push(own(&message));
+                        }
+                    }
+                    Some(Err(error)) => self.check(&error)?,
+                    None => break,
+                }
+                timeout = Duration::ZERO;
+            }
+            let mut lanes = context.lanes();
+            for assigned in lanes.values_mut().filter(|a| !a.batch.is_empty()) {
+                context.connection.is_up();
+                assigned.lane.hand_over(std::mem::take(&mut assigned.batch));
+            }
+            self.see_to_pauses(&mut lanes);
+            if last_store.elapsed() >= STORE_EVERY {
+                last_store = Instant::now();
+                self.store_watermarks(&context, &mut lanes);
+            }
+        }
+        let lanes: Vec<_> = context.lanes().drain().collect();
+        let reached = context.drain(lanes);
+        context.store(&self.consumer, &reached);
+        // Dropping the consumer closes it: what is stored is committed, the group is left.
+        Ok(())
+    }
+
+    fn see_to_pauses(&self, lanes: &mut HashMap<i32, Assigned>) {
+        let (mut pause, mut resume) = (TopicPartitionList::new(), TopicPartitionList::new());
+        for (partition, assigned) in lanes.iter_mut() {
+            let wanted = assigned.lane.paused();
+            if wanted != assigned.paused {
+                assigned.paused = wanted;
+                let list = if wanted { &mut pause } else { &mut resume };
+                list.add_partition(&self.options.topic, *partition);
+            }
+        }
+        if pause.count() > 0
+            && let Err(error) = self.consumer.pause(&pause)
+        {
+            tracing::warn!(topic = %self.options.topic, %error, "cannot pause; memory may grow");
+        }
+        if resume.count() > 0
+            && let Err(error) = self.consumer.resume(&resume)
+        {
+            tracing::error!(topic = %self.options.topic, %error, "cannot resume a partition");
+        }
+    }
+
+    fn store_watermarks(&self, context: &Context, lanes: &mut HashMap<i32, Assigned>) {
+        let mut reached = TopicPartitionList::new();
+        for (partition, assigned) in lanes.iter_mut() {
+            if let Some(position) = assigned.lane.position()
+                && position != assigned.stored
+            {
+                assigned.stored = position;
+                context.add(&mut reached, *partition, position);
+            }
+        }
+        context.store(&self.consumer, &reached);
+    }
+
+    fn check(&self, error: &KafkaError) -> Result<(), Error> {
+        let topic = || self.options.topic.clone();
+        match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::FencedInstanceId) => return Err(Error::Fenced { topic: topic() }),
+            Some(RDKafkaErrorCode::PollExceeded) => {
+                tracing::error!(topic = %self.options.topic, "max.poll.interval.ms exceeded: the poll thread was stopped");
+            }
+            _ => tracing::debug!(topic = %self.options.topic, %error, "poll"),
+        }
+        if matches!(error, KafkaError::MessageConsumptionFatal(_)) {
+            let reason = match self.consumer.client().fatal_error() {
+                Some((RDKafkaErrorCode::FencedInstanceId, _)) => return Err(Error::Fenced { topic: topic() }),
+                Some((_, reason)) => reason,
+                None => error.to_string(),
+            };
+            return Err(Error::Fatal { topic: topic(), reason });
+        }
+        Ok(())
+    }
+}
+
+/// Copies a record out of the client's buffers, key, value and headers in one allocation.
+fn own(message: &BorrowedMessage<'_>) -> Record {
+    let (key, value) = (message.key(), message.payload());
+    let mut size = key.map_or(0, <[u8]>::len) + value.map_or(0, <[u8]>::len);
+    let mut count = 0;
+    raw::for_each_header(message, |name, value| {
+        size += name.len() + value.map_or(0, <[u8]>::len);
+        count += 1;
+    });
+    let mut buffer = BytesMut::with_capacity(size);
+    let mut headers = Vec::with_capacity(count);
+    let take = |buffer: &mut BytesMut, bytes: &[u8]| -> Bytes {
+        buffer.extend_from_slice(bytes);
+        buffer.split().freeze()
+    };
+    let key = key.map(|k| take(&mut buffer, k));
+    let value = value.map(|v| take(&mut buffer, v));
+    raw::for_each_header(message, |name, value| {
+        let name = take(&mut buffer, name);
+        headers.push((name, value.map(|v| take(&mut buffer, v))));
+    });
+    Record {
+        partition: message.partition(),
+        offset: message.offset(),
+        timestamp_ms: message.timestamp().to_millis().unwrap_or(-1),
+        key,
+        value,
+        headers,
+    }
+}

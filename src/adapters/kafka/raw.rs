@@ -1,0 +1,86 @@
+//! Header names as bytes: the one module with raw pointers.
+//!
+//! Kafka does not hold producers to UTF-8 in header names, and rdkafka's safe reader panics on a name that is not:
+//! one hostile record would end the stage. So headers are read from, and written to, librdkafka directly. A name
+//! with a NUL byte in it is cut there by librdkafka itself.
+#![allow(unsafe_code, reason = "see the module's head")]
+
+use std::ffi::{CStr, c_void};
+use std::{ptr, slice};
+
+use bytes::Bytes;
+use rdkafka::bindings as rd;
+use rdkafka::message::{BorrowedMessage, OwnedHeaders};
+
+/// Calls `f` with each header's name and value, in order.
+pub(super) fn for_each_header(message: &BorrowedMessage<'_>, mut f: impl FnMut(&[u8], Option<&[u8]>)) {
+    let mut headers = ptr::null_mut();
+    // SAFETY: the message is alive for the whole call, librdkafka parses its headers into memory that it owns.
+    let found = unsafe { rd::rd_kafka_message_headers(message.ptr(), &raw mut headers) };
+    if found != rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+        return;
+    }
+    let mut index = 0;
+    loop {
+        let (mut name, mut value, mut size) = (ptr::null(), ptr::null(), 0_usize);
+        // SAFETY: `headers` was returned by librdkafka for this message; the out pointers are valid.
+        let found =
+            unsafe { rd::rd_kafka_header_get_all(headers, index, &raw mut name, &raw mut value, &raw mut size) };
+        if found != rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+            return;
+        }
+        // SAFETY: librdkafka keeps names NUL-terminated, and `size` bytes at a value that is not null, as long as
+        // the message lives.
+        let (name, value) = unsafe {
+            let name = CStr::from_ptr(name).to_bytes();
+            let value = (!value.is_null()).then(|| slice::from_raw_parts(value.cast::<u8>(), size));
+            (name, value)
+        };
+        f(name, value);
+        index += 1;
+    }
+}
+
+/// The headers as librdkafka wants them.
+pub(super) fn to_native(headers: &[(Bytes, Option<Bytes>)]) -> OwnedHeaders {
+    let native = OwnedHeaders::new_with_capacity(headers.len());
+    let list = ptr::from_ref(native.as_borrowed()).cast_mut().cast::<rd::rd_kafka_headers_t>();
+    for (name, value) in headers {
+        let (value_ptr, value_len) =
+            value.as_ref().map_or((ptr::null::<c_void>(), 0), |v| (v.as_ptr().cast(), v.len() as isize));
+        // SAFETY: `list` is the writable list that `native` owns; librdkafka copies name and value.
+        let added =
+            unsafe { rd::rd_kafka_header_add(list, name.as_ptr().cast(), name.len() as isize, value_ptr, value_len) };
+        // The only failure is a read-only list, which a fresh one is not.
+        debug_assert!(added == rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR);
+    }
+    native
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::message::Headers;
+
+    use super::*;
+
+    #[test]
+    fn names_and_values_keep_their_bytes() {
+        let headers = [
+            (Bytes::from_static(b"plain"), Some(Bytes::from_static(b"v"))),
+            (Bytes::from_static(b"empty"), Some(Bytes::new())),
+            (Bytes::from_static(b"null"), None),
+            (Bytes::from_static(b"binary"), Some(Bytes::from_static(&[0, 255, 0]))),
+        ];
+        let native = to_native(&headers);
+        let back: Vec<_> = native.iter().map(|h| (h.key.to_owned(), h.value.map(<[u8]>::to_vec))).collect();
+        assert_eq!(
+            back,
+            vec![
+                ("plain".into(), Some(b"v".to_vec())),
+                ("empty".into(), Some(vec![])),
+                ("null".into(), None),
+                ("binary".into(), Some(vec![0, 255, 0])),
+            ]
+        );
+    }
+}
