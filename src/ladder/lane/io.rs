@@ -179,6 +179,23 @@ impl<T> Default for Effects<T> {
 }
 
 impl<T> Effects<T> {
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.permits == 0
+            && self.busy == 0
+            && self.leases_lost == 0
+            && self.claim.is_empty()
+            && self.start.is_empty()
+            && self.cancel.is_empty()
+            && self.publish.is_empty()
+            && self.shrink.is_empty()
+            && self.settle.is_empty()
+            && self.renew.is_empty()
+            && self.release.is_empty()
+            && self.finished.is_empty()
+            && self.corrupt.is_empty()
+    }
+
     /// Empties every list, keeping the memory.
     pub fn clear(&mut self) {
         self.claim.clear();

@@ -227,6 +227,17 @@ impl<T> Lane<T> {
         self.in_flight
     }
 
+    /// Permits that events of this lane hold now.
+    pub fn permits_held(&self) -> usize {
+        let holds = |e: &&Entry<T>| matches!(e.state, State::Claiming | State::Confirming | State::Running);
+        self.entries.iter().flatten().filter(holds).count()
+    }
+
+    /// All events in the lane, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.entries.iter().flatten().map(|entry| &entry.item)
+    }
+
     /// Due time of the event that has waited longest past it without being started.
     pub fn oldest_ready_due(&self) -> Option<Timestamp> {
         self.ready.front().map(|&slot| self.entry(slot).due)

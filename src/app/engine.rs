@@ -1,0 +1,206 @@
+//! Runs stages in this process: one consumer thread and one set of lanes for each, one producer for all.
+//!
+//! A stage ends by [`RunningStage::stop`] (after a drain) or because its consumer cannot go on; nothing here decides
+//! whether the process ends then.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, oneshot};
+
+use crate::adapters::kafka::Properties;
+use crate::adapters::kafka::consumer::{self, StageConsumer};
+use crate::ladder::headers::CopyKeys;
+use crate::ladder::rungs::Ladder;
+use crate::stage::clock::{Clock, SystemClock};
+use crate::stage::context::{Decode, Partitions, StageContext, StageSettings};
+use crate::stage::ports::{Handler, IdempotencyStore, Publisher};
+use crate::stage::stats::StageStats;
+use crate::stage::{LaneOverview, Stage};
+
+/// What all stages of a process share.
+pub struct Engine {
+    /// Brokers and client properties.
+    pub properties: Properties,
+    /// The one producer.
+    pub publisher: Arc<dyn Publisher>,
+    /// Tells the time.
+    pub clock: Arc<dyn Clock>,
+    /// Static member id of this process, `None` for dynamic membership.
+    pub instance: Option<String>,
+    /// After this much silence a member's partitions go to others.
+    pub session_timeout: Duration,
+    /// How long running handlers may go on when a stage ends or a partition is taken away.
+    pub drain_timeout: Duration,
+    /// 64 random bits of this start.
+    process: u64,
+}
+
+/// One pipeline, ready to run.
+#[derive(Clone)]
+pub struct Pipeline {
+    /// Its ladder.
+    pub ladder: Arc<Ladder>,
+    /// Full name of the Protobuf message.
+    pub message: Arc<str>,
+    /// Reads values.
+    pub decode: Arc<dyn Decode>,
+    /// Executes events on every stage but the DLQ.
+    pub handler: Arc<dyn Handler>,
+    /// Looks at dead letters on the DLQ.
+    pub dead_letters: Arc<dyn Handler>,
+    /// Deduplication records.
+    pub store: Arc<dyn IdempotencyStore>,
+    /// Prefix of their keys.
+    pub prefix: String,
+    /// Settings of each stage, by rung.
+    pub settings: Vec<StageSettings>,
+    /// Partition counts, by rung.
+    pub partitions: Partitions,
+}
+
+/// No random bits can be had from the system.
+#[derive(Debug, thiserror::Error)]
+#[error("no random numbers from the system: {0}")]
+pub struct NoRandomness(getrandom::Error);
+
+impl Engine {
+    /// An engine with the system's clocks and dynamic membership.
+    ///
+    /// # Errors
+    /// When the system has no random numbers: two processes could take each other's claims for their own.
+    pub fn new(properties: Properties, publisher: Arc<dyn Publisher>) -> Result<Self, NoRandomness> {
+        Ok(Self {
+            properties,
+            publisher,
+            clock: Arc::new(SystemClock),
+            instance: None,
+            session_timeout: Duration::from_secs(15),
+            drain_timeout: Duration::from_secs(10),
+            process: getrandom::u64().map_err(NoRandomness)?,
+        })
+    }
+
+    /// Starts one stage of a pipeline on the current tokio runtime.
+    ///
+    /// # Errors
+    /// When librdkafka refuses the properties.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime, and when `stage` is no rung of the ladder.
+    pub fn start(&self, pipeline: &Pipeline, stage: usize) -> Result<RunningStage, consumer::Error> {
+        let rung = &pipeline.ladder.rungs()[stage];
+        let is_last = stage == pipeline.ladder.dlq().index;
+        let settings = pipeline.settings[stage].clone();
+        let ctx = Arc::new(StageContext {
+            stage,
+            message: Arc::clone(&pipeline.message),
+            decode: Arc::clone(&pipeline.decode),
+            handler: Arc::clone(if is_last { &pipeline.dead_letters } else { &pipeline.handler }),
+            store: Arc::clone(&pipeline.store),
+            publisher: Arc::clone(&self.publisher),
+            clock: Arc::clone(&self.clock),
+            permits: Arc::new(Semaphore::new(settings.concurrency)),
+            partitions: pipeline.partitions.clone(),
+            keys: CopyKeys::new(&pipeline.prefix, &pipeline.ladder),
+            settings,
+            process: self.process,
+            stats: Arc::new(StageStats::default()),
+            ladder: Arc::clone(&pipeline.ladder),
+        });
+        let stage = Arc::new(Stage::new(Arc::clone(&ctx), tokio::runtime::Handle::current()));
+        let options = consumer::Options {
+            topic: rung.topic.to_string(),
+            group_id: rung.group_id.to_string(),
+            group_instance_id: self.instance.as_ref().map(|i| format!("{i}.{}", rung.group_id)),
+            session_timeout: self.session_timeout,
+            drain_timeout: self.drain_timeout,
+            delayed: rung.delay.is_some(),
+        };
+        let consumer = StageConsumer::new(&self.properties, options, Arc::clone(&stage) as _)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let last_poll = Arc::new(AtomicU64::new(0));
+        let (ended_tx, ended) = oneshot::channel();
+        let thread = std::thread::Builder::new().name(format!("poll-{}", rung.name)).spawn({
+            let (stop, clock, last_poll) = (Arc::clone(&stop), Arc::clone(&self.clock), Arc::clone(&last_poll));
+            move || {
+                let alive = || last_poll.store(clock.now().boot.as_millis() as u64, Ordering::Relaxed);
+                let result = consumer.run(&stop, alive);
+                // Nobody waits: the stage was dropped.
+                drop(ended_tx.send(result));
+            }
+        });
+        let thread = thread.map_err(|error| consumer::Error::Fatal {
+            topic: rung.topic.to_string(),
+            reason: format!("no thread for it: {error}"),
+        })?;
+        Ok(RunningStage { ctx, stage, stop, thread: Some(thread), ended: Some(ended), last_poll })
+    }
+}
+
+/// A stage that runs.
+pub struct RunningStage {
+    ctx: Arc<StageContext>,
+    stage: Arc<Stage>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+    ended: Option<oneshot::Receiver<Result<(), consumer::Error>>>,
+    last_poll: Arc<AtomicU64>,
+}
+
+impl RunningStage {
+    /// What its lanes share: rung, settings, counters.
+    pub fn context(&self) -> &Arc<StageContext> {
+        &self.ctx
+    }
+
+    /// Its counters.
+    pub fn stats(&self) -> &Arc<StageStats> {
+        &self.ctx.stats
+    }
+
+    /// What its lanes hold now.
+    pub fn overview(&self) -> LaneOverview {
+        self.stage.overview()
+    }
+
+    /// Boot time of its last poll.
+    pub fn last_poll(&self) -> Duration {
+        Duration::from_millis(self.last_poll.load(Ordering::Relaxed))
+    }
+
+    /// Asks it to stop: handlers that run are waited for, at most the drain time.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits until it has ended.
+    ///
+    /// # Errors
+    /// When its consumer could not go on.
+    pub async fn ended(&mut self) -> Result<(), consumer::Error> {
+        let result = match &mut self.ended {
+            Some(ended) => ended.await.unwrap_or_else(|_| {
+                Err(consumer::Error::Fatal {
+                    topic: self.ctx.rung().topic.to_string(),
+                    reason: "its poll thread panicked; this is a bug".into(),
+                })
+            }),
+            None => Ok(()),
+        };
+        self.ended = None;
+        if let Some(thread) = self.thread.take() {
+            // It has sent its result: what is left is closing the consumer, which leaves the group.
+            drop(tokio::task::spawn_blocking(move || thread.join()).await);
+        }
+        result
+    }
+}
+
+impl Drop for RunningStage {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

@@ -1,0 +1,3 @@
+//! Wiring: builds the adapters and runs stages. The command line and library users come in here.
+
+pub mod engine;

@@ -1,0 +1,140 @@
+//! What all lanes of a stage share: the ladder, the ports, the settings, the counters.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::Semaphore;
+
+use super::clock::Clock;
+use super::ports::{Handler, IdempotencyStore, Publisher};
+use super::stats::StageStats;
+use crate::ladder::headers::{CompatHeaders, CopyKeys, IdSource};
+use crate::ladder::lane::{Dedup, LaneConfig, Order};
+use crate::ladder::rungs::{Ladder, Rung};
+
+/// Reads the value of a record.
+pub trait Decode: Send + Sync + 'static {
+    /// The Protobuf bytes in a record's value, framing taken off.
+    ///
+    /// # Errors
+    /// Why the value is not a message of the pipeline's type: the record is poison.
+    fn payload(&self, value: &Bytes) -> Result<Bytes, String>;
+
+    /// The configured id field, `None` when it is empty or missing.
+    fn event_id(&self, payload: &[u8]) -> Option<String>;
+}
+
+/// What to do with null values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tombstones {
+    /// To the DLQ, class poison.
+    DeadLetter,
+    /// To the handler, with an empty payload.
+    Deliver,
+    /// Done at once.
+    Skip,
+}
+
+/// Settings of a stage.
+#[derive(Clone, Debug)]
+pub struct StageSettings {
+    /// Handlers in flight in this process.
+    pub concurrency: usize,
+    /// A handler is cancelled after this long.
+    pub handler_timeout: Duration,
+    /// Order among events of one key.
+    pub order: Order,
+    /// Null values.
+    pub tombstones: Tombstones,
+    /// How claims are made.
+    pub dedup: Dedup,
+    /// Lease of a claim.
+    pub lease: Duration,
+    /// How long a finished copy is remembered.
+    pub done_ttl: Duration,
+    /// How long a copy that moved on is remembered.
+    pub handed_ttl: Duration,
+    /// How long the first copy after a redrive is remembered: at least the DLQ's retention.
+    pub redriven_ttl: Duration,
+    /// Where event ids come from.
+    pub id_source: IdSource,
+    /// Headers for other tools' readers on DLQ records.
+    pub compat: CompatHeaders,
+    /// Events of one partition that may wait in memory.
+    pub max_waiting: usize,
+    /// Bytes that they may hold.
+    pub max_waiting_bytes: usize,
+    /// Events of one partition that may be past their due time and not finished.
+    pub max_in_flight: usize,
+}
+
+/// Partition counts of the ladder's topics, by rung.
+#[derive(Clone, Debug)]
+pub struct Partitions(pub Vec<i32>);
+
+impl Partitions {
+    /// The partition on `target` for a record of `partition` on `source`: the same number where the target has as
+    /// many partitions, else `None` (by key).
+    pub fn keep(&self, source: usize, target: usize, partition: i32) -> Option<i32> {
+        let (from, to) = (self.0.get(source)?, self.0.get(target)?);
+        (to >= from && partition < *to).then_some(partition)
+    }
+}
+
+/// What all lanes of a stage share.
+pub struct StageContext {
+    /// The ladder.
+    pub ladder: Arc<Ladder>,
+    /// Index of this stage's rung.
+    pub stage: usize,
+    /// Full name of the Protobuf message.
+    pub message: Arc<str>,
+    /// Reads values.
+    pub decode: Arc<dyn Decode>,
+    /// Executes events.
+    pub handler: Arc<dyn Handler>,
+    /// Deduplication records; unused with [`Dedup::Off`].
+    pub store: Arc<dyn IdempotencyStore>,
+    /// Produces hops.
+    pub publisher: Arc<dyn Publisher>,
+    /// Tells the time.
+    pub clock: Arc<dyn Clock>,
+    /// Permits to run handlers.
+    pub permits: Arc<Semaphore>,
+    /// Partition counts.
+    pub partitions: Partitions,
+    /// Settings.
+    pub settings: StageSettings,
+    /// Names copies in the store.
+    pub keys: CopyKeys,
+    /// 64 random bits of this process's start.
+    pub process: u64,
+    /// Counters.
+    pub stats: Arc<StageStats>,
+}
+
+/// Lanes opened by this process, so that no two share sequence numbers.
+static LANES: AtomicU64 = AtomicU64::new(0);
+
+impl StageContext {
+    /// The stage's rung.
+    pub fn rung(&self) -> &Rung {
+        &self.ladder.rungs()[self.stage]
+    }
+
+    pub(super) fn lane_config(&self) -> LaneConfig {
+        let number = LANES.fetch_add(1, Ordering::Relaxed);
+        LaneConfig {
+            order: self.settings.order,
+            dedup: self.settings.dedup,
+            lease: self.settings.lease,
+            max_waiting: self.settings.max_waiting,
+            max_waiting_bytes: self.settings.max_waiting_bytes,
+            max_in_flight: self.settings.max_in_flight,
+            first_sequence: number << 40,
+            seed: self.process ^ number.wrapping_mul(0x9E37_79B9_7F4A_7C15),
+        }
+    }
+}

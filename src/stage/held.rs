@@ -1,0 +1,72 @@
+//! An event while a lane holds it: from the broker's record to what the lane needs to know of it.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::AbortHandle;
+
+use super::context::StageContext;
+use super::ports::CopyKey;
+use super::record::Record;
+use crate::ladder::event::{Action, Failure, HaltReason, Timestamp};
+use crate::ladder::headers::{self, Coordinates, Envelope, IdSource, Shrink};
+use crate::ladder::lane::Arrival;
+
+/// An event while a lane holds it.
+pub(super) struct Held {
+    pub(super) record: Arc<Record>,
+    pub(super) envelope: Envelope,
+    /// Name of this copy in the store.
+    pub(super) key: CopyKey,
+    /// When the handler was last started.
+    pub(super) started: Timestamp,
+    /// How long it ran.
+    pub(super) took: Duration,
+    /// What the next copy is made from, once an execution failed.
+    pub(super) failed: Option<(Failure, Action)>,
+    /// Optional headers left out of the next copy, because the broker refused it with them.
+    pub(super) shrink: Shrink,
+    pub(super) halted: Option<HaltReason>,
+    /// Cancels the running handler.
+    pub(super) abort: Option<AbortHandle>,
+}
+
+/// What a lane is told of a record that arrived.
+pub(super) fn receive(ctx: &StageContext, record: Record) -> Arrival<Box<Held>> {
+    let at = Coordinates { partition: record.partition, offset: record.offset, timestamp_ms: record.timestamp_ms };
+    let id_source = &ctx.settings.id_source;
+    let field = match (id_source, &record.value) {
+        (IdSource::Field, Some(value)) => {
+            ctx.decode.payload(value).ok().and_then(|payload| ctx.decode.event_id(&payload))
+        }
+        _ => None,
+    };
+    let envelope = headers::read(&ctx.ladder, ctx.stage, at, record.headers(), id_source, field.as_deref());
+    if !envelope.repaired.is_empty() {
+        ctx.stats.repaired.add(1);
+    }
+    let key = record.key.as_ref().map(|key| {
+        let mut hasher = DefaultHasher::new();
+        key.hash(&mut hasher);
+        hasher.finish()
+    });
+    Arrival {
+        offset: record.offset,
+        due: envelope.due.unwrap_or_default(),
+        key,
+        bytes: record.size(),
+        fence: envelope.fence,
+        item: Box::new(Held {
+            key: ctx.keys.key(&envelope.event_id, envelope.hop),
+            record: Arc::new(record),
+            envelope,
+            started: Timestamp::default(),
+            took: Duration::ZERO,
+            failed: None,
+            shrink: Shrink::default(),
+            halted: None,
+            abort: None,
+        }),
+    }
+}

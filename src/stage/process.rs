@@ -1,0 +1,110 @@
+//! One execution: the event for the handler, the handler's future with its deadline, panics as failures.
+
+use std::any::Any;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use tokio::time::Sleep;
+
+use super::context::{StageContext, Tombstones};
+use super::held::Held;
+use super::ports::{Event, Handler};
+use crate::ladder::event::{Failure, Outcome, Timestamp};
+use crate::ladder::lane::Slot;
+
+/// What is to be done with a held event.
+pub(super) enum Prepared {
+    /// Run the handler on it.
+    Run(Event),
+    /// The outcome is known without the handler.
+    Known(Outcome),
+}
+
+/// The event for the handler; a value that cannot be read never reaches one.
+pub(super) fn prepare(ctx: &StageContext, held: &Held, fence: u64, now: Timestamp) -> Prepared {
+    let payload = match (&held.record.value, ctx.settings.tombstones) {
+        (Some(value), _) => match ctx.decode.payload(value) {
+            Ok(payload) => payload,
+            Err(why) => return Prepared::Known(Outcome::Failed(Failure::poison(why))),
+        },
+        (None, Tombstones::Deliver) => Bytes::new(),
+        (None, Tombstones::Skip) => return Prepared::Known(Outcome::Done),
+        (None, Tombstones::DeadLetter) => {
+            let why = "null value (a tombstone); see `tombstones` in the configuration";
+            return Prepared::Known(Outcome::Failed(Failure::poison(why)));
+        }
+    };
+    let rung = ctx.rung();
+    Prepared::Run(Event {
+        pipeline: Arc::clone(ctx.ladder.pipeline()),
+        group: Arc::clone(ctx.ladder.group()),
+        message: Arc::clone(&ctx.message),
+        id: Arc::clone(&held.envelope.event_id),
+        attempt: held.envelope.attempt.saturating_add(1),
+        stage: ctx.stage,
+        stage_name: Arc::clone(&rung.name),
+        fence,
+        deadline: now + ctx.settings.handler_timeout,
+        origin: held.envelope.origin.clone(),
+        record: Arc::clone(&held.record),
+        payload,
+    })
+}
+
+/// A running handler. Resolves to the slot and what came of it.
+pub(super) struct Execution<'a> {
+    pub(super) slot: Slot,
+    handler: Option<BoxFuture<'a, Outcome>>,
+    timeout: Duration,
+    /// Armed when the first poll leaves the handler pending: one that answers at once needs no timer.
+    deadline: Option<Pin<Box<Sleep>>>,
+}
+
+impl<'a> Execution<'a> {
+    /// Calls the handler; its future is not polled yet.
+    pub(super) fn start(
+        slot: Slot,
+        handler: &'a dyn Handler,
+        event: Event,
+        timeout: Duration,
+    ) -> Result<Self, Outcome> {
+        let future = catch_unwind(AssertUnwindSafe(|| handler.handle(event))).map_err(|panic| panicked(&*panic))?;
+        Ok(Self { slot, handler: Some(future), timeout, deadline: None })
+    }
+}
+
+impl Future for Execution<'_> {
+    type Output = (Slot, Outcome);
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        let Some(handler) = &mut this.handler else { return Poll::Pending };
+        match catch_unwind(AssertUnwindSafe(|| handler.as_mut().poll(cx))) {
+            Ok(Poll::Ready(outcome)) => return Poll::Ready((this.slot, outcome)),
+            Ok(Poll::Pending) => {}
+            Err(panic) => {
+                this.handler = None; // a future that panicked must not be polled again
+                return Poll::Ready((this.slot, panicked(&*panic)));
+            }
+        }
+        let timeout = this.timeout;
+        let deadline = this.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
+        if deadline.as_mut().poll(cx).is_pending() {
+            return Poll::Pending;
+        }
+        this.handler = None;
+        let why = format!("handler overran its deadline of {timeout:?} and was cancelled");
+        Poll::Ready((this.slot, Outcome::Failed(Failure::transient(why))))
+    }
+}
+
+fn panicked(panic: &(dyn Any + Send)) -> Outcome {
+    let why = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    Outcome::Failed(Failure::transient(format!("handler panicked: {}", why.unwrap_or("(no message)"))))
+}

@@ -1,0 +1,87 @@
+//! After an execution: what the outcome leads to, the record of the next copy, how long a copy is remembered.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::context::{StageContext, StageSettings};
+use super::held::Held;
+use super::ports::Outgoing;
+use crate::ladder::event::{Action, Mark, Outcome, Timestamp};
+use crate::ladder::headers::{self, Envelope, Move, NextHeader};
+use crate::ladder::lane::Verdict;
+use crate::ladder::route;
+
+/// Decides with [`route::decide`], notes the decision on the event, and says it in the lane's words.
+pub(super) fn conclude(
+    ctx: &StageContext,
+    held: &mut Held,
+    outcome: Outcome,
+    now: Timestamp,
+    jitter_draw: f64,
+) -> Verdict {
+    let failure = match outcome {
+        Outcome::Done => return Verdict::Done,
+        Outcome::Fenced => return Verdict::Fenced,
+        Outcome::Failed(failure) => failure,
+    };
+    let action = route::decide(&ctx.ladder, &held.envelope, Err(&failure), now, jitter_draw);
+    tracing::debug!(
+        event_id = %held.envelope.event_id, stage = %ctx.rung().name, attempt = held.envelope.attempt + 1,
+        error = failure.message, ?action, "execution failed"
+    );
+    let verdict = match action {
+        Action::Done => return Verdict::Done,
+        Action::Halt { reason } => {
+            held.halted = Some(reason);
+            Verdict::Halt
+        }
+        Action::Forward { .. } | Action::Defer { .. } | Action::DeadLetter { .. } => Verdict::Publish,
+    };
+    held.failed = Some((failure, action));
+    verdict
+}
+
+/// The record of the next copy; `None` when there is none to be made (then `decide` has said `Halt`).
+pub(super) fn next_copy(ctx: &StageContext, held: &Held, fence: u64) -> Option<Outgoing> {
+    let (failure, action) = held.failed.as_ref()?;
+    let target = route::target(&ctx.ladder, &held.envelope, action)?;
+    let next = headers::next(
+        held.record.headers(),
+        &Move {
+            ladder: &ctx.ladder,
+            envelope: &held.envelope,
+            action,
+            failure,
+            started: held.started,
+            took: held.took,
+            fence,
+            trace: None,
+            compat: ctx.settings.compat,
+        },
+        held.shrink,
+    )?;
+    let values = Bytes::from(next.values);
+    let headers = next.headers.into_iter().map(|header| match header {
+        NextHeader::Inbound(index) => held.record.headers[index].clone(),
+        NextHeader::Own { name, value } => (Bytes::from_static(name.as_bytes()), Some(values.slice(value))),
+    });
+    Some(Outgoing {
+        topic: Arc::clone(&target.topic),
+        partition: ctx.partitions.keep(ctx.stage, target.index, held.record.partition),
+        key: held.record.key.clone(),
+        value: held.record.value.clone(),
+        headers: headers.collect(),
+    })
+}
+
+/// How long a settled copy is remembered. The first copy after a redrive (attempts are back to 0 there) for as long
+/// as its dead letter may be redriven again.
+pub(super) fn ttl(settings: &StageSettings, envelope: &Envelope, mark: Mark) -> Duration {
+    let ttl = match mark {
+        Mark::Done => settings.done_ttl,
+        Mark::MovedOn => settings.handed_ttl,
+    };
+    if envelope.redrives > 0 && envelope.attempt == 0 { ttl.max(settings.redriven_ttl) } else { ttl }
+}
