@@ -1,4 +1,6 @@
 //! The `pipeline` command line: one file per command, each thin over the modules below.
+pub mod produce;
+
 use std::process::ExitCode;
 
 /// Runs the command line and returns its exit code.

@@ -1,0 +1,41 @@
+//! Compiles `proto/` into Rust types and one descriptor set, in pure Rust: no `protoc` is needed.
+//!
+//! The descriptor set goes into the binary beside the types, so that JSON, field access and generated samples work on
+//! the built-in messages by the same code as on a user's own `descriptor_set` file.
+
+use std::path::{Path, PathBuf};
+
+use prost::Message as _;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=proto");
+    let mut files = Vec::new();
+    collect(Path::new("proto"), &mut files)?;
+    // The order of a directory is the file system's: sort, so that the same source gives the same binary.
+    files.sort();
+
+    let set = protox::compile(&files, ["proto"])?;
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("OUT_DIR is not set: run through cargo")?);
+    // The comments become the types' documentation; nobody reads them in the binary.
+    let mut bare = set.clone();
+    bare.file.iter_mut().for_each(|file| file.source_code_info = None);
+    std::fs::write(out.join("descriptors.bin"), bare.encode_to_vec())?;
+
+    // Ordered maps: the same event encodes to the same bytes.
+    prost_build::Config::new().btree_map(["."]).compile_fds(set)?;
+    Ok(())
+}
+
+/// All `.proto` files below `dir`.
+fn collect(dir: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            collect(&path, files)?;
+        } else if path.extension().is_some_and(|e| e == "proto") {
+            files.push(path);
+        }
+    }
+    Ok(())
+}
