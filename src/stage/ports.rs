@@ -89,6 +89,47 @@ impl std::fmt::Display for Claim {
     }
 }
 
+impl Claim {
+    /// Reads a stored value back; `None` when it is no claim of any instance.
+    pub fn parse(value: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(value.strip_prefix(b"P.")?).ok()?;
+        let (process, rest) = text.split_once('-')?;
+        let (sequence, fence) = rest.split_once('.')?;
+        // `from_str_radix` and `parse` take a sign, too.
+        let digits = |s: &str| s.bytes().all(|b| b.is_ascii_hexdigit() && !b.is_ascii_uppercase());
+        if process.len() != 16 || !digits(process) || !digits(sequence) || !digits(fence) {
+            return None;
+        }
+        Some(Self {
+            process: u64::from_str_radix(process, 16).ok()?,
+            sequence: u64::from_str_radix(sequence, 16).ok()?,
+            fence: fence.parse().ok()?,
+        })
+    }
+}
+
+impl ClaimReply {
+    /// What a claim that met `value` is told.
+    pub fn to_existing(value: &[u8], ours: &Claim) -> Self {
+        match value {
+            b"1" => ClaimReply::Done,
+            b"F" => ClaimReply::MovedOn,
+            _ => match Claim::parse(value) {
+                Some(claim) if claim == *ours => ClaimReply::AlreadyOurs,
+                Some(_) => ClaimReply::Busy,
+                None => ClaimReply::corrupt(value),
+            },
+        }
+    }
+
+    /// A value of somebody else's making, as text and cut short.
+    pub fn corrupt(value: &[u8]) -> Self {
+        // 64 characters take at most 256 bytes: no need to decode more of a value that may have megabytes.
+        let head = &value[..value.len().min(256)];
+        ClaimReply::Corrupt(String::from_utf8_lossy(head).chars().take(64).collect())
+    }
+}
+
 /// Reply to a settlement: always recorded; whether the old value was our claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SettleReply {

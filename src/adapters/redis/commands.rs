@@ -1,0 +1,272 @@
+//! The commands and what their replies mean. Pure: bytes in, bytes out.
+//!
+//! Claims and settlements are plain commands (a script costs Redis three times as much); renewals and releases compare
+//! before they write, so they are scripts.
+
+use std::io::Write;
+use std::time::Duration;
+
+use ::redis::{Cmd, Pipeline, Value};
+
+use crate::stage::ports::{Claim, ClaimReply, CopyKey, Mark, SettleReply, StoreError};
+
+/// 1: the lease was extended; 0: the record is not ours any more.
+const RENEW: &str = include_str!("renew.lua");
+/// 1: the claim was deleted; 0: the record is not ours any more.
+const RELEASE: &str = include_str!("release.lua");
+
+/// `SET k <claim> NX GET PX <lease>` for each.
+pub(super) fn claim(batch: &[(CopyKey, Claim)], lease: Duration) -> Pipeline {
+    let lease = millis(lease);
+    pipeline(batch, |(key, claim)| {
+        let mut cmd = command(7, 16 + key.len() + CLAIM_BYTES + MILLIS_BYTES);
+        cmd.arg("SET")
+            .arg(&**key)
+            .arg(ClaimText::of(claim).as_bytes())
+            .arg("NX")
+            .arg("GET")
+            .arg("PX")
+            .arg(lease);
+        cmd
+    })
+}
+
+/// The script that extends a lease, for each.
+pub(super) fn renew(batch: &[(CopyKey, Claim)], lease: Duration) -> Pipeline {
+    let lease = millis(lease);
+    pipeline(batch, |(key, claim)| {
+        let mut cmd = command(6, 8 + RENEW.len() + key.len() + CLAIM_BYTES + MILLIS_BYTES);
+        cmd.arg("EVAL")
+            .arg(RENEW)
+            .arg("1")
+            .arg(&**key)
+            .arg(ClaimText::of(claim).as_bytes())
+            .arg(lease);
+        cmd
+    })
+}
+
+/// The script that deletes a claim, for each.
+pub(super) fn release(batch: &[(CopyKey, Claim)]) -> Pipeline {
+    pipeline(batch, |(key, claim)| {
+        let mut cmd = command(5, 8 + RELEASE.len() + key.len() + CLAIM_BYTES);
+        cmd.arg("EVAL")
+            .arg(RELEASE)
+            .arg("1")
+            .arg(&**key)
+            .arg(ClaimText::of(claim).as_bytes());
+        cmd
+    })
+}
+
+/// `SET k 1|F PX <ttl> GET` for each.
+pub(super) fn settle(batch: &[(CopyKey, Claim, Mark, Duration)]) -> Pipeline {
+    pipeline(batch, |(key, _, mark, ttl)| {
+        let mut cmd = command(6, 16 + key.len() + MILLIS_BYTES);
+        cmd.arg("SET")
+            .arg(&**key)
+            .arg(text(*mark))
+            .arg("PX")
+            .arg(millis(*ttl))
+            .arg("GET");
+        cmd
+    })
+}
+
+/// `SET k 1|F PX <ttl>` for each: the settlement of a key that is no string.
+pub(super) fn overwrite<'a>(batch: impl ExactSizeIterator<Item = &'a (CopyKey, Claim, Mark, Duration)>) -> Pipeline {
+    pipeline(batch, |(key, _, mark, ttl)| {
+        let mut cmd = command(5, 16 + key.len() + MILLIS_BYTES);
+        cmd.arg("SET").arg(&**key).arg(text(*mark)).arg("PX").arg(millis(*ttl));
+        cmd
+    })
+}
+
+/// One result per entry, in order: the reply to each, or the failure of the whole batch for all.
+pub(super) fn results<E, R>(
+    replies: Result<Vec<Value>, StoreError>,
+    entries: impl ExactSizeIterator<Item = E>,
+    read: impl Fn(Value, E) -> Result<R, StoreError>,
+) -> Vec<Result<R, StoreError>> {
+    match replies {
+        Ok(values) => values
+            .into_iter()
+            .zip(entries)
+            .map(|(value, entry)| read(value, entry))
+            .collect(),
+        Err(error) => entries.map(|_| Err(error.clone())).collect(),
+    }
+}
+
+/// The table of the protocol.
+pub(super) fn claim_reply(reply: Value, ours: &Claim) -> Result<ClaimReply, StoreError> {
+    match reply {
+        Value::Nil => Ok(ClaimReply::Claimed),
+        Value::BulkString(value) => Ok(ClaimReply::to_existing(&value, ours)),
+        reply if is_wrong_type(&reply) => Ok(ClaimReply::corrupt(b"WRONGTYPE: the key holds no string")),
+        reply => Err(refusal(&reply)),
+    }
+}
+
+/// Whether the value that a settlement replaced was our claim.
+pub(super) fn settle_reply(reply: Value, ours: &Claim) -> Result<SettleReply, StoreError> {
+    match reply {
+        Value::BulkString(value) if Claim::parse(&value).is_some_and(|claim| claim == *ours) => Ok(SettleReply::Ours),
+        // `OK` answers a settlement without GET, over a key of another type.
+        Value::BulkString(_) | Value::Nil | Value::Okay => Ok(SettleReply::LeaseLost),
+        reply => Err(refusal(&reply)),
+    }
+}
+
+/// Whether a script found our claim.
+pub(super) fn held(reply: Value) -> Result<bool, StoreError> {
+    match reply {
+        Value::Int(n) => Ok(n == 1),
+        reply if is_wrong_type(&reply) => Ok(false),
+        reply => Err(refusal(&reply)),
+    }
+}
+
+/// Whether the key holds something else than a string.
+pub(super) fn is_wrong_type(reply: &Value) -> bool {
+    matches!(reply, Value::ServerError(error) if error.code() == "WRONGTYPE")
+}
+
+fn refusal(reply: &Value) -> StoreError {
+    match reply {
+        Value::ServerError(error) => StoreError(format!(
+            "redis refused the command: {} {}",
+            error.code(),
+            error.details().unwrap_or_default()
+        )),
+        other => StoreError(format!("redis answered {other:?}, which is no reply to this command")),
+    }
+}
+
+fn pipeline<E>(
+    batch: impl IntoIterator<Item = E, IntoIter: ExactSizeIterator>,
+    command: impl Fn(E) -> Cmd,
+) -> Pipeline {
+    let batch = batch.into_iter();
+    let mut pipeline = Pipeline::with_capacity(batch.len());
+    for entry in batch {
+        pipeline.add_command(command(entry));
+    }
+    pipeline
+}
+
+fn command(args: usize, bytes: usize) -> Cmd {
+    Cmd::with_capacity(args, bytes)
+}
+
+fn text(mark: Mark) -> &'static str {
+    match mark {
+        Mark::Done => "1",
+        Mark::MovedOn => "F",
+    }
+}
+
+const MILLIS_BYTES: usize = 16;
+
+/// Whole milliseconds as Redis takes them: rounded up, so that the lease there never ends before the one here; at
+/// least 1 (0 is refused), and short of the overflow of Redis' clock.
+fn millis(ttl: Duration) -> u64 {
+    let ms = ttl.as_nanos().div_ceil(1_000_000).clamp(1, 1_000_000_000_000_000);
+    u64::try_from(ms).unwrap_or(u64::MAX)
+}
+
+/// `P.` 16 digits `-` at most 16 digits `.` at most 20 digits.
+const CLAIM_BYTES: usize = 2 + 16 + 1 + 16 + 1 + 20;
+
+/// A claim's value without an allocation.
+struct ClaimText {
+    bytes: [u8; CLAIM_BYTES],
+    len: usize,
+}
+
+impl ClaimText {
+    fn of(claim: &Claim) -> Self {
+        let mut bytes = [0; CLAIM_BYTES];
+        let mut rest = &mut bytes[..];
+        // Cannot fail: the array holds the longest claim.
+        let written = write!(rest, "{claim}");
+        debug_assert!(written.is_ok(), "{claim}");
+        let len = CLAIM_BYTES - rest.len();
+        Self { bytes, len }
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OURS: Claim = Claim {
+        process: 0xab,
+        sequence: 0x1f,
+        fence: 1_700_000_000_000,
+    };
+
+    #[test]
+    fn the_longest_claim_fits_and_reads_back() {
+        for claim in [
+            OURS,
+            Claim {
+                process: u64::MAX,
+                sequence: u64::MAX,
+                fence: u64::MAX,
+            },
+        ] {
+            let text = ClaimText::of(&claim);
+            assert_eq!(text.as_bytes(), claim.to_string().as_bytes());
+            assert_eq!(Claim::parse(text.as_bytes()), Some(claim));
+        }
+    }
+
+    #[test]
+    fn an_existing_value_answers_a_claim_by_the_table() {
+        fn check(value: &[u8], reply: ClaimReply) {
+            let got = claim_reply(Value::BulkString(value.to_vec()), &OURS).unwrap();
+            assert_eq!(got, reply, "{:?}", String::from_utf8_lossy(value));
+        }
+        let corrupt = |text: &str| ClaimReply::Corrupt(text.to_owned());
+        check(b"1", ClaimReply::Done);
+        check(b"F", ClaimReply::MovedOn);
+        check(OURS.to_string().as_bytes(), ClaimReply::AlreadyOurs);
+        check(b"P.00000000000000ab-1f.1700000000001", ClaimReply::Busy);
+        check(b"P.00000000000000ab-20.1700000000000", ClaimReply::Busy);
+        check(b"P.ffffffffffffffff-0.18446744073709551615", ClaimReply::Busy);
+        check(b"", corrupt(""));
+        check(b"2", corrupt("2"));
+        check(b"1 ", corrupt("1 "));
+        check(b"P.ab-1f.1", corrupt("P.ab-1f.1"));
+        check(b"P.00000000000000AB-1f.1", corrupt("P.00000000000000AB-1f.1"));
+        check(b"P.+0000000000000ab-1f.1", corrupt("P.+0000000000000ab-1f.1"));
+        check(b"P.00000000000000ab-1f.+1", corrupt("P.00000000000000ab-1f.+1"));
+        check(
+            b"P.00000000000000ab-1f.18446744073709551616",
+            corrupt("P.00000000000000ab-1f.18446744073709551616"),
+        );
+        check(b"P.00000000000000ab-.1", corrupt("P.00000000000000ab-.1"));
+        check(&[0xff, b'x'], corrupt("\u{fffd}x"));
+        check("é".repeat(2_000).as_bytes(), corrupt(&"é".repeat(64)));
+    }
+
+    #[test]
+    fn a_ttl_is_rounded_up_and_kept_in_redis_range() {
+        assert_eq!(millis(Duration::ZERO), 1);
+        assert_eq!(millis(Duration::from_micros(1_001)), 2);
+        assert_eq!(millis(Duration::from_secs(15)), 15_000);
+        assert_eq!(millis(Duration::MAX), 1_000_000_000_000_000);
+    }
+
+    #[test]
+    fn a_reply_of_the_wrong_kind_is_an_error_not_a_verdict() {
+        assert!(claim_reply(Value::Int(1), &OURS).is_err());
+        assert!(settle_reply(Value::Int(1), &OURS).is_err());
+        assert!(held(Value::Nil).is_err());
+    }
+}
