@@ -3,6 +3,8 @@ pub mod produce;
 
 use std::process::ExitCode;
 
+pub mod topics;
+
 /// Runs the command line and returns its exit code.
 pub fn main() -> ExitCode {
     ExitCode::FAILURE

@@ -1,1 +1,0 @@
-//! Topics: create, check, list, and the checks at start-up.

@@ -1,0 +1,231 @@
+//! Whether stages may start: the broker answers, every topic is there, none would break the delivery promise.
+//!
+//! Refuses on unsafe and missing topics; everything else is a warning, settings that may not be read included.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use super::plan::{self, Kind, PipelineTopics, Severity, TopicSpec};
+use super::topics::{names, specs};
+use super::{Admin, Error, LOOK_AGAIN, TopicState};
+
+/// How long a missing topic may stay missing: a broker learns of a topic made through another a moment later.
+const MISSING_GRACE: Duration = Duration::from_secs(2);
+
+/// What the operator allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StartupOptions {
+    /// Longest wait for a broker to answer (`startup_timeout`).
+    pub timeout: Duration,
+    /// Start although a topic would break the promise; each fault becomes a warning.
+    pub allow_unsafe_topics: bool,
+}
+
+/// What was found by a check that passed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StartupReport {
+    /// Partitions of each topic.
+    pub partitions: BTreeMap<String, i32>,
+    /// What the operator should know, one text each.
+    pub warnings: Vec<String>,
+}
+
+/// Waits for the broker and checks every topic of these pipelines. `known` are the topics of all configured
+/// pipelines ([`plan::known_topics`]), of which none is an orphan.
+///
+/// # Errors
+/// [`Error::Unreachable`], [`Error::Missing`] and [`Error::Unsafe`], whose [`Error::exit_code`] the process ends with.
+pub async fn startup_check(
+    admin: &Admin,
+    pipelines: &[PipelineTopics],
+    known: &BTreeSet<String>,
+    options: StartupOptions,
+) -> Result<StartupReport, Error> {
+    let begun = Instant::now();
+    admin.wait_reachable(options.timeout).await?;
+    let grace = MISSING_GRACE.min(options.timeout.saturating_sub(begun.elapsed()));
+    let mut specs = specs(pipelines);
+    let states = described(admin, &specs, Instant::now() + grace).await?;
+    plan::align(&mut specs, &states);
+    let mut report = judge(&specs, &states, admin.brokers(), options.allow_unsafe_topics)?;
+    match admin.list_orphans(pipelines, known).await {
+        Ok(orphans) => report
+            .warnings
+            .extend(orphans.iter().map(|orphan| format!("{}: {orphan}", orphan.topic))),
+        Err(e) => report
+            .warnings
+            .push(format!("topics of removed rungs could not be looked for: {e}")),
+    }
+    Ok(report)
+}
+
+async fn described(admin: &Admin, specs: &[TopicSpec], end: Instant) -> Result<BTreeMap<String, TopicState>, Error> {
+    loop {
+        let states = admin.describe(&names(specs)).await?;
+        let complete = states.values().all(|state| matches!(state, TopicState::Exists(_)));
+        if complete || Instant::now() >= end {
+            return Ok(states);
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
+/// The decision, without I/O.
+fn judge(
+    specs: &[TopicSpec],
+    states: &BTreeMap<String, TopicState>,
+    brokers: &str,
+    allow_unsafe: bool,
+) -> Result<StartupReport, Error> {
+    let mut report = StartupReport::default();
+    let (mut missing, mut faults) = (Vec::new(), Vec::new());
+    for spec in specs {
+        let topic = &spec.topic;
+        let actual = match states.get(topic) {
+            Some(TopicState::Exists(actual)) => actual,
+            Some(TopicState::Hidden) => {
+                missing.push(format!("{topic} (or hidden: this user may not describe it)"));
+                continue;
+            }
+            Some(TopicState::Missing) | None => {
+                missing.push(topic.clone());
+                continue;
+            }
+        };
+        report.partitions.insert(topic.clone(), actual.partitions);
+        if let (Err(why), true) = (&actual.configs, spec.kind != Kind::Main) {
+            report.warnings.push(format!(
+                "{topic}: settings could not be read, so they were not checked: {why}"
+            ));
+        }
+        for difference in plan::compare(spec, actual) {
+            let remedy = difference.remedy.command(topic, brokers);
+            let text = format!("{topic}: {difference}: {}; remedy: {remedy}", difference.why);
+            if difference.severity == Severity::Unsafe {
+                faults.push(text)
+            } else {
+                report.warnings.push(text)
+            }
+        }
+    }
+    missing.dedup();
+    if !missing.is_empty() {
+        return Err(Error::Missing {
+            brokers: brokers.to_owned(),
+            topics: missing,
+        });
+    }
+    if !faults.is_empty() && !allow_unsafe {
+        return Err(Error::Unsafe { faults });
+    }
+    report
+        .warnings
+        .splice(0..0, faults.into_iter().map(|fault| format!("unsafe: {fault}")));
+    Ok(report)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::plan::{ActualTopic, RetryTopic};
+    use super::*;
+
+    fn specs() -> Vec<TopicSpec> {
+        plan::plan(&PipelineTopics {
+            pipeline: "orders".into(),
+            topic: "orders".into(),
+            group: "billing".into(),
+            partitions: 6,
+            replication: 1,
+            retries: vec![RetryTopic {
+                name: "retry-1".into(),
+                topic: "orders.billing.retry-1".into(),
+                delay: Duration::from_secs(5),
+            }],
+            retention: Duration::from_secs(3600),
+            dlq_topic: "orders.billing.dlq".into(),
+            dlq_retention: Duration::from_secs(3600),
+        })
+    }
+
+    fn states(change: impl Fn(&str, &mut ActualTopic)) -> BTreeMap<String, TopicState> {
+        let exact = |spec: &TopicSpec| {
+            let configs = Ok(spec.configs.clone());
+            let mut actual = ActualTopic {
+                partitions: spec.partitions,
+                replication: spec.replication,
+                configs,
+            };
+            change(&spec.stage, &mut actual);
+            (spec.topic.clone(), TopicState::Exists(actual))
+        };
+        specs().iter().map(exact).collect()
+    }
+
+    fn set(actual: &mut ActualTopic, key: &str, value: &str) {
+        actual.configs.as_mut().unwrap().insert(key.into(), value.into());
+    }
+
+    #[test]
+    fn topics_as_planned_start_without_a_warning() {
+        let report = judge(&specs(), &states(|_, _| ()), "b:9092", false).unwrap();
+        assert_eq!(report.warnings, [""; 0]);
+        assert_eq!(report.partitions.len(), 3);
+        assert_eq!(report.partitions["orders.billing.retry-1"], 6);
+    }
+
+    #[test]
+    fn a_missing_topic_ends_with_69_and_names_the_script() {
+        let mut states = states(|_, _| ());
+        states.insert("orders.billing.dlq".into(), TopicState::Missing);
+        states.insert("orders.billing.retry-1".into(), TopicState::Hidden);
+        let error = judge(&specs(), &states, "b:9092", true).unwrap_err();
+        assert_eq!(error.exit_code(), 69);
+        assert_eq!(
+            error.to_string(),
+            "topics missing at b:9092: orders.billing.retry-1 (or hidden: this user may not describe it), \
+             orders.billing.dlq; remedy: scripts/create-topics.sh creates them"
+        );
+    }
+
+    #[test]
+    fn an_unsafe_topic_ends_with_64_unless_allowed() {
+        let states = states(|stage, actual| {
+            if stage == "retry-1" {
+                set(actual, "cleanup.policy", "compact");
+                actual.partitions = 3;
+            }
+        });
+        let error = judge(&specs(), &states, "b:9092", false).unwrap_err();
+        assert_eq!(error.exit_code(), 64);
+        let text = error.to_string();
+        assert!(
+            text.contains("orders.billing.retry-1: cleanup.policy is compact, should be delete"),
+            "{text}"
+        );
+        assert!(text.contains("--add-config cleanup.policy=delete"), "{text}");
+        assert!(text.contains("allow_unsafe_topics"), "{text}");
+        assert!(!text.contains("partitions"), "only what refuses: {text}");
+
+        let warnings = judge(&specs(), &states, "b:9092", true).unwrap().warnings;
+        assert_eq!(warnings.len(), 2, "{warnings:?}");
+        assert!(
+            warnings[0].starts_with("unsafe: orders.billing.retry-1: cleanup.policy"),
+            "{warnings:?}"
+        );
+        assert!(
+            warnings[1].starts_with("orders.billing.retry-1: partitions is 3, should be 6"),
+            "{warnings:?}"
+        );
+    }
+
+    #[test]
+    fn settings_that_may_not_be_read_are_a_warning() {
+        let states = states(|_, actual| actual.configs = Err("topic authorization failed".into()));
+        let warnings = judge(&specs(), &states, "b:9092", false).unwrap().warnings;
+        assert_eq!(
+            warnings[0],
+            "orders.billing.retry-1: settings could not be read, so they were not checked: topic authorization failed"
+        );
+        assert_eq!(warnings.len(), 2, "retry-1 and dlq; main is its owner's: {warnings:?}");
+    }
+}

@@ -1,0 +1,52 @@
+//! Where the services are, and names that nobody else uses.
+
+use std::collections::BTreeMap;
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::ClientConfig;
+
+use retry_ladder::adapters::kafka::admin::Connection;
+
+/// The brokers of the real Kafka.
+///
+/// # Panics
+/// When `KAFKA_BROKERS` is not set.
+pub(crate) fn brokers() -> String {
+    std::env::var("KAFKA_BROKERS").unwrap_or_else(|_| {
+        panic!(
+            "KAFKA_BROKERS is not set: this test needs a real Kafka; start one with `scripts/services up`, \
+             then set KAFKA_BROKERS=localhost:9092"
+        )
+    })
+}
+
+/// How to reach the real Kafka.
+pub(crate) fn connection() -> Connection {
+    Connection {
+        brokers: brokers(),
+        properties: BTreeMap::new(),
+    }
+}
+
+/// A name that is new in every call and run.
+pub(crate) fn unique(stem: &str) -> String {
+    format!("live-{stem}-{:012x}", fastrand::u64(..1 << 48))
+}
+
+/// librdkafka's settings for a client made by a test, none of ours involved.
+pub(crate) fn client_config() -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", brokers());
+    config
+}
+
+/// Creates a topic behind the library's back.
+pub(crate) async fn create_topic(name: &str, partitions: i32, configs: &[(&str, &str)]) {
+    let client: AdminClient<DefaultClientContext> = client_config().create().expect("admin client");
+    let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+    let topic = configs.iter().fold(topic, |topic, (key, value)| topic.set(key, value));
+    let options = AdminOptions::new().operation_timeout(Some(std::time::Duration::from_secs(10)));
+    let results = client.create_topics([&topic], &options).await.expect("create topics");
+    assert_eq!(results, [Ok(name.to_owned())]);
+}
