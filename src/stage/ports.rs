@@ -133,13 +133,21 @@ pub struct StoreError(pub String);
 /// a second, and comes back by itself; it logs that it is gone, and that it is back, once each.
 pub trait IdempotencyStore: Send + Sync + 'static {
     /// `SET k <claim> NX GET PX <lease>` for each.
-    fn claim(&self, batch: Vec<(CopyKey, Claim)>, lease: Duration) -> BoxFuture<'static, Vec<Result<ClaimReply, StoreError>>>;
+    fn claim(
+        &self,
+        batch: Vec<(CopyKey, Claim)>,
+        lease: Duration,
+    ) -> BoxFuture<'static, Vec<Result<ClaimReply, StoreError>>>;
 
     /// Extends each lease that is still ours: `true` = still ours, `false` = lost.
-    fn renew(&self, batch: Vec<(CopyKey, Claim)>, lease: Duration) -> BoxFuture<'static, Vec<Result<bool, StoreError>>>;
+    fn renew(&self, batch: Vec<(CopyKey, Claim)>, lease: Duration)
+    -> BoxFuture<'static, Vec<Result<bool, StoreError>>>;
 
     /// `SET k 1|F PX <ttl> GET` for each, unconditionally (rule 4).
-    fn settle(&self, batch: Vec<(CopyKey, Claim, Mark, Duration)>) -> BoxFuture<'static, Vec<Result<SettleReply, StoreError>>>;
+    fn settle(
+        &self,
+        batch: Vec<(CopyKey, Claim, Mark, Duration)>,
+    ) -> BoxFuture<'static, Vec<Result<SettleReply, StoreError>>>;
 
     /// Deletes each claim that is still ours: for claims whose handler never started.
     fn release(&self, batch: Vec<(CopyKey, Claim)>) -> BoxFuture<'static, Vec<Result<bool, StoreError>>>;
