@@ -9,6 +9,7 @@ die() {
 # A step's log is shown only when it fails; the callers say where the logs are.
 FAILED_STEPS=()
 
+# A function run as a step must chain its commands with &&: `set -e` does not hold inside a condition.
 step() { # name command...: runs it with its output in $LOGS/name.log; a failure is shown and remembered
   local name=$1 log=$LOGS/$1.log from=$SECONDS
   shift
