@@ -25,10 +25,7 @@ pub struct MemoryStore {
 impl MemoryStore {
     /// An empty store whose records expire by `clock`.
     pub fn new(clock: Arc<dyn Clock>) -> Self {
-        Self {
-            records: Arc::default(),
-            clock,
-        }
+        Self { records: Arc::default(), clock }
     }
 
     /// Number of records that have not expired. Looks at all of them.
@@ -85,10 +82,7 @@ impl MemoryStore {
         async move {
             let now = store.now();
             let mut records = store.lock();
-            let answers = batch
-                .into_iter()
-                .map(|entry| Ok(answer(&mut records, entry, now)))
-                .collect();
+            let answers = batch.into_iter().map(|entry| Ok(answer(&mut records, entry, now))).collect();
             records.sweep(now);
             answers
         }
@@ -104,9 +98,7 @@ impl Default for MemoryStore {
 
 impl fmt::Debug for MemoryStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MemoryStore")
-            .field("records", &self.lock().map.len())
-            .finish_non_exhaustive()
+        f.debug_struct("MemoryStore").field("records", &self.lock().map.len()).finish_non_exhaustive()
     }
 }
 
@@ -116,9 +108,7 @@ impl IdempotencyStore for MemoryStore {
         batch: Vec<(CopyKey, Claim)>,
         lease: Duration,
     ) -> BoxFuture<'static, Vec<Result<ClaimReply, StoreError>>> {
-        self.batch(batch, move |records, (key, claim), now| {
-            records.claim(key, claim, now, lease)
-        })
+        self.batch(batch, move |records, (key, claim), now| records.claim(key, claim, now, lease))
     }
 
     fn renew(
@@ -127,10 +117,7 @@ impl IdempotencyStore for MemoryStore {
         lease: Duration,
     ) -> BoxFuture<'static, Vec<Result<bool, StoreError>>> {
         self.batch(batch, move |records, (key, claim), now| {
-            records
-                .ours(&key, claim, now)
-                .map(|record| record.expires = now.saturating_add(lease))
-                .is_some()
+            records.ours(&key, claim, now).map(|record| record.expires = now.saturating_add(lease)).is_some()
         })
     }
 
@@ -139,10 +126,7 @@ impl IdempotencyStore for MemoryStore {
         batch: Vec<(CopyKey, Claim, Mark, Duration)>,
     ) -> BoxFuture<'static, Vec<Result<SettleReply, StoreError>>> {
         self.batch(batch, |records, (key, claim, mark, ttl), now| {
-            let settled = Record {
-                value: Value::Mark(mark),
-                expires: now.saturating_add(ttl),
-            };
+            let settled = Record { value: Value::Mark(mark), expires: now.saturating_add(ttl) };
             match records.map.insert(key, settled) {
                 Some(old) if old.is_claim(claim, now) => SettleReply::Ours,
                 _ => SettleReply::LeaseLost,
@@ -182,10 +166,7 @@ enum Value {
 
 impl Records {
     fn claim(&mut self, key: CopyKey, claim: Claim, now: Duration, lease: Duration) -> ClaimReply {
-        let ours = Record {
-            value: Value::Claim(claim),
-            expires: now.saturating_add(lease),
-        };
+        let ours = Record { value: Value::Claim(claim), expires: now.saturating_add(lease) };
         match self.map.entry(key) {
             Entry::Vacant(free) => {
                 free.insert(ours);
@@ -248,19 +229,12 @@ mod tests {
 
     impl Clock for Hand {
         fn now(&self) -> Now {
-            Now {
-                wall: Timestamp::default(),
-                boot: Duration::from_millis(self.0.load(Ordering::Relaxed)),
-            }
+            Now { wall: Timestamp::default(), boot: Duration::from_millis(self.0.load(Ordering::Relaxed)) }
         }
     }
 
     fn claim(sequence: u64) -> Claim {
-        Claim {
-            process: 1,
-            sequence,
-            fence: 1,
-        }
+        Claim { process: 1, sequence, fence: 1 }
     }
 
     fn now<T>(future: BoxFuture<'static, T>) -> T {
@@ -288,9 +262,7 @@ mod tests {
         let store = MemoryStore::new(hand.clone());
         let mut most = 0;
         for i in 0..1_000_u64 {
-            let batch = (0..100)
-                .map(|j| (CopyKey::from(format!("{i}:{j}")), claim(i)))
-                .collect();
+            let batch = (0..100).map(|j| (CopyKey::from(format!("{i}:{j}")), claim(i))).collect();
             now(store.claim(batch, Duration::from_millis(10)));
             hand.0.fetch_add(1, Ordering::Relaxed);
             most = most.max(store.lock().map.len());

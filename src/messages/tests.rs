@@ -27,11 +27,7 @@ fn order() -> OrderPlaced {
         unique_id: "u-1".into(),
         customer_id: "cus-7".into(),
         quantity: 2,
-        amount: Some(Money {
-            currency_code: "EUR".into(),
-            units: -12,
-            nanos: -500_000_000,
-        }),
+        amount: Some(Money { currency_code: "EUR".into(), units: -12, nanos: -500_000_000 }),
         ..OrderPlaced::default()
     }
 }
@@ -68,42 +64,18 @@ fn acme() -> (tempfile::NamedTempFile, Decoder) {
         .zip(1..)
         .map(|(kind, n)| field(&format!("{kind:?}").to_lowercase(), n, *kind, Label::Optional, None))
         .collect();
-    fields.push(field(
-        "self",
-        16,
-        Type::Message,
-        Label::Optional,
-        Some(".acme.Everything"),
-    ));
+    fields.push(field("self", 16, Type::Message, Label::Optional, Some(".acme.Everything")));
     fields.push(field("numbers", 17, Type::Int32, Label::Repeated, None));
     fields.push(FieldDescriptorProto {
-        options: Some(FieldOptions {
-            packed: Some(true),
-            ..FieldOptions::default()
-        }),
+        options: Some(FieldOptions { packed: Some(true), ..FieldOptions::default() }),
         ..field("packed", 18, Type::Fixed32, Label::Repeated, None)
     });
     fields.push(field("names", 19, Type::String, Label::Repeated, None));
-    fields.push(field(
-        "children",
-        20,
-        Type::Message,
-        Label::Repeated,
-        Some(".acme.Everything.ChildrenEntry"),
-    ));
-    fields.push(field(
-        "grouped",
-        21,
-        Type::Group,
-        Label::Optional,
-        Some(".acme.Everything.Grouped"),
-    ));
+    fields.push(field("children", 20, Type::Message, Label::Repeated, Some(".acme.Everything.ChildrenEntry")));
+    fields.push(field("grouped", 21, Type::Group, Label::Optional, Some(".acme.Everything.Grouped")));
     fields.push(field("colour", 22, Type::Enum, Label::Optional, Some(".acme.Colour")));
     for (name, number, kind) in [("left", 23, Type::String), ("right", 24, Type::Int64)] {
-        fields.push(FieldDescriptorProto {
-            oneof_index: Some(0),
-            ..field(name, number, kind, Label::Optional, None)
-        });
+        fields.push(FieldDescriptorProto { oneof_index: Some(0), ..field(name, number, kind, Label::Optional, None) });
     }
     fields.push(field("far", 1_000, Type::String, Label::Optional, None));
     let entry = DescriptorProto {
@@ -112,10 +84,7 @@ fn acme() -> (tempfile::NamedTempFile, Decoder) {
             field("key", 1, Type::String, Label::Optional, None),
             field("value", 2, Type::Message, Label::Optional, Some(".acme.Everything")),
         ],
-        options: Some(MessageOptions {
-            map_entry: Some(true),
-            ..MessageOptions::default()
-        }),
+        options: Some(MessageOptions { map_entry: Some(true), ..MessageOptions::default() }),
         ..DescriptorProto::default()
     };
     let group = DescriptorProto {
@@ -130,42 +99,27 @@ fn acme() -> (tempfile::NamedTempFile, Decoder) {
         name: Some("acme.proto".into()),
         package: Some("acme".into()),
         message_type: vec![
-            DescriptorProto {
-                name: Some("Empty".into()),
-                ..DescriptorProto::default()
-            },
+            DescriptorProto { name: Some("Empty".into()), ..DescriptorProto::default() },
             DescriptorProto {
                 name: Some("Everything".into()),
                 field: fields,
                 nested_type: vec![entry, group],
-                oneof_decl: vec![OneofDescriptorProto {
-                    name: Some("side".into()),
-                    options: None,
-                }],
+                oneof_decl: vec![OneofDescriptorProto { name: Some("side".into()), options: None }],
                 ..DescriptorProto::default()
             },
         ],
         enum_type: vec![EnumDescriptorProto {
             name: Some("Colour".into()),
             value: vec![
-                EnumValueDescriptorProto {
-                    name: Some("NONE".into()),
-                    number: Some(0),
-                    options: None,
-                },
-                EnumValueDescriptorProto {
-                    name: Some("RED".into()),
-                    number: Some(5),
-                    options: None,
-                },
+                EnumValueDescriptorProto { name: Some("NONE".into()), number: Some(0), options: None },
+                EnumValueDescriptorProto { name: Some("RED".into()), number: Some(5), options: None },
             ],
             ..EnumDescriptorProto::default()
         }],
         ..FileDescriptorProto::default()
     };
     let mut set = tempfile::NamedTempFile::new().unwrap();
-    set.write_all(&FileDescriptorSet { file: vec![file] }.encode_to_vec())
-        .unwrap();
+    set.write_all(&FileDescriptorSet { file: vec![file] }.encode_to_vec()).unwrap();
     let decoder = Decoder::new("acme.Everything", Some(set.path()), Framing::Plain).unwrap();
     (set, decoder)
 }
@@ -215,11 +169,8 @@ fn damaged(mut payload: Vec<u8>, damage: &[(prop::sample::Index, u8)], cut: prop
 }
 
 fn agrees_with_prost(bytes: &[u8]) -> Result<(), TestCaseError> {
-    let typed = [
-        OrderPlaced::decode(bytes).is_ok(),
-        ItemSold::decode(bytes).is_ok(),
-        PipelineStep::decode(bytes).is_ok(),
-    ];
+    let typed =
+        [OrderPlaced::decode(bytes).is_ok(), ItemSold::decode(bytes).is_ok(), PipelineStep::decode(bytes).is_ok()];
     for (message, expected) in BUILT_IN_MESSAGES.iter().zip(typed) {
         let got = decoder(message).check(bytes);
         prop_assert_eq!(got.is_ok(), expected, "{}: {:?}", message, got);
@@ -262,13 +213,8 @@ proptest! {
 #[test]
 fn check_and_fields_agree_with_reflection_on_a_declaration_of_every_form() {
     let (_file, acme) = acme();
-    let leaves = [
-        ("string", "string"),
-        ("self.sint64", "sint64"),
-        ("left", "left"),
-        ("right", "right"),
-        ("far", "far"),
-    ];
+    let leaves =
+        [("string", "string"), ("self.sint64", "sint64"), ("left", "left"), ("right", "right"), ("far", "far")];
     let paths = leaves.map(|(path, _)| (path, acme.path(path).unwrap()));
     let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
         cases: 4_000,
@@ -286,12 +232,7 @@ fn check_and_fields_agree_with_reflection_on_a_declaration_of_every_form() {
             for (path, resolved) in &paths {
                 let mut value = prost_reflect::Value::Message(message.clone());
                 for name in path.split('.') {
-                    value = value
-                        .as_message()
-                        .unwrap()
-                        .get_field_by_name(name)
-                        .unwrap()
-                        .into_owned();
+                    value = value.as_message().unwrap().get_field_by_name(name).unwrap().into_owned();
                 }
                 let expected = match value {
                     prost_reflect::Value::String(s) => Some(s).filter(|s| !s.is_empty()),
@@ -305,26 +246,14 @@ fn check_and_fields_agree_with_reflection_on_a_declaration_of_every_form() {
             Ok(())
         })
         .unwrap();
-    assert!(
-        accepted.get() > 400,
-        "only {} inputs were valid: the property was hardly tried",
-        accepted.get()
-    );
+    assert!(accepted.get() > 400, "only {} inputs were valid: the property was hardly tried", accepted.get());
 }
 
 #[test]
 fn the_embedded_descriptors_hold_the_built_in_messages() {
     let mut names = Decoder::built_in();
     names.sort();
-    assert_eq!(
-        names,
-        [
-            "ml.v1.PipelineStep",
-            "shop.v1.ItemSold",
-            "shop.v1.Money",
-            "shop.v1.OrderPlaced"
-        ]
-    );
+    assert_eq!(names, ["ml.v1.PipelineStep", "shop.v1.ItemSold", "shop.v1.Money", "shop.v1.OrderPlaced"]);
 }
 
 #[test]
@@ -343,13 +272,9 @@ fn an_unknown_message_is_answered_with_the_nearest_names_first() {
 fn a_descriptor_set_that_cannot_be_used_says_how_to_make_one() {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(b"syntax = \"proto3\";").unwrap();
-    let error = Decoder::new("a.B", Some(file.path()), Framing::Plain)
-        .unwrap_err()
-        .to_string();
+    let error = Decoder::new("a.B", Some(file.path()), Framing::Plain).unwrap_err().to_string();
     assert!(error.contains("--include_imports"), "{error}");
-    let error = Decoder::new("a.B", Some(Path::new("nowhere.bin")), Framing::Plain)
-        .unwrap_err()
-        .to_string();
+    let error = Decoder::new("a.B", Some(Path::new("nowhere.bin")), Framing::Plain).unwrap_err().to_string();
     assert!(error.contains("nowhere.bin"), "{error}");
 }
 
@@ -357,19 +282,10 @@ fn a_descriptor_set_that_cannot_be_used_says_how_to_make_one() {
 fn a_broken_payload_is_told_by_field_and_place() {
     let check = |payload: &[u8], expected: &str| {
         let error = decoder("shop.v1.OrderPlaced").check(payload).unwrap_err().to_string();
-        assert_eq!(
-            error,
-            format!("not a shop.v1.OrderPlaced: {expected} of {}", payload.len())
-        );
+        assert_eq!(error, format!("not a shop.v1.OrderPlaced: {expected} of {}", payload.len()));
     };
-    check(
-        b"\x0a\x05ab",
-        "the bytes end too early in field shop.v1.OrderPlaced.unique_id at byte 1",
-    );
-    check(
-        b"\x28\x01\x0a\x02\xff\xfe",
-        "text that is not UTF-8 in field shop.v1.OrderPlaced.unique_id at byte 3",
-    );
+    check(b"\x0a\x05ab", "the bytes end too early in field shop.v1.OrderPlaced.unique_id at byte 1");
+    check(b"\x28\x01\x0a\x02\xff\xfe", "text that is not UTF-8 in field shop.v1.OrderPlaced.unique_id at byte 3");
     check(
         b"\x08\x01",
         "a wire type that its declaration does not have in field shop.v1.OrderPlaced.unique_id at byte 1",
@@ -378,14 +294,8 @@ fn a_broken_payload_is_told_by_field_and_place() {
         b"\x32\x02\x08\x01",
         "a wire type that its declaration does not have in field shop.v1.Money.currency_code at byte 3",
     );
-    check(
-        b"hello",
-        "the end of a group that was not begun in unknown field 13 of shop.v1.OrderPlaced at byte 3",
-    );
-    check(
-        b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff",
-        "a number of more than 64 bits in a field's key at byte 0",
-    );
+    check(b"hello", "the end of a group that was not begun in unknown field 13 of shop.v1.OrderPlaced at byte 3");
+    check(b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", "a number of more than 64 bits in a field's key at byte 0");
 }
 
 #[test]
@@ -407,10 +317,7 @@ fn nesting_is_limited_as_prost_limits_it() {
 
 #[test]
 fn confluent_frames_are_taken_off_and_broken_ones_are_errors() {
-    let framed = Decoder {
-        framing: Framing::Confluent,
-        ..decoder("shop.v1.OrderPlaced")
-    };
+    let framed = Decoder { framing: Framing::Confluent, ..decoder("shop.v1.OrderPlaced") };
     let check = |head: &[u8], expected: Result<usize, &str>| {
         let value = [head, &order().encode_to_vec()].concat();
         match (framed.check(&value), expected) {
@@ -432,13 +339,8 @@ fn confluent_frames_are_taken_off_and_broken_ones_are_errors() {
 
 #[test]
 fn frames_carry_the_schema_id_and_the_messages_index() {
-    let frame = |message: &str| {
-        Decoder {
-            framing: Framing::Confluent,
-            ..decoder(message)
-        }
-        .frame(b"x".to_vec(), 0x0102)
-    };
+    let frame =
+        |message: &str| Decoder { framing: Framing::Confluent, ..decoder(message) }.frame(b"x".to_vec(), 0x0102);
     assert_eq!(frame("shop.v1.OrderPlaced"), b"\0\0\0\x01\x02\0x");
     assert_eq!(frame("shop.v1.ItemSold"), b"\0\0\0\x01\x02\x02\x02x");
     assert_eq!(decoder("shop.v1.ItemSold").frame(b"x".to_vec(), 7), b"x");
@@ -448,11 +350,7 @@ fn frames_carry_the_schema_id_and_the_messages_index() {
 fn fields_read_as_text_and_empty_ones_count_as_missing() {
     let decoder = decoder("shop.v1.OrderPlaced");
     let check = |event: OrderPlaced, path: &str, expected: Option<&str>| {
-        assert_eq!(
-            decoder.field(&event.encode_to_vec(), path).as_deref(),
-            expected,
-            "{path}"
-        );
+        assert_eq!(decoder.field(&event.encode_to_vec(), path).as_deref(), expected, "{path}");
     };
     check(order(), "unique_id", Some("u-1"));
     check(order(), "uniqueId", Some("u-1"));
@@ -475,17 +373,9 @@ fn fields_that_cannot_be_ids_are_refused_with_the_reason() {
     };
     check("shop.v1.OrderPlaced", "unique", "its fields are: unique_id, order_id");
     check("shop.v1.OrderPlaced", "amount", "name a field in it: `amount.…`");
-    check(
-        "shop.v1.OrderPlaced",
-        "amount.euros",
-        "shop.v1.Money has no field `euros`",
-    );
+    check("shop.v1.OrderPlaced", "amount.euros", "shop.v1.Money has no field `euros`");
     check("shop.v1.OrderPlaced", "unique_id.x", "is no message");
-    check(
-        "shop.v1.OrderPlaced",
-        "channel",
-        "a string, bytes or integer field is needed",
-    );
+    check("shop.v1.OrderPlaced", "channel", "a string, bytes or integer field is needed");
     check("shop.v1.OrderPlaced", "", "has no field ``");
     check("ml.v1.PipelineStep", "metrics", "a list or map");
     check("ml.v1.PipelineStep", "artifact_uris", "a list or map");
@@ -499,19 +389,10 @@ fn json_goes_both_ways() {
         json,
         r#"{"uniqueId":"u-1","customerId":"cus-7","quantity":2,"amount":{"currencyCode":"EUR","units":"-12","nanos":-500000000}}"#
     );
-    assert_eq!(
-        OrderPlaced::decode(decoder.from_json(&json).unwrap().as_slice()).unwrap(),
-        order()
-    );
+    assert_eq!(OrderPlaced::decode(decoder.from_json(&json).unwrap().as_slice()).unwrap(), order());
     let json = r#"{"unique_id":"u-1","orderedAt":"2026-09-21T13:33:20.5Z","channel":"CHANNEL_APP"}"#;
     let event = OrderPlaced::decode(decoder.from_json(json).unwrap().as_slice()).unwrap();
-    assert_eq!(
-        event.ordered_at,
-        Some(prost_types::Timestamp {
-            seconds: 1_789_997_600,
-            nanos: 500_000_000
-        })
-    );
+    assert_eq!(event.ordered_at, Some(prost_types::Timestamp { seconds: 1_789_997_600, nanos: 500_000_000 }));
     assert_eq!(event.channel(), shop::v1::Channel::App);
 }
 
@@ -519,10 +400,7 @@ fn json_goes_both_ways() {
 fn json_that_is_not_the_message_is_told_with_what_would_be_right() {
     let check = |json: &str, part: &str| {
         let error = decoder("shop.v1.OrderPlaced").from_json(json).unwrap_err().to_string();
-        assert!(
-            error.contains(part) && error.contains("amount: shop.v1.Money"),
-            "{error}"
-        );
+        assert!(error.contains(part) && error.contains("amount: shop.v1.Money"), "{error}");
     };
     check(r#"{"uniqueId":"a","quantty":1}"#, "quantty");
     check(r#"{"quantity":-1}"#, "column");
@@ -535,19 +413,10 @@ fn json_that_is_not_the_message_is_told_with_what_would_be_right() {
 #[test]
 fn a_timestamp_out_of_range_has_no_json_but_does_not_panic() {
     for seconds in [i64::MAX, i64::MIN] {
-        let event = OrderPlaced {
-            ordered_at: Some(prost_types::Timestamp {
-                seconds,
-                nanos: i32::MIN,
-            }),
-            ..order()
-        }
-        .encode_to_vec();
+        let event = OrderPlaced { ordered_at: Some(prost_types::Timestamp { seconds, nanos: i32::MIN }), ..order() }
+            .encode_to_vec();
         decoder("shop.v1.OrderPlaced").check(&event).unwrap();
-        assert!(matches!(
-            decoder("shop.v1.OrderPlaced").to_json(&event),
-            Err(DecodeError::Json { .. })
-        ));
+        assert!(matches!(decoder("shop.v1.OrderPlaced").to_json(&event), Err(DecodeError::Json { .. })));
     }
 }
 
@@ -555,34 +424,17 @@ fn a_timestamp_out_of_range_has_no_json_but_does_not_panic() {
 fn generated_events_are_valid_reproducible_and_of_the_wanted_size() {
     let (_file, acme) = acme();
     for decoder in BUILT_IN_MESSAGES.map(decoder).into_iter().chain([acme]) {
-        let options = Options {
-            seed: 7,
-            size: 1_000,
-            id_field: None,
-        };
+        let options = Options { seed: 7, size: 1_000, id_field: None };
         let mut first = Generator::new(&decoder, &options).unwrap();
         let mut second = Generator::new(&decoder, &options).unwrap();
-        let small = Generator::new(
-            &decoder,
-            &Options {
-                seed: 7,
-                ..Options::default()
-            },
-        )
-        .unwrap()
-        .next("id-0", NOW);
+        let small = Generator::new(&decoder, &Options { seed: 7, ..Options::default() }).unwrap().next("id-0", NOW);
         assert!(small.len() < 900, "{}: {} bytes", decoder.message(), small.len());
         for n in 0..200 {
             let id = format!("id-{n}");
             let payload = first.next(&id, NOW);
             assert_eq!(payload, second.next(&id, NOW));
             decoder.check(&payload).unwrap();
-            assert!(
-                (998..=1_002).contains(&payload.len()),
-                "{}: {} bytes",
-                decoder.message(),
-                payload.len()
-            );
+            assert!((998..=1_002).contains(&payload.len()), "{}: {} bytes", decoder.message(), payload.len());
             if decoder.has_field("unique_id") {
                 assert_eq!(decoder.field(&payload, "unique_id"), Some(id));
             }
@@ -597,10 +449,7 @@ fn generated_events_are_valid_reproducible_and_of_the_wanted_size() {
 fn the_id_goes_into_the_field_that_was_named() {
     let (_file, acme) = acme();
     let check = |decoder: &Decoder, path: &str, expected: &str| {
-        let options = Options {
-            id_field: Some(path.into()),
-            ..Options::default()
-        };
+        let options = Options { id_field: Some(path.into()), ..Options::default() };
         let payload = Generator::new(decoder, &options).unwrap().next("run-1", NOW);
         decoder.check(&payload).unwrap();
         assert_eq!(decoder.field(&payload, path).as_deref(), Some(expected), "{path}");
@@ -611,10 +460,7 @@ fn the_id_goes_into_the_field_that_was_named() {
     check(&acme, "self.sint32", "1");
     check(&acme, "bytes", "72756e2d31");
     check(&acme, "right", "1");
-    let options = Options {
-        id_field: Some("nothing".into()),
-        ..Options::default()
-    };
+    let options = Options { id_field: Some("nothing".into()), ..Options::default() };
     assert!(Generator::new(&acme, &options).is_err());
 }
 

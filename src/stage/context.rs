@@ -70,6 +70,28 @@ pub struct StageSettings {
     pub max_in_flight: usize,
 }
 
+impl Default for StageSettings {
+    fn default() -> Self {
+        let day = Duration::from_secs(24 * 60 * 60);
+        Self {
+            concurrency: 64,
+            handler_timeout: Duration::from_secs(30),
+            order: Order::Stage,
+            tombstones: Tombstones::DeadLetter,
+            dedup: Dedup::Required,
+            lease: Duration::from_secs(15),
+            done_ttl: day,
+            handed_ttl: day,
+            redriven_ttl: day * 30,
+            id_source: IdSource::default(),
+            compat: CompatHeaders::default(),
+            max_waiting: 200,
+            max_waiting_bytes: 4 << 20,
+            max_in_flight: 1_000,
+        }
+    }
+}
+
 /// Partition counts of the ladder's topics, by rung.
 #[derive(Clone, Debug)]
 pub struct Partitions(pub Vec<i32>);

@@ -98,6 +98,12 @@ impl LatenessHistogram {
         self.max_us.fetch_max(us, Ordering::Relaxed);
     }
 
+    /// Forgets everything.
+    pub fn clear(&self) {
+        self.buckets.iter().for_each(|b| b.store(0, Ordering::Relaxed));
+        self.max_us.store(0, Ordering::Relaxed);
+    }
+
     /// How many values were counted.
     pub fn count(&self) -> u64 {
         self.buckets.iter().map(|b| b.load(Ordering::Relaxed)).sum()

@@ -105,14 +105,7 @@ async fn claiming_again_with_the_same_claim_is_already_ours_and_extends_nothing(
 async fn a_claim_of_another_process_sequence_or_fence_is_busy(s: &impl Subject) {
     let us = claim_of(1);
     assert_eq!(claim(s, "a", us).await, ClaimReply::Claimed);
-    let others = [
-        Claim { process: 2, ..us },
-        Claim { sequence: 8, ..us },
-        Claim {
-            fence: us.fence + 1,
-            ..us
-        },
-    ];
+    let others = [Claim { process: 2, ..us }, Claim { sequence: 8, ..us }, Claim { fence: us.fence + 1, ..us }];
     for other in others {
         assert_eq!(claim(s, "a", other).await, ClaimReply::Busy, "{other}");
     }
@@ -120,10 +113,9 @@ async fn a_claim_of_another_process_sequence_or_fence_is_busy(s: &impl Subject) 
 }
 
 async fn a_finished_copy_is_done_and_a_forwarded_one_has_moved_on(s: &impl Subject) {
-    for (name, mark, reply, text) in [
-        ("d", Mark::Done, ClaimReply::Done, "1"),
-        ("f", Mark::MovedOn, ClaimReply::MovedOn, "F"),
-    ] {
+    for (name, mark, reply, text) in
+        [("d", Mark::Done, ClaimReply::Done, "1"), ("f", Mark::MovedOn, ClaimReply::MovedOn, "F")]
+    {
         assert_eq!(claim(s, name, claim_of(1)).await, ClaimReply::Claimed);
         assert_eq!(settle(s, name, claim_of(1), mark).await, SettleReply::Ours);
         assert_eq!(value(s, name).await.as_deref(), Some(text));
@@ -141,13 +133,7 @@ async fn settling_reports_whether_the_claim_was_still_ours(s: &impl Subject) {
     claim(s, "lost", claim_of(1)).await;
     s.lose(&key("lost")).await;
     let batch = ["ours", "theirs", "lost", "never"].map(|name| (key(name), claim_of(1), Mark::Done, TTL));
-    let replies: Vec<_> = s
-        .store()
-        .settle(batch.to_vec())
-        .await
-        .into_iter()
-        .map(Result::unwrap)
-        .collect();
+    let replies: Vec<_> = s.store().settle(batch.to_vec()).await.into_iter().map(Result::unwrap).collect();
     use SettleReply::{LeaseLost, Ours};
     assert_eq!(replies, [Ours, LeaseLost, LeaseLost, LeaseLost]);
     for name in ["ours", "theirs", "lost", "never"] {
@@ -169,10 +155,7 @@ async fn a_late_settlement_after_a_takeover_wins_for_good(s: &impl Subject) {
     s.outlive(&key("a")).await;
     assert_eq!(claim(s, "a", quick).await, ClaimReply::Claimed);
     assert_eq!(settle(s, "a", slow, Mark::Done).await, SettleReply::LeaseLost);
-    assert!(
-        !renew(s, "a", quick, LEASE).await,
-        "whoever took over learns that it is finished"
-    );
+    assert!(!renew(s, "a", quick, LEASE).await, "whoever took over learns that it is finished");
     assert!(!release(s, "a", quick).await);
     assert_eq!(value(s, "a").await.as_deref(), Some("1"));
     assert_eq!(claim(s, "a", claim_of(3)).await, ClaimReply::Done);
@@ -207,22 +190,12 @@ async fn releasing_deletes_only_a_claim_that_is_ours(s: &impl Subject) {
     claim(s, "theirs", claim_of(2)).await;
     settle(s, "done", us, Mark::Done).await;
     let batch = ["ours", "theirs", "done", "free"].map(|name| (key(name), us));
-    let replies: Vec<_> = s
-        .store()
-        .release(batch.to_vec())
-        .await
-        .into_iter()
-        .map(Result::unwrap)
-        .collect();
+    let replies: Vec<_> = s.store().release(batch.to_vec()).await.into_iter().map(Result::unwrap).collect();
     assert_eq!(replies, [true, false, false, false]);
     assert_eq!(value(s, "ours").await, None);
     assert_eq!(value(s, "theirs").await, Some(claim_of(2).to_string()));
     assert_eq!(value(s, "done").await.as_deref(), Some("1"));
-    assert_eq!(
-        claim(s, "ours", claim_of(2)).await,
-        ClaimReply::Claimed,
-        "free for the next at once"
-    );
+    assert_eq!(claim(s, "ours", claim_of(2)).await, ClaimReply::Claimed, "free for the next at once");
 }
 
 async fn a_lease_runs_out_by_itself(s: &impl Subject) {
@@ -233,10 +206,7 @@ async fn a_lease_runs_out_by_itself(s: &impl Subject) {
 }
 
 async fn a_settled_record_runs_out_after_its_own_ttl(s: &impl Subject) {
-    let batch = vec![
-        (key("short"), claim_of(1), Mark::Done, BLINK),
-        (key("long"), claim_of(1), Mark::Done, TTL),
-    ];
+    let batch = vec![(key("short"), claim_of(1), Mark::Done, BLINK), (key("long"), claim_of(1), Mark::Done, TTL)];
     assert!(s.store().settle(batch).await.iter().all(Result::is_ok));
     s.outlive(&key("short")).await;
     assert_eq!(claim(s, "short", claim_of(2)).await, ClaimReply::Claimed);
@@ -245,12 +215,7 @@ async fn a_settled_record_runs_out_after_its_own_ttl(s: &impl Subject) {
 
 async fn a_foreign_value_is_corrupt_and_cut_short(s: &impl Subject) {
     let long = "ü".repeat(500);
-    for (value, shown) in [
-        ("hello", "hello"),
-        ("", ""),
-        ("P.1-1.1", "P.1-1.1"),
-        (&long, &long[..128]),
-    ] {
+    for (value, shown) in [("hello", "hello"), ("", ""), ("P.1-1.1", "P.1-1.1"), (&long, &long[..128])] {
         s.plant(&key("a"), value).await;
         assert_eq!(claim(s, "a", claim_of(1)).await, ClaimReply::Corrupt(shown.to_owned()));
         assert!(!renew(s, "a", claim_of(1), LEASE).await);
@@ -298,51 +263,21 @@ async fn a_batch_of_a_thousand_answers_in_order(s: &impl Subject) {
 }
 
 async fn one_copy_twice_in_a_batch_is_claimed_once(s: &impl Subject) {
-    let batch = vec![
-        (key("a"), claim_of(1)),
-        (key("a"), claim_of(2)),
-        (key("a"), claim_of(1)),
-    ];
-    let replies: Vec<_> = s
-        .store()
-        .claim(batch, LEASE)
-        .await
-        .into_iter()
-        .map(Result::unwrap)
-        .collect();
-    assert_eq!(
-        replies,
-        [ClaimReply::Claimed, ClaimReply::Busy, ClaimReply::AlreadyOurs]
-    );
+    let batch = vec![(key("a"), claim_of(1)), (key("a"), claim_of(2)), (key("a"), claim_of(1))];
+    let replies: Vec<_> = s.store().claim(batch, LEASE).await.into_iter().map(Result::unwrap).collect();
+    assert_eq!(replies, [ClaimReply::Claimed, ClaimReply::Busy, ClaimReply::AlreadyOurs]);
 }
 
 async fn keys_of_any_characters_are_kept_apart(s: &impl Subject) {
-    let names = [
-        "",
-        " ",
-        "a b",
-        "a\r\nb",
-        "\0",
-        "{x}",
-        "*",
-        "日本語",
-        "\u{1f980}",
-        "'\"\\",
-        "%25",
-        "$5",
-        &"x".repeat(5_000),
-    ];
+    let names =
+        ["", " ", "a b", "a\r\nb", "\0", "{x}", "*", "日本語", "\u{1f980}", "'\"\\", "%25", "$5", &"x".repeat(5_000)];
     for (i, name) in (1..).zip(names) {
         assert_eq!(claim(s, name, claim_of(i)).await, ClaimReply::Claimed, "{name:?}");
     }
     for (i, name) in (1..).zip(names) {
         assert!(renew(s, name, claim_of(i), LEASE).await, "{name:?}");
         assert_eq!(claim(s, name, claim_of(99)).await, ClaimReply::Busy, "{name:?}");
-        assert_eq!(
-            settle(s, name, claim_of(i), Mark::Done).await,
-            SettleReply::Ours,
-            "{name:?}"
-        );
+        assert_eq!(settle(s, name, claim_of(i), Mark::Done).await, SettleReply::Ours, "{name:?}");
     }
 }
 
@@ -355,10 +290,7 @@ async fn of_many_racing_claimers_exactly_one_gets_each_copy(s: &impl Subject) {
         // Each begins elsewhere, or the first batch would win them all.
         batch.rotate_left(usize::try_from(process).unwrap() * 3);
         let names: Vec<_> = batch.iter().map(|(key, _)| key.clone()).collect();
-        let singles: Vec<_> = batch
-            .into_iter()
-            .map(|entry| s.store().claim(vec![entry], LEASE))
-            .collect();
+        let singles: Vec<_> = batch.into_iter().map(|entry| s.store().claim(vec![entry], LEASE)).collect();
         tokio::spawn(async move {
             let mut won = Vec::new();
             for (name, single) in names.into_iter().zip(singles) {

@@ -16,11 +16,7 @@ use retry_ladder::stage::ports::{Claim, CopyKey};
 
 /// The claim of one of many processes.
 fn claim_of(process: u64) -> Claim {
-    Claim {
-        process,
-        sequence: 7,
-        fence: 1_700_000_000_000,
-    }
+    Claim { process, sequence: 7, fence: 1_700_000_000_000 }
 }
 
 fn key(name: &str) -> CopyKey {

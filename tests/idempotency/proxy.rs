@@ -35,11 +35,7 @@ impl Proxy {
                 tokio::spawn(carry(client, server_port, seen.clone()));
             }
         });
-        Self {
-            port,
-            network,
-            task: task.abort_handle(),
-        }
+        Self { port, network, task: task.abort_handle() }
     }
 
     pub(crate) fn url(&self) -> String {
@@ -83,10 +79,7 @@ async fn requests(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut network: 
 async fn replies(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut network: watch::Receiver<Network>) {
     let mut bytes = vec![0; 1 << 16];
     while let Ok(n @ 1..) = from.read(&mut bytes).await {
-        let network = network
-            .wait_for(|network| *network != Network::BlackHole)
-            .await
-            .map(|network| *network);
+        let network = network.wait_for(|network| *network != Network::BlackHole).await.map(|network| *network);
         if !matches!(network, Ok(Network::Fine)) || to.write_all(&bytes[..n]).await.is_err() {
             return;
         }

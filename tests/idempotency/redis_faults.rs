@@ -24,9 +24,7 @@ async fn open(url: &str) -> Store {
 }
 
 async fn claim(store: &Store, names: &[&str]) -> Vec<Result<ClaimReply, StoreError>> {
-    store
-        .claim(names.iter().map(|name| (key(name), claim_of(1))).collect(), LEASE)
-        .await
+    store.claim(names.iter().map(|name| (key(name), claim_of(1))).collect(), LEASE).await
 }
 
 async fn run(side: &mut MultiplexedConnection, command: &[&str]) {
@@ -34,55 +32,32 @@ async fn run(side: &mut MultiplexedConnection, command: &[&str]) {
     for word in command {
         cmd.arg(*word);
     }
-    let _: redis::Value = cmd
-        .query_async(side)
-        .await
-        .unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let _: redis::Value = cmd.query_async(side).await.unwrap_or_else(|e| panic!("{command:?}: {e}"));
 }
 
 async fn until_available(store: &Store, available: bool) {
     let mut seen = store.available();
-    timeout(LONG, seen.wait_for(|now| *now == available))
-        .await
-        .expect("in time")
-        .expect("the store lives");
+    timeout(LONG, seen.wait_for(|now| *now == available)).await.expect("in time").expect("the store lives");
 }
 
 #[tokio::test]
 async fn a_refused_command_does_not_fail_its_neighbours() {
     let server = RedisServer::start();
     let mut side = side(&server).await;
-    let acl = [
-        "ACL",
-        "SETUSER",
-        "worker",
-        "on",
-        ">pw",
-        "~idem:orders:shop.orders:ok*",
-        "+@all",
-    ];
+    let acl = ["ACL", "SETUSER", "worker", "on", ">pw", "~idem:orders:shop.orders:ok*", "+@all"];
     run(&mut side, &acl).await;
     let store = open(&format!("redis://worker:pw@127.0.0.1:{}", server.port())).await;
 
     let replies = claim(&store, &["ok1", "forbidden", "ok2"]).await;
     assert_eq!(replies[0].as_ref().unwrap(), &ClaimReply::Claimed);
-    assert!(
-        replies[1].as_ref().unwrap_err().0.contains("NOPERM"),
-        "{:?}",
-        replies[1]
-    );
+    assert!(replies[1].as_ref().unwrap_err().0.contains("NOPERM"), "{:?}", replies[1]);
     assert_eq!(replies[2].as_ref().unwrap(), &ClaimReply::Claimed);
 
     let batch = ["ok1", "forbidden", "ok2"].map(|name| (key(name), claim_of(1)));
     let renewed = store.renew(batch.to_vec(), LEASE).await;
     assert!(matches!(renewed[..], [Ok(true), Err(_), Ok(true)]), "{renewed:?}");
-    let settled = store
-        .settle(batch.map(|(key, claim)| (key, claim, Mark::Done, TTL)).to_vec())
-        .await;
-    assert!(
-        matches!(settled[..], [Ok(SettleReply::Ours), Err(_), Ok(SettleReply::Ours)]),
-        "{settled:?}"
-    );
+    let settled = store.settle(batch.map(|(key, claim)| (key, claim, Mark::Done, TTL)).to_vec()).await;
+    assert!(matches!(settled[..], [Ok(SettleReply::Ours), Err(_), Ok(SettleReply::Ours)]), "{settled:?}");
     assert!(*store.available().borrow(), "a refusal is no outage");
 }
 
@@ -100,16 +75,8 @@ async fn a_full_server_refuses_claims_and_still_renews_and_releases() {
     }
     let settled = store.settle(vec![(key("held"), claim_of(1), Mark::Done, TTL)]).await;
     assert!(settled[0].as_ref().unwrap_err().0.contains("OOM"), "{settled:?}");
-    assert!(
-        *store.renew(vec![(key("held"), claim_of(1))], LEASE).await[0]
-            .as_ref()
-            .unwrap()
-    );
-    assert!(
-        *store.release(vec![(key("unstarted"), claim_of(1))]).await[0]
-            .as_ref()
-            .unwrap()
-    );
+    assert!(*store.renew(vec![(key("held"), claim_of(1))], LEASE).await[0].as_ref().unwrap());
+    assert!(*store.release(vec![(key("unstarted"), claim_of(1))]).await[0].as_ref().unwrap());
 
     run(&mut side, &["CONFIG", "SET", "maxmemory", "0"]).await;
     let settled = store.settle(vec![(key("held"), claim_of(1), Mark::Done, TTL)]).await;
@@ -128,31 +95,14 @@ async fn a_key_of_another_type_is_corrupt_and_can_be_settled() {
     assert!(matches!(replies[1].as_ref().unwrap(), ClaimReply::Corrupt(text) if text.contains("WRONGTYPE")));
     assert_eq!(replies[2].as_ref().unwrap(), &ClaimReply::Claimed);
 
-    let batch: Vec<_> = ["before", "hash", "after"]
-        .map(|name| (key(name), claim_of(1)))
-        .to_vec();
-    let renewed: Vec<_> = store
-        .renew(batch.clone(), LEASE)
-        .await
-        .into_iter()
-        .map(Result::unwrap)
-        .collect();
+    let batch: Vec<_> = ["before", "hash", "after"].map(|name| (key(name), claim_of(1))).to_vec();
+    let renewed: Vec<_> = store.renew(batch.clone(), LEASE).await.into_iter().map(Result::unwrap).collect();
     assert_eq!(renewed, [true, false, true]);
-    let settled: Vec<_> = batch
-        .into_iter()
-        .map(|(key, claim)| (key, claim, Mark::MovedOn, TTL))
-        .collect();
+    let settled: Vec<_> = batch.into_iter().map(|(key, claim)| (key, claim, Mark::MovedOn, TTL)).collect();
     let settled: Vec<_> = store.settle(settled).await.into_iter().map(Result::unwrap).collect();
     assert_eq!(settled, [SettleReply::Ours, SettleReply::LeaseLost, SettleReply::Ours]);
-    assert_eq!(
-        claim(&store, &["hash"]).await[0].as_ref().unwrap(),
-        &ClaimReply::MovedOn
-    );
-    let left: i64 = redis::cmd("PTTL")
-        .arg(&*key("hash"))
-        .query_async(&mut side)
-        .await
-        .unwrap();
+    assert_eq!(claim(&store, &["hash"]).await[0].as_ref().unwrap(), &ClaimReply::MovedOn);
+    let left: i64 = redis::cmd("PTTL").arg(&*key("hash")).query_async(&mut side).await.unwrap();
     assert!(left > 0, "the overwriting settlement has its ttl: {left}");
 }
 
@@ -177,16 +127,8 @@ async fn a_killed_server_fails_batches_at_once_and_is_found_again() {
     server.restart();
     let begin = Instant::now();
     until_available(&store, true).await;
-    assert!(
-        begin.elapsed() < Duration::from_secs(3),
-        "back after {:?}",
-        begin.elapsed()
-    );
-    assert_eq!(
-        claim(&store, &["a"]).await[0].as_ref().unwrap(),
-        &ClaimReply::Claimed,
-        "it lost its records"
-    );
+    assert!(begin.elapsed() < Duration::from_secs(3), "back after {:?}", begin.elapsed());
+    assert_eq!(claim(&store, &["a"]).await[0].as_ref().unwrap(), &ClaimReply::Claimed, "it lost its records");
 }
 
 #[tokio::test]
@@ -213,15 +155,8 @@ async fn a_black_hole_fails_batches_in_time_and_heals() {
     proxy.set(Network::Fine);
     let begin = Instant::now();
     until_available(&store, true).await;
-    assert!(
-        begin.elapsed() < Duration::from_secs(4),
-        "back after {:?}",
-        begin.elapsed()
-    );
-    assert_eq!(
-        claim(&store, &["a"]).await[0].as_ref().unwrap(),
-        &ClaimReply::AlreadyOurs
-    );
+    assert!(begin.elapsed() < Duration::from_secs(4), "back after {:?}", begin.elapsed());
+    assert_eq!(claim(&store, &["a"]).await[0].as_ref().unwrap(), &ClaimReply::AlreadyOurs);
 }
 
 #[tokio::test]
@@ -274,9 +209,7 @@ async fn a_dropped_store_closes_its_connection() {
             }
         }
     };
-    timeout(LONG, alone)
-        .await
-        .expect("only the test's own connection is left");
+    timeout(LONG, alone).await.expect("only the test's own connection is left");
 }
 
 #[tokio::test]
@@ -309,10 +242,7 @@ async fn an_outage_is_logged_once_and_its_end_once() {
     let lines = log.lines_about(&place);
     let of = |level: &str| lines.iter().filter(|line| line.trim_start().starts_with(level)).count();
     assert_eq!((of("WARN"), of("INFO")), (1, 1), "{lines:#?}");
-    assert!(
-        lines[0].contains("redis is gone") && lines[1].contains("redis is back"),
-        "{lines:#?}"
-    );
+    assert!(lines[0].contains("redis is gone") && lines[1].contains("redis is back"), "{lines:#?}");
     assert!(log.lines_about("secret").is_empty());
 }
 
@@ -325,10 +255,7 @@ impl Log {
     fn lines_about(&self, text: &str) -> Vec<String> {
         let bytes = self.0.lock().unwrap();
         let log = String::from_utf8_lossy(&bytes);
-        log.lines()
-            .filter(|l| l.contains("retry_ladder") && l.contains(text))
-            .map(str::to_owned)
-            .collect()
+        log.lines().filter(|l| l.contains("retry_ladder") && l.contains(text)).map(str::to_owned).collect()
     }
 }
 
@@ -364,10 +291,7 @@ async fn batches_of_many_tasks_share_the_connection_and_get_their_own_replies() 
                 for reply in store.claim(claims, LEASE).await {
                     assert_eq!(reply.unwrap(), ClaimReply::Claimed);
                 }
-                let marks = keys
-                    .into_iter()
-                    .map(|key| (key, claim_of(task), Mark::Done, TTL))
-                    .collect();
+                let marks = keys.into_iter().map(|key| (key, claim_of(task), Mark::Done, TTL)).collect();
                 for reply in store.settle(marks).await {
                     assert_eq!(reply.unwrap(), SettleReply::Ours);
                 }

@@ -12,10 +12,7 @@ use crate::stores::side;
 use crate::{claim_of, key};
 
 fn one_attempt() -> Options {
-    Options {
-        startup_timeout: Duration::ZERO,
-        ..Options::default()
-    }
+    Options { startup_timeout: Duration::ZERO, ..Options::default() }
 }
 
 async fn refused(url: &str) -> Error {
@@ -64,20 +61,14 @@ async fn describe(stream: TcpStream, info: &str) -> std::io::Result<()> {
 async fn length(stream: &mut BufReader<TcpStream>) -> std::io::Result<usize> {
     let mut line = String::new();
     stream.read_line(&mut line).await?;
-    line.trim()
-        .get(1..)
-        .and_then(|n| n.parse().ok())
-        .ok_or_else(|| std::io::Error::other("the client is gone"))
+    line.trim().get(1..).and_then(|n| n.parse().ok()).ok_or_else(|| std::io::Error::other("the client is gone"))
 }
 
 #[tokio::test]
 async fn an_old_version_is_refused_with_the_one_that_is_needed() {
     let url = server_described_as("redis_version:6.2.14\r\nrole:master\r\nmaxmemory_policy:noeviction\r\n").await;
     let error = refused(&url).await;
-    assert!(
-        matches!(&error, Error::TooOld { found, .. } if found == "6.2.14"),
-        "{error}"
-    );
+    assert!(matches!(&error, Error::TooOld { found, .. } if found == "6.2.14"), "{error}");
     assert_eq!(error.exit_code(), 64);
     let text = error.to_string();
     assert!(text.contains(&url) && text.contains("7.0 or newer"), "{text}");
@@ -93,10 +84,7 @@ async fn a_valkey_is_accepted() {
 async fn an_evicting_server_is_refused_with_the_remedy() {
     let server = RedisServer::start_with(&["--maxmemory-policy", "allkeys-lru"]);
     let error = refused(&server.url()).await;
-    assert!(
-        matches!(&error, Error::EvictionPolicy { found, .. } if found == "allkeys-lru"),
-        "{error}"
-    );
+    assert!(matches!(&error, Error::EvictionPolicy { found, .. } if found == "allkeys-lru"), "{error}");
     assert_eq!(error.exit_code(), 64);
     assert!(error.to_string().contains("maxmemory-policy noeviction"), "{error}");
 }
@@ -124,9 +112,7 @@ async fn a_wrong_password_is_refused_and_not_shown() {
         assert_eq!(error.exit_code(), 64);
         assert!(!error.to_string().contains("wrong"), "{error}");
     }
-    let store = connect(&format!("redis://:right@127.0.0.1:{}", server.port()), one_attempt())
-        .await
-        .unwrap();
+    let store = connect(&format!("redis://:right@127.0.0.1:{}", server.port()), one_attempt()).await.unwrap();
     works(&store).await;
     assert!(store.ping().await.unwrap() < Duration::from_secs(1));
     assert_eq!(store.url(), format!("redis://:***@127.0.0.1:{}", server.port()));
@@ -138,12 +124,7 @@ async fn a_server_that_hides_its_description_is_trusted() {
     let mut side = side(&server).await;
     let acl = ["SETUSER", "managed", "on", ">pw", "~*", "+@all", "-info", "-config"];
     redis::cmd("ACL").arg(&acl).exec_async(&mut side).await.unwrap();
-    let store = connect(
-        &format!("redis://managed:pw@127.0.0.1:{}", server.port()),
-        one_attempt(),
-    )
-    .await
-    .unwrap();
+    let store = connect(&format!("redis://managed:pw@127.0.0.1:{}", server.port()), one_attempt()).await.unwrap();
     works(&store).await;
 }
 
@@ -172,10 +153,7 @@ async fn a_server_that_comes_up_within_the_start_up_time_is_waited_for() {
     server.kill();
     let url = server.url();
     let waiting = tokio::spawn(async move {
-        let options = Options {
-            startup_timeout: Duration::from_secs(20),
-            ..Options::default()
-        };
+        let options = Options { startup_timeout: Duration::from_secs(20), ..Options::default() };
         connect(&url, options).await
     });
     // Long enough for the first attempt to fail.

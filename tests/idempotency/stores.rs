@@ -36,20 +36,14 @@ struct HandClock(AtomicU64);
 
 impl Clock for HandClock {
     fn now(&self) -> Now {
-        Now {
-            wall: Timestamp::default(),
-            boot: Duration::from_nanos(self.0.load(Ordering::Relaxed)),
-        }
+        Now { wall: Timestamp::default(), boot: Duration::from_nanos(self.0.load(Ordering::Relaxed)) }
     }
 }
 
 impl Memory {
     pub(crate) async fn start() -> Self {
         let clock = Arc::new(HandClock(AtomicU64::new(0)));
-        Self {
-            store: MemoryStore::new(clock.clone()),
-            clock,
-        }
+        Self { store: MemoryStore::new(clock.clone()), clock }
     }
 }
 
@@ -72,9 +66,7 @@ impl Subject for Memory {
 
     async fn outlive(&self, key: &str) {
         if let Some((_, left)) = self.store.get(key) {
-            self.clock
-                .0
-                .fetch_add(u64::try_from(left.as_nanos()).expect("a short time"), Ordering::Relaxed);
+            self.clock.0.fetch_add(u64::try_from(left.as_nanos()).expect("a short time"), Ordering::Relaxed);
         }
     }
 }
@@ -88,24 +80,15 @@ pub(crate) struct Redis {
 impl Redis {
     pub(crate) async fn start() -> Self {
         let server = RedisServer::start();
-        let store = connect(&server.url(), Options::default())
-            .await
-            .expect("a fresh redis is fit");
-        Self {
-            store,
-            side: side(&server).await,
-            _server: server,
-        }
+        let store = connect(&server.url(), Options::default()).await.expect("a fresh redis is fit");
+        Self { store, side: side(&server).await, _server: server }
     }
 }
 
 /// A connection of the test's own, past the store.
 pub(crate) async fn side(server: &RedisServer) -> MultiplexedConnection {
     let client = redis::Client::open(server.url()).expect("a good url");
-    client
-        .get_multiplexed_async_connection()
-        .await
-        .expect("a running redis")
+    client.get_multiplexed_async_connection().await.expect("a running redis")
 }
 
 impl Subject for Redis {
@@ -123,20 +106,11 @@ impl Subject for Redis {
         let mut look = redis::pipe();
         look.cmd("GET").arg(key).cmd("PTTL").arg(key);
         let (value, left): (Option<String>, i64) = look.query_async(&mut self.side.clone()).await.expect("GET, PTTL");
-        value.map(|value| {
-            (
-                value,
-                Duration::from_millis(u64::try_from(left).expect("every record has a lifetime")),
-            )
-        })
+        value.map(|value| (value, Duration::from_millis(u64::try_from(left).expect("every record has a lifetime"))))
     }
 
     async fn lose(&self, key: &str) {
-        let deleted: u32 = redis::cmd("DEL")
-            .arg(key)
-            .query_async(&mut self.side.clone())
-            .await
-            .expect("DEL");
+        let deleted: u32 = redis::cmd("DEL").arg(key).query_async(&mut self.side.clone()).await.expect("DEL");
         assert_eq!(deleted, 1, "{key} is there to be lost");
     }
 

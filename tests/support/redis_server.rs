@@ -97,20 +97,15 @@ pub(crate) fn free_port() -> u16 {
 }
 
 fn binary() -> PathBuf {
-    let cache = std::env::var_os("LADDER_CACHE").map_or_else(
-        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(".ladder-cache"),
-        PathBuf::from,
-    );
+    let cache = std::env::var_os("LADDER_CACHE")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(".ladder-cache"), PathBuf::from);
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .chain([cache.join("bin")])
         .map(|folder| folder.join("redis-server"))
         .find(|file| file.is_file())
         .unwrap_or_else(|| {
-            panic!(
-                "no redis-server in PATH nor in {}: run `scripts/services setup`",
-                cache.join("bin").display()
-            )
+            panic!("no redis-server in PATH nor in {}: run `scripts/services setup`", cache.join("bin").display())
         })
 }
 

@@ -20,13 +20,7 @@ pub(super) fn claim(batch: &[(CopyKey, Claim)], lease: Duration) -> Pipeline {
     let lease = millis(lease);
     pipeline(batch, |(key, claim)| {
         let mut cmd = command(7, 16 + key.len() + CLAIM_BYTES + MILLIS_BYTES);
-        cmd.arg("SET")
-            .arg(&**key)
-            .arg(ClaimText::of(claim).as_bytes())
-            .arg("NX")
-            .arg("GET")
-            .arg("PX")
-            .arg(lease);
+        cmd.arg("SET").arg(&**key).arg(ClaimText::of(claim).as_bytes()).arg("NX").arg("GET").arg("PX").arg(lease);
         cmd
     })
 }
@@ -36,12 +30,7 @@ pub(super) fn renew(batch: &[(CopyKey, Claim)], lease: Duration) -> Pipeline {
     let lease = millis(lease);
     pipeline(batch, |(key, claim)| {
         let mut cmd = command(6, 8 + RENEW.len() + key.len() + CLAIM_BYTES + MILLIS_BYTES);
-        cmd.arg("EVAL")
-            .arg(RENEW)
-            .arg("1")
-            .arg(&**key)
-            .arg(ClaimText::of(claim).as_bytes())
-            .arg(lease);
+        cmd.arg("EVAL").arg(RENEW).arg("1").arg(&**key).arg(ClaimText::of(claim).as_bytes()).arg(lease);
         cmd
     })
 }
@@ -50,11 +39,7 @@ pub(super) fn renew(batch: &[(CopyKey, Claim)], lease: Duration) -> Pipeline {
 pub(super) fn release(batch: &[(CopyKey, Claim)]) -> Pipeline {
     pipeline(batch, |(key, claim)| {
         let mut cmd = command(5, 8 + RELEASE.len() + key.len() + CLAIM_BYTES);
-        cmd.arg("EVAL")
-            .arg(RELEASE)
-            .arg("1")
-            .arg(&**key)
-            .arg(ClaimText::of(claim).as_bytes());
+        cmd.arg("EVAL").arg(RELEASE).arg("1").arg(&**key).arg(ClaimText::of(claim).as_bytes());
         cmd
     })
 }
@@ -63,12 +48,7 @@ pub(super) fn release(batch: &[(CopyKey, Claim)]) -> Pipeline {
 pub(super) fn settle(batch: &[(CopyKey, Claim, Mark, Duration)]) -> Pipeline {
     pipeline(batch, |(key, _, mark, ttl)| {
         let mut cmd = command(6, 16 + key.len() + MILLIS_BYTES);
-        cmd.arg("SET")
-            .arg(&**key)
-            .arg(text(*mark))
-            .arg("PX")
-            .arg(millis(*ttl))
-            .arg("GET");
+        cmd.arg("SET").arg(&**key).arg(text(*mark)).arg("PX").arg(millis(*ttl)).arg("GET");
         cmd
     })
 }
@@ -89,11 +69,7 @@ pub(super) fn results<E, R>(
     read: impl Fn(Value, E) -> Result<R, StoreError>,
 ) -> Vec<Result<R, StoreError>> {
     match replies {
-        Ok(values) => values
-            .into_iter()
-            .zip(entries)
-            .map(|(value, entry)| read(value, entry))
-            .collect(),
+        Ok(values) => values.into_iter().zip(entries).map(|(value, entry)| read(value, entry)).collect(),
         Err(error) => entries.map(|_| Err(error.clone())).collect(),
     }
 }
@@ -134,11 +110,9 @@ pub(super) fn is_wrong_type(reply: &Value) -> bool {
 
 fn refusal(reply: &Value) -> StoreError {
     match reply {
-        Value::ServerError(error) => StoreError(format!(
-            "redis refused the command: {} {}",
-            error.code(),
-            error.details().unwrap_or_default()
-        )),
+        Value::ServerError(error) => {
+            StoreError(format!("redis refused the command: {} {}", error.code(), error.details().unwrap_or_default()))
+        }
         other => StoreError(format!("redis answered {other:?}, which is no reply to this command")),
     }
 }
@@ -204,22 +178,11 @@ impl ClaimText {
 mod tests {
     use super::*;
 
-    const OURS: Claim = Claim {
-        process: 0xab,
-        sequence: 0x1f,
-        fence: 1_700_000_000_000,
-    };
+    const OURS: Claim = Claim { process: 0xab, sequence: 0x1f, fence: 1_700_000_000_000 };
 
     #[test]
     fn the_longest_claim_fits_and_reads_back() {
-        for claim in [
-            OURS,
-            Claim {
-                process: u64::MAX,
-                sequence: u64::MAX,
-                fence: u64::MAX,
-            },
-        ] {
+        for claim in [OURS, Claim { process: u64::MAX, sequence: u64::MAX, fence: u64::MAX }] {
             let text = ClaimText::of(&claim);
             assert_eq!(text.as_bytes(), claim.to_string().as_bytes());
             assert_eq!(Claim::parse(text.as_bytes()), Some(claim));
@@ -246,10 +209,7 @@ mod tests {
         check(b"P.00000000000000AB-1f.1", corrupt("P.00000000000000AB-1f.1"));
         check(b"P.+0000000000000ab-1f.1", corrupt("P.+0000000000000ab-1f.1"));
         check(b"P.00000000000000ab-1f.+1", corrupt("P.00000000000000ab-1f.+1"));
-        check(
-            b"P.00000000000000ab-1f.18446744073709551616",
-            corrupt("P.00000000000000ab-1f.18446744073709551616"),
-        );
+        check(b"P.00000000000000ab-1f.18446744073709551616", corrupt("P.00000000000000ab-1f.18446744073709551616"));
         check(b"P.00000000000000ab-.1", corrupt("P.00000000000000ab-.1"));
         check(&[0xff, b'x'], corrupt("\u{fffd}x"));
         check("é".repeat(2_000).as_bytes(), corrupt(&"é".repeat(64)));

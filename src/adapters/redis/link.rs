@@ -73,10 +73,7 @@ impl Link {
             client,
             url,
             options,
-            state: Mutex::new(State {
-                generation: 0,
-                connection: Ok(connection),
-            }),
+            state: Mutex::new(State { generation: 0, connection: Ok(connection) }),
             available: watch::Sender::new(true),
             given_up: Notify::new(),
         })
@@ -244,10 +241,7 @@ impl Backoff {
 async fn takes_commands(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> bool {
     let mut answer = [0; 8];
     stream.write_all(b"PING\r\n").await.is_ok()
-        && stream
-            .read(&mut answer)
-            .await
-            .is_ok_and(|n| n > 0 && !answer[..n].starts_with(b"-LOADING"))
+        && stream.read(&mut answer).await.is_ok_and(|n| n > 0 && !answer[..n].starts_with(b"-LOADING"))
 }
 
 fn is_read_only(reply: &Value) -> bool {
@@ -255,11 +249,7 @@ fn is_read_only(reply: &Value) -> bool {
 }
 
 fn describe(error: &RedisError, options: &Options) -> String {
-    if error.is_timeout() {
-        format!("no answer within {:?}", options.response_timeout)
-    } else {
-        error.to_string()
-    }
+    if error.is_timeout() { format!("no answer within {:?}", options.response_timeout) } else { error.to_string() }
 }
 
 /// One attempt to connect, the checks included.
@@ -267,57 +257,38 @@ async fn attempt(client: &Client, url: &str, options: &Options) -> Result<(Multi
     let config = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(options.connect_timeout))
         .set_response_timeout(Some(options.response_timeout));
-    let mut connection = client
-        .get_multiplexed_async_connection_with_config(&config)
-        .await
-        .map_err(|error| {
-            let busy = error
-                .detail()
-                .is_some_and(|detail| detail.contains("max number of clients"));
-            match error.kind() {
-                ErrorKind::InvalidClientConfig => Error::BadUrl {
-                    url: url.to_owned(),
-                    reason: error.to_string(),
-                },
-                ErrorKind::Server(ServerErrorKind::BusyLoading | ServerErrorKind::MasterDown) => {
-                    server::unreachable(url, &error)
-                }
-                ErrorKind::AuthenticationFailed | ErrorKind::Server(_) if !busy => Error::Refused {
-                    url: url.to_owned(),
-                    reason: error.to_string(),
-                },
-                _ if error.is_timeout() => Error::Unreachable {
-                    url: url.to_owned(),
-                    reason: format!("no connection within {:?}", options.connect_timeout),
-                },
-                _ => server::unreachable(url, &error),
+    let mut connection = client.get_multiplexed_async_connection_with_config(&config).await.map_err(|error| {
+        let busy = error.detail().is_some_and(|detail| detail.contains("max number of clients"));
+        match error.kind() {
+            ErrorKind::InvalidClientConfig => Error::BadUrl { url: url.to_owned(), reason: error.to_string() },
+            ErrorKind::Server(ServerErrorKind::BusyLoading | ServerErrorKind::MasterDown) => {
+                server::unreachable(url, &error)
             }
-        })?;
+            ErrorKind::AuthenticationFailed | ErrorKind::Server(_) if !busy => {
+                Error::Refused { url: url.to_owned(), reason: error.to_string() }
+            }
+            _ if error.is_timeout() => Error::Unreachable {
+                url: url.to_owned(),
+                reason: format!("no connection within {:?}", options.connect_timeout),
+            },
+            _ => server::unreachable(url, &error),
+        }
+    })?;
     let warnings = server::check(&mut connection, url).await?;
     Ok((connection, warnings))
 }
 
 fn client(url: &str, options: &Options) -> Result<Client, Error> {
-    let bad_url = |reason: String| Error::BadUrl {
-        url: masked(url),
-        reason,
-    };
+    let bad_url = |reason: String| Error::BadUrl { url: masked(url), reason };
     let info: ConnectionInfo = url.into_connection_info().map_err(|e| bad_url(e.to_string()))?;
-    let settings = info
-        .redis_settings()
-        .clone()
-        .set_lib_name("retry-ladder", env!("CARGO_PKG_VERSION"));
+    let settings = info.redis_settings().clone().set_lib_name("retry-ladder", env!("CARGO_PKG_VERSION"));
     // Batches are small and wait for their replies: Nagle's algorithm would hold them back.
-    let info = info
-        .set_redis_settings(settings)
-        .set_tcp_settings(TcpSettings::default().set_nodelay(true));
+    let info = info.set_redis_settings(settings).set_tcp_settings(TcpSettings::default().set_nodelay(true));
     let client = match &options.ca_pem {
         None => Client::open(info),
         Some(ca_pem) if matches!(info.addr(), ConnectionAddr::TcpTls { .. }) => with_ca(info, ca_pem),
         Some(_) => {
-            return Err(bad_url(
-                "a certificate authority is given, but the url is not rediss://".into(),
-            ));
+            return Err(bad_url("a certificate authority is given, but the url is not rediss://".into()));
         }
     };
     client.map_err(|e| bad_url(e.to_string()))
@@ -325,10 +296,7 @@ fn client(url: &str, options: &Options) -> Result<Client, Error> {
 
 #[cfg(feature = "tls")]
 fn with_ca(info: ConnectionInfo, ca_pem: &[u8]) -> Result<Client, RedisError> {
-    let certificates = ::redis::TlsCertificates {
-        client_tls: None,
-        root_cert: Some(ca_pem.to_vec()),
-    };
+    let certificates = ::redis::TlsCertificates { client_tls: None, root_cert: Some(ca_pem.to_vec()) };
     Client::build_with_tls(info, certificates)
 }
 
@@ -343,11 +311,7 @@ fn masked(url: &str) -> String {
         Some((scheme, rest)) => (format!("{scheme}://"), rest),
         None => (String::new(), url),
     };
-    let rest = if scheme.contains("unix") {
-        rest.split('?').next().unwrap_or_default()
-    } else {
-        rest
-    };
+    let rest = if scheme.contains("unix") { rest.split('?').next().unwrap_or_default() } else { rest };
     // The last `@`: a password may hold one that should have been encoded.
     let (user, place) = match rest.rsplit_once('@') {
         Some((credentials, place)) => match credentials.split_once(':') {
@@ -389,14 +353,7 @@ mod tests {
     #[test]
     fn a_bad_url_is_refused_with_what_would_be_right() {
         fn check(url: &str, ca_pem: Option<Vec<u8>>, says: &str) {
-            let error = client(
-                url,
-                &Options {
-                    ca_pem,
-                    ..Options::default()
-                },
-            )
-            .unwrap_err();
+            let error = client(url, &Options { ca_pem, ..Options::default() }).unwrap_err();
             assert!(error.to_string().contains(says), "{error}");
             assert!(error.to_string().contains("right would be redis://"), "{error}");
             assert!(!error.to_string().contains("secret"), "{error}");

@@ -208,9 +208,7 @@ impl IdempotencyStore for Store {
             let mut replies = link.run(&commands::settle(&batch)).await;
             // A key of another type refuses GET, and a settlement must be recorded all the same (rule 4).
             if let Ok(values) = &mut replies {
-                let foreign: Vec<usize> = (0..values.len())
-                    .filter(|&i| commands::is_wrong_type(&values[i]))
-                    .collect();
+                let foreign: Vec<usize> = (0..values.len()).filter(|&i| commands::is_wrong_type(&values[i])).collect();
                 if !foreign.is_empty() {
                     let again = link.run(&commands::overwrite(foreign.iter().map(|&i| &batch[i]))).await;
                     // Without an answer the first one stands, an error: the caller settles again.
@@ -219,11 +217,7 @@ impl IdempotencyStore for Store {
                     }
                 }
             }
-            commands::results(
-                replies,
-                batch.iter().map(|(_, claim, ..)| claim),
-                commands::settle_reply,
-            )
+            commands::results(replies, batch.iter().map(|(_, claim, ..)| claim), commands::settle_reply)
         }
         .boxed()
     }

@@ -10,10 +10,7 @@ use super::Error;
 
 /// Checks the server behind `connection`; the texts are warnings about what it does not tell.
 pub(super) async fn check(connection: &mut MultiplexedConnection, url: &str) -> Result<Vec<String>, Error> {
-    let reply = connection
-        .send_packed_command(Cmd::new().arg("INFO"))
-        .await
-        .map_err(|e| unreachable(url, &e))?;
+    let reply = connection.send_packed_command(Cmd::new().arg("INFO")).await.map_err(|e| unreachable(url, &e))?;
     match reply {
         Value::ServerError(error) if error.code() == "NOPERM" => Ok(vec![
             "the server's description (INFO) is forbidden to this user: cannot check version and maxmemory-policy"
@@ -24,20 +21,15 @@ pub(super) async fn check(connection: &mut MultiplexedConnection, url: &str) -> 
             reason: format!("{} {}", error.code(), error.details().unwrap_or_default()),
         }),
         reply => {
-            let info = String::from_redis_value(reply).map_err(|e| Error::Unreachable {
-                url: url.to_owned(),
-                reason: format!("INFO cannot be read: {e}"),
-            })?;
+            let info = String::from_redis_value(reply)
+                .map_err(|e| Error::Unreachable { url: url.to_owned(), reason: format!("INFO cannot be read: {e}") })?;
             judge(&info, url)
         }
     }
 }
 
 pub(super) fn unreachable(url: &str, error: &RedisError) -> Error {
-    Error::Unreachable {
-        url: url.to_owned(),
-        reason: error.to_string(),
-    }
+    Error::Unreachable { url: url.to_owned(), reason: error.to_string() }
 }
 
 fn judge(info: &str, url: &str) -> Result<Vec<String>, Error> {
@@ -50,10 +42,7 @@ fn judge(info: &str, url: &str) -> Result<Vec<String>, Error> {
     let url = || url.to_owned();
     let mut warnings = Vec::new();
     if field("loading").is_some_and(|v| v != "0") {
-        return Err(Error::Unreachable {
-            url: url(),
-            reason: "it is still loading its data".into(),
-        });
+        return Err(Error::Unreachable { url: url(), reason: "it is still loading its data".into() });
     }
     match field("redis_version") {
         // Every Valkey can do what Redis 7.0 can.
@@ -61,10 +50,7 @@ fn judge(info: &str, url: &str) -> Result<Vec<String>, Error> {
         Some(version) => {
             let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
             if major.is_none_or(|major| major < 7) {
-                return Err(Error::TooOld {
-                    url: url(),
-                    found: version.to_owned(),
-                });
+                return Err(Error::TooOld { url: url(), found: version.to_owned() });
             }
         }
         None => warnings.push("the server does not tell its version: 7.0 or newer is needed".into()),
@@ -78,10 +64,7 @@ fn judge(info: &str, url: &str) -> Result<Vec<String>, Error> {
     match field("maxmemory_policy") {
         Some("noeviction") => {}
         Some(policy) => {
-            return Err(Error::EvictionPolicy {
-                url: url(),
-                found: policy.to_owned(),
-            });
+            return Err(Error::EvictionPolicy { url: url(), found: policy.to_owned() });
         }
         None => warnings.push("the server does not tell its maxmemory-policy: it must be noeviction".into()),
     }
@@ -105,38 +88,17 @@ mod tests {
             let got = verdict(info);
             assert!(got.contains(expected), "{info}: {got}");
         }
-        check(
-            "redis_version:7.0.15 role:master maxmemory_policy:noeviction cluster_enabled:0 loading:0",
-            "0 warnings",
-        );
-        check(
-            "redis_version:8.2.1 role:master maxmemory_policy:noeviction",
-            "0 warnings",
-        );
+        check("redis_version:7.0.15 role:master maxmemory_policy:noeviction cluster_enabled:0 loading:0", "0 warnings");
+        check("redis_version:8.2.1 role:master maxmemory_policy:noeviction", "0 warnings");
         check("redis_version:10.0.0 maxmemory_policy:noeviction", "0 warnings");
-        check(
-            "redis_version:7.2.4 valkey_version:8.1.0 maxmemory_policy:noeviction",
-            "0 warnings",
-        );
+        check("redis_version:7.2.4 valkey_version:8.1.0 maxmemory_policy:noeviction", "0 warnings");
         check("redis_version:7.0.0", "1 warnings");
         check("role:master", "2 warnings");
-        check(
-            "redis_version:6.2.14 maxmemory_policy:noeviction",
-            "has version 6.2.14; Redis 7.0 or newer",
-        );
+        check("redis_version:6.2.14 maxmemory_policy:noeviction", "has version 6.2.14; Redis 7.0 or newer");
         check("redis_version:x maxmemory_policy:noeviction", "has version x");
-        check(
-            "redis_version:7.0.15 maxmemory_policy:allkeys-lru",
-            "maxmemory-policy allkeys-lru",
-        );
-        check(
-            "redis_version:7.0.15 role:slave maxmemory_policy:noeviction",
-            "read-only replica",
-        );
-        check(
-            "redis_version:7.0.15 cluster_enabled:1 maxmemory_policy:noeviction",
-            "Redis Cluster",
-        );
+        check("redis_version:7.0.15 maxmemory_policy:allkeys-lru", "maxmemory-policy allkeys-lru");
+        check("redis_version:7.0.15 role:slave maxmemory_policy:noeviction", "read-only replica");
+        check("redis_version:7.0.15 cluster_enabled:1 maxmemory_policy:noeviction", "Redis Cluster");
         check("redis_version:7.0.15 loading:1", "still loading");
     }
 }

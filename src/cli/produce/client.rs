@@ -48,15 +48,8 @@ impl ProducerContext for Acks {
                     .and_then(|headers| headers.iter().find(|h| h.key == EVENT_ID).and_then(|h| h.value))
                     .map(|id| String::from_utf8_lossy(id).into_owned());
                 let line = (line > 0).then_some(line as u64);
-                let failure = Failure {
-                    line,
-                    event_id,
-                    error: not_acknowledged(error),
-                };
-                self.failures
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .push(failure);
+                let failure = Failure { line, event_id, error: not_acknowledged(error) };
+                self.failures.lock().unwrap_or_else(PoisonError::into_inner).push(failure);
             }
         }
     }
@@ -95,9 +88,7 @@ pub(super) fn connect(brokers: &str, properties: &BTreeMap<String, String>) -> R
         .set("partitioner", "murmur2_random")
         // A misspelt topic must be told, not made.
         .set("allow.auto.create.topics", "false");
-    config
-        .create_with_context(Acks::default())
-        .map_err(|e| Error::Config(format!("kafka: {e}")))
+    config.create_with_context(Acks::default()).map_err(|e| Error::Config(format!("kafka: {e}")))
 }
 
 /// Waits for a broker and asks it for the topic's partitions.
@@ -117,37 +108,23 @@ pub(super) fn topic_partitions(
         let detail = match answer {
             Ok(Ok(0)) | Ok(Err(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic)) => {
                 if unknown_since.get_or_insert_with(Instant::now).elapsed() >= TOPIC_GRACE.min(patience) {
-                    return Err(Error::TopicMissing {
-                        topic: topic.to_owned(),
-                    });
+                    return Err(Error::TopicMissing { topic: topic.to_owned() });
                 }
                 "the topic is not known".to_owned()
             }
             Ok(Ok(partitions)) => return Ok(partitions),
             Ok(Err(RDKafkaErrorCode::LeaderNotAvailable)) => "the topic has no leader".to_owned(),
             Ok(Err(code)) => {
-                return Err(Error::TopicRefused {
-                    topic: topic.to_owned(),
-                    detail: code.to_string(),
-                });
+                return Err(Error::TopicRefused { topic: topic.to_owned(), detail: code.to_string() });
             }
             Err(error) => {
-                let told = producer
-                    .context()
-                    .last_error
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .clone();
+                let told = producer.context().last_error.lock().unwrap_or_else(PoisonError::into_inner).clone();
                 told.unwrap_or_else(|| error.to_string())
             }
         };
         let left = patience.saturating_sub(started.elapsed());
         if left.is_zero() {
-            return Err(Error::Unreachable {
-                brokers: brokers.to_owned(),
-                waited: patience,
-                detail,
-            });
+            return Err(Error::Unreachable { brokers: brokers.to_owned(), waited: patience, detail });
         }
         tracing::debug!(detail, "waiting for the topic");
         producer.poll(pause.min(left));

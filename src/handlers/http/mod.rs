@@ -143,12 +143,7 @@ impl HttpOptions {
         if self.connect_timeout.is_zero() {
             faults.push(Error::ZeroTimeout("connect_timeout"));
         }
-        faults.extend(
-            self.classify
-                .keys()
-                .filter(|s| !(200..600).contains(*s))
-                .map(|s| Error::Status(*s)),
-        );
+        faults.extend(self.classify.keys().filter(|s| !(200..600).contains(*s)).map(|s| Error::Status(*s)));
         let (headers, bad_headers) = headers::configured(&self.headers);
         faults.extend(bad_headers);
         if headers.contains_key(AUTHORIZATION) && url.is_some_and(|url| has_credentials(&url)) {
@@ -224,9 +219,7 @@ pub struct HttpHandler {
 
 impl fmt::Debug for HttpHandler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HttpHandler")
-            .field("options", &self.options)
-            .finish_non_exhaustive()
+        f.debug_struct("HttpHandler").field("options", &self.options).finish_non_exhaustive()
     }
 }
 
@@ -266,18 +259,8 @@ impl HttpHandler {
             .build()
             .map_err(|e| Error::Client(e.without_url()))?;
         let url = template.url().clone();
-        let (host, port) = (
-            url.host_str().unwrap_or_default(),
-            url.port_or_known_default().unwrap_or_default(),
-        );
-        Ok(Self {
-            target: format!("{host}:{port}"),
-            headers: template.headers().clone(),
-            url,
-            client,
-            options,
-            clock,
-        })
+        let (host, port) = (url.host_str().unwrap_or_default(), url.port_or_known_default().unwrap_or_default());
+        Ok(Self { target: format!("{host}:{port}"), headers: template.headers().clone(), url, client, options, clock })
     }
 
     async fn post(&self, event: Event) -> Outcome {
@@ -289,9 +272,7 @@ impl HttpHandler {
         *request.headers_mut() = headers::for_event(&self.headers, &event);
         if body.is_empty() {
             // The client would say nothing; some servers then refuse a POST (411).
-            request
-                .headers_mut()
-                .insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+            request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
         }
         *request.body_mut() = Some(body.into());
 
@@ -301,10 +282,7 @@ impl HttpHandler {
             Ok(Err(error)) => Outcome::Failed(Failure::transient(self.describe(&error))),
             Err(_) => {
                 let timeout = humantime::format_duration(self.options.timeout);
-                Outcome::Failed(Failure::transient(format!(
-                    "{}: timed out after {timeout}",
-                    self.target
-                )))
+                Outcome::Failed(Failure::transient(format!("{}: timed out after {timeout}", self.target)))
             }
         }
     }
@@ -342,10 +320,7 @@ impl HttpHandler {
             Meaning::Transient => Failure::transient,
             Meaning::Permanent => Failure::permanent,
         }(self.describe_status(status, &shown));
-        Outcome::Failed(Failure {
-            retry_after: wish,
-            ..failure
-        })
+        Outcome::Failed(Failure { retry_after: wish, ..failure })
     }
 
     fn meaning(&self, status: StatusCode) -> Meaning {
@@ -368,10 +343,7 @@ impl HttpHandler {
         // What is no text grows when it is replaced; a character that the bound cuts in two is dropped.
         let text = String::from_utf8_lossy(body);
         let text = text.trim_end_matches(char::REPLACEMENT_CHARACTER).chars();
-        let text: String = text
-            .take(BODY_SHOWN)
-            .map(|c| if c.is_control() { ' ' } else { c })
-            .collect();
+        let text: String = text.take(BODY_SHOWN).map(|c| if c.is_control() { ' ' } else { c }).collect();
         let text = text.trim();
         let colon = if text.is_empty() { "" } else { ": " };
         format!("{}: status {}{colon}{text}", self.target, status.as_u16())
@@ -442,15 +414,6 @@ fn masked(text: &str) -> String {
     };
     let user = if has_credentials(&url) { "***@" } else { "" };
     let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
-    let query = if url.query().is_some() || url.fragment().is_some() {
-        "?***"
-    } else {
-        ""
-    };
-    format!(
-        "{}://{user}{}{port}{}{query}",
-        url.scheme(),
-        url.host_str().unwrap_or_default(),
-        url.path()
-    )
+    let query = if url.query().is_some() || url.fragment().is_some() { "?***" } else { "" };
+    format!("{}://{user}{}{port}{}{query}", url.scheme(), url.host_str().unwrap_or_default(), url.path())
 }

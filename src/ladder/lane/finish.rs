@@ -38,7 +38,7 @@ impl<T> Lane<T> {
             Delivery::Unpublishable => self.halt(slot),
             Delivery::Failed if self.lease_gone(now, slot) => {
                 fx.leases_lost += 1;
-                self.park_behind_nobody(now, slot);
+                self.park_at_the_end(now, slot);
             }
             Delivery::Failed => {
                 let entry = self.entry_mut(slot);
@@ -53,7 +53,7 @@ impl<T> Lane<T> {
     pub(super) fn republish(&mut self, now: Now, slot: Slot, fx: &mut Effects<T>) {
         if self.lease_gone(now, slot) {
             fx.leases_lost += 1;
-            self.park_behind_nobody(now, slot);
+            self.park_at_the_end(now, slot);
         } else {
             self.entry_mut(slot).state = State::Publishing;
             fx.publish.push(slot);
@@ -118,12 +118,5 @@ impl<T> Lane<T> {
             }
             None => {}
         }
-    }
-
-    /// Back to waiting after its key had been given to the next one: it joins as a free event, because its handler
-    /// has returned already and will be called again only to learn the same outcome.
-    pub(super) fn park_behind_nobody(&mut self, now: Now, slot: Slot) {
-        self.entry_mut(slot).key = None;
-        self.park(now, slot);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{ClaimId, Dedup, Effects, Finish, Lane, NEVER, STORE_PROBE, Slot, State, backoff};
+use super::{ClaimId, Dedup, Effects, Entry, Finish, Lane, NEVER, Order, STORE_PROBE, Slot, State, backoff};
 use crate::ladder::event::{ClaimReply, Now};
 
 impl<T> Lane<T> {
@@ -118,7 +118,7 @@ impl<T> Lane<T> {
             }
             State::Republish => {
                 fx.leases_lost += 1;
-                self.park_behind_nobody(now, slot);
+                self.park_at_the_end(now, slot);
             }
             // With the producer: an acknowledgement still counts, a failure is not published again.
             State::Publishing => entry.lost = true,
@@ -126,21 +126,42 @@ impl<T> Lane<T> {
         }
     }
 
-    /// Gives up the claim and tries again later, offset not done.
+    /// Gives up the claim and tries again later, offset not done. Its key waits for it.
     pub(super) fn park(&mut self, now: Now, slot: Slot) {
-        if self.entry(slot).state.is_owed() {
-            self.owed -= 1;
-        }
         let lease = self.config.lease;
         let draw = self.draw();
-        let entry = self.entry_mut(slot);
-        entry.state = State::Waiting;
-        entry.claim = None;
-        entry.leased = false;
-        entry.lost = false;
+        let entry = self.give_up(slot);
+        entry.state = State::Parked;
         let delay = backoff(Duration::from_secs(1), entry.tries, lease);
         entry.tries = entry.tries.saturating_add(1);
         self.arm(now.boot + delay.mul_f64(0.75 + 0.5 * draw), slot);
+    }
+
+    /// As [`Lane::park`], for an event whose handler had returned: its key has gone on to the next one meanwhile, so
+    /// it joins again behind the last.
+    pub(super) fn park_at_the_end(&mut self, now: Now, slot: Slot) {
+        let last = match self.entry(slot).key {
+            Some(key) if self.config.order == Order::Stage && !self.draining => self.tails.insert(key, slot),
+            _ => None,
+        };
+        match last {
+            Some(last) => {
+                self.give_up(slot).state = State::Waiting;
+                self.entry_mut(last).next = Some(slot);
+            }
+            None => self.park(now, slot),
+        }
+    }
+
+    fn give_up(&mut self, slot: Slot) -> &mut Entry<T> {
+        if self.entry(slot).state.is_owed() {
+            self.owed -= 1;
+        }
+        let entry = self.entry_mut(slot);
+        entry.claim = None;
+        entry.leased = false;
+        entry.lost = false;
+        entry
     }
 
     pub(super) fn release(&mut self, slot: Slot, fx: &mut Effects<T>) {

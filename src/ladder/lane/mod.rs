@@ -33,8 +33,10 @@ use super::offsets::Watermark;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// In `due`, or behind another event of its key, or in `timers` (parked).
+    /// In `due`, or behind another event of its key.
     Waiting,
+    /// In `timers`, to be tried again.
+    Parked,
     Ready,
     Claiming,
     /// The store holds our own value from a claim whose reply was lost: ours after a successful renewal.
@@ -56,7 +58,7 @@ enum State {
 impl State {
     /// Work that a drain has to wait for.
     const fn is_owed(self) -> bool {
-        !matches!(self, State::Waiting | State::Ready | State::Halted)
+        !matches!(self, State::Waiting | State::Parked | State::Ready | State::Halted)
     }
 
     /// States in which the lease is kept alive.
@@ -441,7 +443,7 @@ impl<T> Lane<T> {
             return; // the slot has a new tenant
         }
         match entry.state {
-            State::Waiting => self.make_ready(slot),
+            State::Parked => self.make_ready(slot),
             State::Republish => self.republish(now, slot, fx),
             State::Resettle(mark) => {
                 entry.state = State::Settling(mark);

@@ -105,10 +105,7 @@ pub struct Connection {
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<_> = self.properties.keys().collect();
-        f.debug_struct("Connection")
-            .field("brokers", &self.brokers)
-            .field("properties", &names)
-            .finish()
+        f.debug_struct("Connection").field("brokers", &self.brokers).field("properties", &names).finish()
     }
 }
 
@@ -165,17 +162,9 @@ impl fmt::Display for Orphan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.backlog {
             Some(count) => write!(f, "{count} messages that group {} has not consumed", self.group)?,
-            None => write!(
-                f,
-                "an unknown backlog: the offsets of group {} cannot be read",
-                self.group
-            )?,
+            None => write!(f, "an unknown backlog: the offsets of group {} cannot be read", self.group)?,
         }
-        write!(
-            f,
-            ", no rung of pipeline {} now; drain with --stage orphan:{}",
-            self.pipeline, self.topic
-        )
+        write!(f, ", no rung of pipeline {} now; drain with --stage orphan:{}", self.pipeline, self.topic)
     }
 }
 
@@ -206,13 +195,7 @@ impl Admin {
         let config = connection.client_config();
         let lookup = config.create_with_context(Quiet::default()).map_err(settings_error)?;
         let client = config.create_with_context(Quiet::default()).map_err(settings_error)?;
-        Ok(Self {
-            inner: Arc::new(Inner {
-                connection,
-                lookup,
-                client,
-            }),
-        })
+        Ok(Self { inner: Arc::new(Inner { connection, lookup, client }) })
     }
 
     /// [`Admin::new`] and [`Admin::wait_reachable`].
@@ -246,11 +229,7 @@ impl Admin {
                 Err(_) if Instant::now() < end => {}
                 Err(last) => {
                     let cause = self.inner.complaint().unwrap_or_else(|| last.to_string());
-                    return Err(Error::Unreachable {
-                        brokers: self.brokers().to_owned(),
-                        timeout,
-                        cause,
-                    });
+                    return Err(Error::Unreachable { brokers: self.brokers().to_owned(), timeout, cause });
                 }
             }
             slice = slice.saturating_mul(2);
@@ -265,9 +244,7 @@ impl Admin {
         let end = Instant::now() + REQUEST_TIMEOUT;
         loop {
             let listing = self.list().await?;
-            let settings = topics
-                .iter()
-                .map(|topic| async move { (topic, self.topic_configs(topic).await) });
+            let settings = topics.iter().map(|topic| async move { (topic, self.topic_configs(topic).await) });
             let settings = futures::future::join_all(settings).await;
             let mut states = BTreeMap::new();
             let mut in_doubt = false;
@@ -324,9 +301,7 @@ impl Admin {
                 tokio::time::sleep(LOOK_AGAIN).await;
             }
         }
-        let visible = specs
-            .iter()
-            .filter(|spec| !matches!(results.get(&spec.topic), Some(Creation::Refused(_))));
+        let visible = specs.iter().filter(|spec| !matches!(results.get(&spec.topic), Some(Creation::Refused(_))));
         let visible = visible.map(|spec| (spec.topic.clone(), 1)).collect();
         self.wait_visible(&visible, end).await?;
         Ok(results)
@@ -384,13 +359,7 @@ impl Admin {
                 if let Some(stage) = plan::orphan_stage(pipeline, known, topic) {
                     let group = format!("{}.{stage}", pipeline.group);
                     let (pipeline, stage) = (pipeline.pipeline.clone(), stage.to_owned());
-                    let orphan = Orphan {
-                        pipeline,
-                        topic: topic.clone(),
-                        stage,
-                        group,
-                        backlog: None,
-                    };
+                    let orphan = Orphan { pipeline, topic: topic.clone(), stage, group, backlog: None };
                     candidates.push((orphan, listed.partitions));
                 }
             }
@@ -398,10 +367,7 @@ impl Admin {
         let mut orphans = Vec::new();
         for (mut orphan, partitions) in candidates {
             let (topic, group) = (orphan.topic.clone(), orphan.group.clone());
-            match self
-                .blocking(move |inner| inner.backlog(&topic, partitions, &group))
-                .await?
-            {
+            match self.blocking(move |inner| inner.backlog(&topic, partitions, &group)).await? {
                 Ok(backlog) => orphan.backlog = Some(backlog),
                 Err(why) => tracing::debug!(topic = orphan.topic, group = orphan.group, %why, "backlog unknown"),
             }
@@ -421,11 +387,8 @@ impl Admin {
         let topic = topic.to_owned();
         self.blocking(move |inner| {
             let spans = (0..partitions).map(|partition| inner.watermarks(&topic, partition));
-            let sum = spans
-                .map(|span| span.map(|(low, high)| count(low, high)))
-                .sum::<Result<u64, KafkaError>>();
-            sum.map_err(|why| tracing::debug!(topic, %why, "watermarks unknown"))
-                .ok()
+            let sum = spans.map(|span| span.map(|(low, high)| count(low, high))).sum::<Result<u64, KafkaError>>();
+            sum.map_err(|why| tracing::debug!(topic, %why, "watermarks unknown")).ok()
         })
         .await
     }
@@ -439,18 +402,12 @@ impl Admin {
 
     /// The effective settings of one topic. One request each, because an error in the answer does not name its topic.
     async fn topic_configs(&self, topic: &str) -> Result<Result<BTreeMap<String, String>, ConfigsUnread>, Error> {
-        let answer = self
-            .inner
-            .client
-            .describe_configs([&ResourceSpecifier::Topic(topic)], &options())
-            .await;
+        let answer = self.inner.client.describe_configs([&ResourceSpecifier::Topic(topic)], &options()).await;
         match answer {
             Ok(resources) => Ok(match resources.into_iter().next() {
-                Some(Ok(resource)) => Ok(resource
-                    .entries
-                    .into_iter()
-                    .filter_map(|entry| Some((entry.name, entry.value?)))
-                    .collect()),
+                Some(Ok(resource)) => {
+                    Ok(resource.entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?))).collect())
+                }
                 Some(Err(RDKafkaErrorCode::UnknownTopicOrPartition)) => Err(ConfigsUnread::NoSuchTopic),
                 Some(Err(code)) => Err(ConfigsUnread::Refused(code.to_string())),
                 None => Err(ConfigsUnread::Refused("empty answer".to_owned())),
@@ -465,10 +422,7 @@ impl Admin {
         loop {
             let listing = self.list().await?;
             let visible = |(topic, count): (&String, &i32)| {
-                listing
-                    .topics
-                    .get(topic)
-                    .is_some_and(|listed| listed.all_led && listed.partitions >= *count)
+                listing.topics.get(topic).is_some_and(|listed| listed.all_led && listed.partitions >= *count)
             };
             if topics.iter().all(visible) {
                 return Ok(());
@@ -495,17 +449,9 @@ impl Admin {
         match source.rdkafka_error_code().or(admin_code(&source)) {
             Some(code) if unreachable(code) => {
                 let cause = self.inner.complaint().unwrap_or_else(|| format!("{action}: {source}"));
-                Error::Unreachable {
-                    brokers,
-                    timeout: REQUEST_TIMEOUT,
-                    cause,
-                }
+                Error::Unreachable { brokers, timeout: REQUEST_TIMEOUT, cause }
             }
-            _ => Error::Kafka {
-                brokers,
-                action,
-                source,
-            },
+            _ => Error::Kafka { brokers, action, source },
         }
     }
 
@@ -540,11 +486,7 @@ struct Listed {
 
 impl Listed {
     fn actual(&self, configs: Result<BTreeMap<String, String>, String>) -> ActualTopic {
-        ActualTopic {
-            partitions: self.partitions,
-            replication: self.replication,
-            configs,
-        }
+        ActualTopic { partitions: self.partitions, replication: self.replication, configs }
     }
 }
 
@@ -564,10 +506,7 @@ impl Inner {
             };
             (topic.name().to_owned(), listed)
         });
-        Ok(Listing {
-            topics: topics.collect(),
-            brokers: metadata.brokers().len(),
-        })
+        Ok(Listing { topics: topics.collect(), brokers: metadata.brokers().len() })
     }
 
     fn watermarks(&self, topic: &str, partition: i32) -> Result<(i64, i64), KafkaError> {
@@ -607,12 +546,7 @@ impl Inner {
     }
 
     fn complaint(&self) -> Option<String> {
-        self.lookup
-            .context()
-            .last
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.lookup.context().last.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -644,9 +578,7 @@ fn options() -> AdminOptions {
 
 fn new_topic(spec: &TopicSpec) -> NewTopic<'_> {
     let topic = NewTopic::new(&spec.topic, spec.partitions, TopicReplication::Fixed(spec.replication));
-    spec.configs
-        .iter()
-        .fold(topic, |topic, (key, value)| topic.set(key, value))
+    spec.configs.iter().fold(topic, |topic, (key, value)| topic.set(key, value))
 }
 
 fn count(from: i64, to: i64) -> u64 {
@@ -674,19 +606,13 @@ fn unreachable(code: RDKafkaErrorCode) -> bool {
 fn passing(code: RDKafkaErrorCode) -> bool {
     use RDKafkaErrorCode as E;
     unreachable(code)
-        || matches!(
-            code,
-            E::RequestTimedOut | E::NotController | E::NetworkException | E::CoordinatorLoadInProgress
-        )
+        || matches!(code, E::RequestTimedOut | E::NotController | E::NetworkException | E::CoordinatorLoadInProgress)
 }
 
 /// Without the value, which may be a secret.
 fn settings_error(error: KafkaError) -> Error {
     match error {
         KafkaError::ClientConfig(_, reason, key, _) => Error::Settings { key, reason },
-        other => Error::Settings {
-            key: "client".to_owned(),
-            reason: other.to_string(),
-        },
+        other => Error::Settings { key: "client".to_owned(), reason: other.to_string() },
     }
 }
