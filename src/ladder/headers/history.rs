@@ -65,9 +65,9 @@ pub fn parse_error(value: &[u8]) -> Option<(&str, &str)> {
 /// turn the direction of writing.
 pub(super) fn harmless(text: Cow<'_, str>, max: usize) -> Cow<'_, str> {
     let text = match text {
-        Cow::Borrowed(text) => Cow::Borrowed(&text[..text.floor_char_boundary(max)]),
+        Cow::Borrowed(text) => Cow::Borrowed(&text[..boundary(text, max)]),
         Cow::Owned(mut text) => {
-            text.truncate(text.floor_char_boundary(max));
+            text.truncate(boundary(&text, max));
             Cow::Owned(text)
         }
     };
@@ -76,6 +76,15 @@ pub(super) fn harmless(text: Cow<'_, str>, max: usize) -> Cow<'_, str> {
     } else {
         text
     }
+}
+
+/// The last character boundary at or before `max`.
+fn boundary(text: &str, max: usize) -> usize {
+    let mut at = max.min(text.len());
+    while !text.is_char_boundary(at) {
+        at -= 1;
+    }
+    at
 }
 
 fn steers(c: char) -> bool {

@@ -79,9 +79,7 @@ pub fn copy_key(prefix: &str, ladder: &Ladder, envelope: &Envelope) -> Arc<str> 
 /// The fence of the next execution: grows with every one, and with time across copies that know nothing of each
 /// other. At the end of u64 (only a hostile header gets there) it stays rather than falls.
 pub fn next_fence(claim_instant: Timestamp, last: u64) -> u64 {
-    claim_instant
-        .floor_millis()
-        .max(last.checked_add(1).unwrap_or(u64::MAX))
+    claim_instant.floor_millis().max(last.saturating_add(1))
 }
 
 /// A usable id. Empty, blank and `0` are what unset fields look like.
