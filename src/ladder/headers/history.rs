@@ -71,6 +71,10 @@ pub(super) fn harmless(text: Cow<'_, str>, max: usize) -> Cow<'_, str> {
             Cow::Owned(text)
         }
     };
+    // Most texts are plain ASCII, which is told without decoding them.
+    if text.bytes().all(|b| matches!(b, b' '..=b'~')) {
+        return text;
+    }
     if text.chars().any(steers) {
         Cow::Owned(text.replace(steers, " "))
     } else {

@@ -261,21 +261,14 @@ fn keep_foreign<'h>(
 /// Written last: it gets the bytes that are left, and gives up its oldest entries for them.
 fn write_history(past: &[HistoryEntry<'_>], newest: HistoryEntry<'_>, out: &mut Buffer) {
     let keep = &past[past.len().saturating_sub(MAX_HISTORY - 1)..];
-    let mut json: Vec<u8> = Vec::with_capacity((keep.len() + 1) * 96);
+    let mut json: Vec<u8> = Vec::with_capacity((keep.len() + 1) * 128);
     let mut starts = [0; MAX_HISTORY];
-    let mut count = 0;
-    for entry in keep.iter().chain([&newest]) {
-        starts[count] = json.len();
-        json.push(b',');
-        // Writing plain data into memory cannot fail; if it did, the entry would be missing and nothing else.
-        if serde_json::to_writer(&mut json, entry).is_err() {
-            json.truncate(starts[count]);
-        } else {
-            count += 1;
-        }
+    for (start, entry) in starts.iter_mut().zip(keep.iter().chain([&newest])) {
+        *start = json.len();
+        push_entry(&mut json, entry);
     }
     let left = MAX_OWN_BYTES.saturating_sub(out.own_bytes + HISTORY.len() + 1);
-    if let Some(&start) = starts[..count].iter().find(|&&start| json.len() - start <= left) {
+    if let Some(&start) = starts[..=keep.len()].iter().find(|&&start| json.len() - start <= left) {
         // The first entry's comma makes room for the bracket.
         out.value(HISTORY, |to| {
             to.push(b'[');
@@ -283,6 +276,30 @@ fn write_history(past: &[HistoryEntry<'_>], newest: HistoryEntry<'_>, out: &mut 
             to.push(b']');
         });
     }
+}
+
+/// A comma and the entry, as serde would write it.
+fn push_entry(json: &mut Vec<u8>, entry: &HistoryEntry<'_>) {
+    for (before, n) in [
+        (",{\"s\":", entry.stage),
+        (",\"t\":", entry.start_ms),
+        (",\"ms\":", entry.duration_ms),
+    ] {
+        json.extend_from_slice(before.as_bytes());
+        push_number(json, n);
+    }
+    for (before, text) in [(",\"e\":\"", &entry.class), (",\"m\":\"", &entry.message)] {
+        json.extend_from_slice(before.as_bytes());
+        // Control characters are gone (`harmless`), so these two are all that JSON escapes.
+        for &b in text.as_bytes() {
+            if matches!(b, b'"' | b'\\') {
+                json.push(b'\\');
+            }
+            json.push(b);
+        }
+        json.push(b'"');
+    }
+    json.push(b'}');
 }
 
 /// Collects our headers and counts their bytes.
@@ -296,7 +313,7 @@ impl Buffer {
         let headers = Vec::with_capacity(headers.count() + NAMES.len() + 16);
         Self {
             out: NextHeaders {
-                values: Vec::with_capacity(512),
+                values: Vec::with_capacity(1024),
                 headers,
             },
             own_bytes: 0,

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::read::hostile;
 use super::write::{Case, EXHAUSTED, is_own, value};
+use super::history as history_of;
 use super::*;
 use crate::ladder::event::{Action, Failure, Reason};
 
@@ -57,6 +58,7 @@ proptest! {
             let entries = json.as_array().unwrap();
             prop_assert!((1..=8).contains(&entries.len()));
             prop_assert!(entries.iter().all(|e| e["m"].as_str().unwrap().len() <= 128));
+            prop_assert_eq!(serde_json::to_string(&history_of(iter(&out))).unwrap().as_bytes(), history);
         }
     }
 
