@@ -292,7 +292,14 @@ fn an_unreadable_history_is_none_and_a_long_one_keeps_the_newest() {
         assert_eq!(history_of(broken), 0, "{broken:.20}");
     }
     // Ours never exceed the limit, so a longer one is not ours.
-    assert_eq!(history_of(&format!("[{}{}]", r#"{"s":1,"t":1,"ms":2,"e":"x","m":"y"}"#, " ".repeat(8192))), 0);
+    assert_eq!(
+        history_of(&format!(
+            "[{}{}]",
+            r#"{"s":1,"t":1,"ms":2,"e":"x","m":"y"}"#,
+            " ".repeat(8192)
+        )),
+        0
+    );
     let entry = |n: usize| format!(r#"{{"s":{n},"t":1,"ms":2,"e":"transient","m":"a\u0007\"b"}}"#);
     let json = format!("[{}]", (0..20).map(entry).collect::<Vec<_>>().join(","));
     let pairs = headers(&[(HISTORY, &json)]);
