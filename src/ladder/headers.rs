@@ -86,8 +86,21 @@ enum Name {
 }
 
 /// In the order of [`Name`].
-const NAMES: [&str; 13] =
-    [EVENT_ID, STAGE, ATTEMPT, HOP, FENCE, DUE, ORIGIN, GROUP, ERROR, HISTORY, REDRIVE, REDRIVEN_AT, DEFERRALS];
+const NAMES: [&str; 13] = [
+    EVENT_ID,
+    STAGE,
+    ATTEMPT,
+    HOP,
+    FENCE,
+    DUE,
+    ORIGIN,
+    GROUP,
+    ERROR,
+    HISTORY,
+    REDRIVE,
+    REDRIVEN_AT,
+    DEFERRALS,
+];
 
 impl Name {
     fn of(name: &[u8]) -> Option<Self> {
@@ -107,10 +120,6 @@ impl Name {
             b"deferrals" => Name::Deferrals,
             _ => return None,
         })
-    }
-
-    const fn as_str(self) -> &'static str {
-        NAMES[self as usize]
     }
 }
 

@@ -39,8 +39,13 @@ pub struct HistoryEntry<'a> {
 /// [`MAX_HISTORY`] entries, each within its limits, whoever wrote it. Worth believing when
 /// [`super::Envelope::own`] says that our group did.
 pub fn history<'a>(headers: impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)>) -> Vec<HistoryEntry<'a>> {
-    let value = headers.filter(|(name, _)| *name == HISTORY.as_bytes()).last().and_then(|(_, value)| value);
-    let Some(value) = value.filter(|value| value.len() <= MAX_OWN_BYTES) else { return Vec::new() };
+    let value = headers
+        .filter(|(name, _)| *name == HISTORY.as_bytes())
+        .last()
+        .and_then(|(_, value)| value);
+    let Some(value) = value.filter(|value| value.len() <= MAX_OWN_BYTES) else {
+        return Vec::new();
+    };
     let mut entries: Vec<HistoryEntry<'a>> = serde_json::from_slice(value).unwrap_or_default();
     entries.drain(..entries.len().saturating_sub(MAX_HISTORY));
     for entry in &mut entries {
@@ -60,13 +65,30 @@ pub fn parse_error(value: &[u8]) -> Option<(&str, &str)> {
 /// turn the direction of writing.
 pub(super) fn harmless(text: Cow<'_, str>, max: usize) -> Cow<'_, str> {
     let text = match text {
-        Cow::Borrowed(text) => Cow::Borrowed(&text[..text.floor_char_boundary(max)]),
+        Cow::Borrowed(text) => Cow::Borrowed(&text[..boundary(text, max)]),
         Cow::Owned(mut text) => {
-            text.truncate(text.floor_char_boundary(max));
+            text.truncate(boundary(&text, max));
             Cow::Owned(text)
         }
     };
-    if text.chars().any(steers) { Cow::Owned(text.replace(steers, " ")) } else { text }
+    // Most texts are plain ASCII, which is told without decoding them.
+    if text.bytes().all(|b| matches!(b, b' '..=b'~')) {
+        return text;
+    }
+    if text.chars().any(steers) {
+        Cow::Owned(text.replace(steers, " "))
+    } else {
+        text
+    }
+}
+
+/// The last character boundary at or before `max`.
+fn boundary(text: &str, max: usize) -> usize {
+    let mut at = max.min(text.len());
+    while !text.is_char_boundary(at) {
+        at -= 1;
+    }
+    at
 }
 
 fn steers(c: char) -> bool {

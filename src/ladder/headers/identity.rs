@@ -23,7 +23,7 @@ pub const HOP_LIMIT: u64 = 1 << 53;
 const MAX_KEY_ID: usize = 200;
 
 /// A longer id is hashed already when it is read: it has to fit into our headers.
-const MAX_ID: usize = 1024;
+const MAX_ID: usize = 2048;
 
 /// `:` separates the parts and `{}` would choose the slot on Redis Cluster, so only what is unreserved in URLs stays.
 const PART: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
@@ -63,7 +63,9 @@ impl CopyKeys {
 
     /// What the keys of all copies of one event begin with, or those of all events: to find and forget them.
     pub fn prefix(&self, event_id: Option<&str>) -> String {
-        let Some(event_id) = event_id else { return self.base.clone() };
+        let Some(event_id) = event_id else {
+            return self.base.clone();
+        };
         let key = self.key(event_id, 0);
         key[..key.len() - 1].to_owned()
     }
@@ -77,7 +79,7 @@ pub fn copy_key(prefix: &str, ladder: &Ladder, envelope: &Envelope) -> Arc<str> 
 /// The fence of the next execution: grows with every one, and with time across copies that know nothing of each
 /// other. At the end of u64 (only a hostile header gets there) it stays rather than falls.
 pub fn next_fence(claim_instant: Timestamp, last: u64) -> u64 {
-    claim_instant.floor_millis().max(last.checked_add(1).unwrap_or(u64::MAX))
+    claim_instant.floor_millis().max(last.saturating_add(1))
 }
 
 /// A usable id. Empty, blank and `0` are what unset fields look like.
@@ -97,17 +99,26 @@ pub(super) fn configured<'a>(
     field_id: Option<&'a str>,
     ours: bool,
 ) -> Option<Cow<'a, str>> {
-    let last = |name: &str| headers.clone().filter(|(n, _)| *n == name.as_bytes()).last().and_then(|(_, value)| value);
+    let last = |name: &str| {
+        headers
+            .clone()
+            .filter(|(n, _)| *n == name.as_bytes())
+            .last()
+            .and_then(|(_, value)| value)
+    };
     match source {
         IdSource::Field => field_id.and_then(|id| usable(id.as_bytes())).map(Cow::Borrowed),
-        IdSource::Headers(names) => names.iter().filter(|name| ours || !name.starts_with(PREFIX)).find_map(|name| {
-            let id = usable(last(name)?)?;
-            if name != "ce_id" {
-                return Some(Cow::Borrowed(id));
-            }
-            let source = text(last("ce_source")?)?;
-            Some(Cow::Owned(format!("{source}/{}", utf8_percent_encode(id, CE_ID))))
-        }),
+        IdSource::Headers(names) => names
+            .iter()
+            .filter(|name| ours || !name.starts_with(PREFIX))
+            .find_map(|name| {
+                let id = usable(last(name)?)?;
+                if name != "ce_id" {
+                    return Some(Cow::Borrowed(id));
+                }
+                let source = text(last("ce_source")?)?;
+                Some(Cow::Owned(format!("{source}/{}", utf8_percent_encode(id, CE_ID))))
+            }),
     }
 }
 
