@@ -154,10 +154,7 @@ fn request(args: &ProduceArgs, target: Target, stop: Arc<AtomicBool>) -> Result<
                     File::open(path).map_err(|e| Error::Config(format!("cannot open {}: {e}", path.display())))?;
                 Box::new(BufReader::new(file))
             };
-            Source::Json {
-                lines,
-                limit: args.count,
-            }
+            Source::Json { lines, limit: args.count }
         }
     };
     Ok(ProduceRequest {
@@ -175,10 +172,7 @@ fn request(args: &ProduceArgs, target: Target, stop: Arc<AtomicBool>) -> Result<
 
 fn describe(summary: &Summary) -> String {
     let seconds = Duration::from_millis(summary.elapsed_ms).as_secs_f64();
-    let mut text = format!(
-        "published {} events to {} in {seconds:.1} s",
-        summary.published, summary.topic
-    );
+    let mut text = format!("published {} events to {} in {seconds:.1} s", summary.published, summary.topic);
     if let (Some(first), Some(last)) = (&summary.first_id, &summary.last_id) {
         text.push_str(&format!("\nevent ids {first} … {last}"));
     }
@@ -205,19 +199,12 @@ impl Progress {
     fn new(total: Option<u64>) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let (bar, template) = match total {
-                Some(total) => (
-                    ProgressBar::new(total),
-                    "{bar:30} {pos}/{len} acknowledged, {per_sec}, {eta} left",
-                ),
+                Some(total) => (ProgressBar::new(total), "{bar:30} {pos}/{len} acknowledged, {per_sec}, {eta} left"),
                 None => (ProgressBar::no_length(), "{spinner} {pos} acknowledged, {per_sec}"),
             };
             bar.with_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()))
         });
-        Self {
-            bar,
-            total,
-            line: Instant::now(),
-        }
+        Self { bar, total, line: Instant::now() }
     }
 
     fn update(&mut self, update: &Update<'_>) {

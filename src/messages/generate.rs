@@ -19,16 +19,11 @@ use crate::ladder::event::Timestamp;
 /// Fields that are taken for the event's id when none is named.
 const ID_FIELDS: [&str; 3] = ["unique_id", "event_id", "id"];
 /// Fields that are taken for padding before all others.
-const TEXT_FIELDS: [&str; 8] = [
-    "note",
-    "detail",
-    "description",
-    "comment",
-    "text",
-    "body",
-    "payload",
-    "padding",
-];
+const TEXT_FIELDS: [&str; 8] = ["note", "detail", "description", "comment", "text", "body", "payload", "padding"];
+/// What padding is made of: five random bits a letter, so that compression gains little.
+const LETTERS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+/// Letters made of one random number.
+const LETTERS_PER_DRAW: usize = 12;
 /// Messages in messages are filled down to this depth; a message inside itself never.
 const DEPTH: usize = 3;
 
@@ -66,20 +61,12 @@ impl Generator {
                 decoder.path(path)?;
                 fields_on(&descriptor, path)
             }
-            None => ID_FIELDS
-                .iter()
-                .find(|f| decoder.has_field(f))
-                .map_or_else(Vec::new, |f| fields_on(&descriptor, f)),
+            None => {
+                ID_FIELDS.iter().find(|f| decoder.has_field(f)).map_or_else(Vec::new, |f| fields_on(&descriptor, f))
+            }
         };
         let padding = padding_field(&descriptor, id_field.first());
-        Ok(Self {
-            rng: Rng::with_seed(options.seed),
-            size: options.size,
-            sequence: 0,
-            id_field,
-            padding,
-            descriptor,
-        })
+        Ok(Self { rng: Rng::with_seed(options.seed), size: options.size, sequence: 0, id_field, padding, descriptor })
     }
 
     /// The next payload: an event of the instant `now` named `id`. An id field of integers gets the running number.
@@ -131,21 +118,9 @@ impl Generator {
     }
 
     fn pipeline_step(&mut self, id: &str, now: Timestamp) -> Vec<u8> {
-        let step = self.pick(&[
-            "ingest",
-            "validate",
-            "featurize",
-            "train",
-            "evaluate",
-            "register",
-            "deploy",
-        ]);
-        let status = self.pick(&[
-            StepStatus::Running,
-            StepStatus::Succeeded,
-            StepStatus::Succeeded,
-            StepStatus::Failed,
-        ]);
+        let step = self.pick(&["ingest", "validate", "featurize", "train", "evaluate", "register", "deploy"]);
+        let status =
+            self.pick(&[StepStatus::Running, StepStatus::Succeeded, StepStatus::Succeeded, StepStatus::Failed]);
         let rounded = |n: f64| (n * 10_000.0).round() / 10_000.0;
         let metrics = match step {
             "train" | "evaluate" => BTreeMap::from([
@@ -163,16 +138,9 @@ impl Generator {
             status: status.into(),
             metrics,
             created_at: Some(timestamp(now)),
-            elapsed: Some(prost_types::Duration {
-                seconds: self.rng.i64(1..7_200),
-                nanos: 0,
-            }),
+            elapsed: Some(prost_types::Duration { seconds: self.rng.i64(1..7_200), nanos: 0 }),
             attempt: self.rng.u32(1..=3),
-            model: format!(
-                "{}-v{}",
-                self.pick(&["churn", "ranking", "fraud", "forecast"]),
-                self.rng.u32(1..40)
-            ),
+            model: format!("{}-v{}", self.pick(&["churn", "ranking", "fraud", "forecast"]), self.rng.u32(1..40)),
             labels: BTreeMap::from([("team".to_owned(), self.pick(&["growth", "search", "risk"]).to_owned())]),
             detail: String::new(),
         };
@@ -211,12 +179,9 @@ impl Generator {
         }
         around.push(descriptor.full_name().to_owned());
         for field in descriptor.fields() {
-            let first_of_oneof = field.containing_oneof().is_none_or(|oneof| {
-                oneof
-                    .fields()
-                    .next()
-                    .is_some_and(|first| first.number() == field.number())
-            });
+            let first_of_oneof = field
+                .containing_oneof()
+                .is_none_or(|oneof| oneof.fields().next().is_some_and(|first| first.number() == field.number()));
             if !first_of_oneof {
                 continue;
             }
@@ -224,10 +189,7 @@ impl Generator {
                 // One entry: a map's entries are encoded in no fixed order.
                 Kind::Message(entry) if field.is_map() => self
                     .value(&entry.map_entry_value_field(), now, around)
-                    .zip(
-                        self.value(&entry.map_entry_key_field(), now, around)
-                            .and_then(Value::into_map_key),
-                    )
+                    .zip(self.value(&entry.map_entry_key_field(), now, around).and_then(Value::into_map_key))
                     .map(|(value, key): (Value, MapKey)| Value::Map(HashMap::from([(key, value)]))),
                 _ if field.is_list() => self.value(&field, now, around).map(|value| Value::List(vec![value])),
                 _ => self.value(&field, now, around),
@@ -273,11 +235,7 @@ impl Generator {
         // A price ends in .99, .95 or .50: in cents, so that the multiplication is exact.
         let cents = (self.rng.i64(3..250) * 100 + self.pick(&[99, 95, 50])) * i64::from(quantity);
         let nanos = i32::try_from(cents % 100 * 10_000_000).unwrap_or_default();
-        Money {
-            currency_code: "EUR".to_owned(),
-            units: cents / 100,
-            nanos,
-        }
+        Money { currency_code: "EUR".to_owned(), units: cents / 100, nanos }
     }
 
     fn pick<T: Copy>(&mut self, from: &[T]) -> T {
@@ -290,9 +248,14 @@ impl Generator {
             return String::new();
         };
         let overhead = 1 + prost::encoding::encoded_len_varint(missing as u64);
-        (0..missing.saturating_sub(overhead))
-            .map(|_| self.rng.lowercase())
-            .collect()
+        let len = missing.saturating_sub(overhead);
+        let mut text = String::with_capacity(len + LETTERS_PER_DRAW);
+        while text.len() < len {
+            let bits = self.rng.u64(..);
+            text.extend((0..LETTERS_PER_DRAW).map(|i| char::from(LETTERS[(bits >> (5 * i)) as usize & 31])));
+        }
+        text.truncate(len);
+        text
     }
 }
 
@@ -353,10 +316,6 @@ fn padding_field(message: &MessageDescriptor, id: Option<&FieldDescriptor>) -> O
         .collect();
     free.iter()
         .find(|f| TEXT_FIELDS.contains(&f.name()))
-        .or_else(|| {
-            free.iter()
-                .rev()
-                .find(|f| !f.name().ends_with("id") && !f.name().ends_with("code"))
-        })
+        .or_else(|| free.iter().rev().find(|f| !f.name().ends_with("id") && !f.name().ends_with("code")))
         .cloned()
 }

@@ -25,12 +25,7 @@ use prost_reflect::{DescriptorPool, DynamicMessage, Kind, MessageDescriptor};
 /// A shop: orders and sales.
 pub mod shop {
     /// Version 1.
-    #[allow(
-        missing_docs,
-        unreachable_pub,
-        clippy::all,
-        reason = "generated; documented in proto/shop/v1"
-    )]
+    #[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated; documented in proto/shop/v1")]
     pub mod v1 {
         include!(concat!(env!("OUT_DIR"), "/shop.v1.rs"));
     }
@@ -39,12 +34,7 @@ pub mod shop {
 /// Machine-learning runs.
 pub mod ml {
     /// Version 1.
-    #[allow(
-        missing_docs,
-        unreachable_pub,
-        clippy::all,
-        reason = "generated; documented in proto/ml/v1"
-    )]
+    #[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated; documented in proto/ml/v1")]
     pub mod v1 {
         include!(concat!(env!("OUT_DIR"), "/ml.v1.rs"));
     }
@@ -177,29 +167,16 @@ impl Decoder {
         let (pool, place) = match descriptor_set {
             None => (BUILT_IN.clone(), "the built-in messages".to_owned()),
             Some(path) => {
-                let bytes = std::fs::read(path).map_err(|source| Error::Read {
-                    path: path.to_owned(),
-                    source,
-                })?;
-                let pool = DescriptorPool::decode(bytes.as_slice()).map_err(|e| Error::DescriptorSet {
-                    path: path.to_owned(),
-                    detail: e.to_string(),
-                })?;
+                let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+                let pool = DescriptorPool::decode(bytes.as_slice())
+                    .map_err(|e| Error::DescriptorSet { path: path.to_owned(), detail: e.to_string() })?;
                 (pool, path.display().to_string())
             }
         };
         let Some(descriptor) = pool.get_message_by_name(message) else {
-            return Err(Error::UnknownMessage {
-                name: message.to_owned(),
-                place,
-                known: nearest(&pool, message),
-            });
+            return Err(Error::UnknownMessage { name: message.to_owned(), place, known: nearest(&pool, message) });
         };
-        Ok(Self {
-            plan: Arc::new(wire::Plan::new(&descriptor)),
-            descriptor,
-            framing,
-        })
+        Ok(Self { plan: Arc::new(wire::Plan::new(&descriptor)), descriptor, framing })
     }
 
     /// The full names of the built-in messages that a pipeline can carry.
@@ -233,9 +210,7 @@ impl Decoder {
         self.plan.check(payload).map_err(|fault| DecodeError::Payload {
             message: self.message().to_owned(),
             what: fault.what,
-            field: fault
-                .field
-                .map_or_else(|| "a field's key".to_owned(), |field| self.plan.describe(field)),
+            field: fault.field.map_or_else(|| "a field's key".to_owned(), |field| self.plan.describe(field)),
             at: payload.len().saturating_sub(fault.left),
             size: payload.len(),
         })?;
@@ -308,13 +283,11 @@ impl Decoder {
     /// # Errors
     /// When there is no such field or it cannot be written as text.
     pub fn path(&self, path: &str) -> Result<FieldPath, Error> {
-        wire::Path::resolve(&self.descriptor, path)
-            .map(|p| FieldPath(Arc::new(p)))
-            .map_err(|detail| Error::Field {
-                message: self.message().to_owned(),
-                path: path.to_owned(),
-                detail,
-            })
+        wire::Path::resolve(&self.descriptor, path).map(|p| FieldPath(Arc::new(p))).map_err(|detail| Error::Field {
+            message: self.message().to_owned(),
+            path: path.to_owned(),
+            detail,
+        })
     }
 
     /// Whether [`Decoder::field`] can read `path` at all.
@@ -338,10 +311,7 @@ impl Decoder {
     /// # Errors
     /// When the payload does not decode, or holds a value that JSON cannot say.
     pub fn to_json(&self, payload: &[u8]) -> Result<String, DecodeError> {
-        let failed = |detail: String| DecodeError::Json {
-            message: self.message().to_owned(),
-            detail,
-        };
+        let failed = |detail: String| DecodeError::Json { message: self.message().to_owned(), detail };
         let message = DynamicMessage::decode(self.descriptor.clone(), payload).map_err(|e| failed(e.to_string()))?;
         if !self.plan.has_maps() {
             return serde_json::to_string(&message).map_err(|e| failed(e.to_string()));
@@ -364,7 +334,14 @@ impl Decoder {
         let mut text = serde_json::Deserializer::from_str(json);
         let message = DynamicMessage::deserialize(self.descriptor.clone(), &mut text)
             .and_then(|message| text.end().map(|()| message))
-            .map_err(|e| failed(e.to_string()))?;
+            .map_err(|e| {
+                let text = e.to_string();
+                // The line is always 1 in a file of JSON lines, and would be read as the file's.
+                match text.strip_suffix(&format!(" at line 1 column {}", e.column())) {
+                    Some(what) if !json.contains('\n') => failed(format!("{what} at column {}", e.column())),
+                    _ => failed(text),
+                }
+            })?;
         Ok(message.encode_to_vec())
     }
 

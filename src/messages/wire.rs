@@ -58,11 +58,7 @@ impl Shape {
     fn slot(&self, number: u32) -> Option<Slot> {
         match self.dense.get(number as usize) {
             Some(slot) => *slot,
-            None => self
-                .sparse
-                .binary_search_by_key(&number, |s| s.number)
-                .ok()
-                .map(|i| self.sparse[i]),
+            None => self.sparse.binary_search_by_key(&number, |s| s.number).ok().map(|i| self.sparse[i]),
         }
     }
 }
@@ -119,11 +115,7 @@ impl Plan {
                     sparse.push(slot);
                 }
             }
-            shapes.push(Shape {
-                descriptor,
-                dense,
-                sparse,
-            });
+            shapes.push(Shape { descriptor, dense, sparse });
         }
         Self { shapes }
     }
@@ -155,11 +147,7 @@ impl Plan {
         let mut rest = bytes;
         while !rest.is_empty() {
             let before = rest.len();
-            let (number, wire) = key(&mut rest).map_err(|what| Fault {
-                left: after + before,
-                field: None,
-                what,
-            })?;
+            let (number, wire) = key(&mut rest).map_err(|what| Fault { left: after + before, field: None, what })?;
             self.check_field(shape, (shape_index, number), wire, &mut rest, after, depth)?;
         }
         Ok(())
@@ -175,11 +163,7 @@ impl Plan {
         depth: u32,
     ) -> Result<(), Fault> {
         let left = after + rest.len();
-        let fault = |what| Fault {
-            left,
-            field: Some(field),
-            what,
-        };
+        let fault = |what| Fault { left, field: Some(field), what };
         let Some(slot) = shape.slot(field.1) else {
             return skip(field.1, wire, rest, depth).map_err(fault);
         };
@@ -190,9 +174,7 @@ impl Plan {
             (Form::Bytes, LEN) => delimited(rest).map(drop).map_err(fault),
             (Form::String, LEN) => {
                 let text = delimited(rest).map_err(fault)?;
-                std::str::from_utf8(text)
-                    .map(drop)
-                    .map_err(|_| fault("text that is not UTF-8"))
+                std::str::from_utf8(text).map(drop).map_err(|_| fault("text that is not UTF-8"))
             }
             (Form::Message(inner), LEN) => self.check_nested(inner, rest, after, depth, fault),
             // prost does not look at the wire type of a map's entry.
@@ -204,17 +186,9 @@ impl Plan {
                 let shape = &self.shapes[inner as usize];
                 loop {
                     let left = after + rest.len();
-                    let (number, wire) = key(rest).map_err(|what| Fault {
-                        left,
-                        field: Some(field),
-                        what,
-                    })?;
+                    let (number, wire) = key(rest).map_err(|what| Fault { left, field: Some(field), what })?;
                     if wire == END_GROUP {
-                        return if number == field.1 {
-                            Ok(())
-                        } else {
-                            Err(fault(WRONG_END))
-                        };
+                        return if number == field.1 { Ok(()) } else { Err(fault(WRONG_END)) };
                     }
                     self.check_field(shape, (inner, number), wire, rest, after, depth - 1)?;
                 }
@@ -279,33 +253,19 @@ impl Path {
         while let Some(name) = names.next() {
             let field = find_field(&message, name).ok_or_else(|| {
                 let known: Vec<_> = message.fields().map(|f| f.name().to_owned()).collect();
-                format!(
-                    "{} has no field `{name}`, its fields are: {}",
-                    message.full_name(),
-                    known.join(", ")
-                )
+                format!("{} has no field `{name}`, its fields are: {}", message.full_name(), known.join(", "))
             })?;
             if field.is_list() || field.is_map() {
                 return Err(format!("`{name}` is a list or map, a singular field is needed"));
             }
             let rivals = field.containing_oneof().map_or_else(Vec::new, |oneof| {
-                oneof
-                    .fields()
-                    .map(|f| f.number())
-                    .filter(|n| *n != field.number())
-                    .collect()
+                oneof.fields().map(|f| f.number()).filter(|n| *n != field.number()).collect()
             });
-            steps.push(Step {
-                number: field.number(),
-                rivals,
-            });
+            steps.push(Step { number: field.number(), rivals });
             match (field.kind(), names.peek()) {
                 (Kind::Message(m), Some(_)) if !field.is_group() => message = m,
                 (Kind::Message(m), None) => {
-                    return Err(format!(
-                        "`{name}` is a {}, name a field in it: `{path}.…`",
-                        m.full_name()
-                    ));
+                    return Err(format!("`{name}` is a {}, name a field in it: `{path}.…`", m.full_name()));
                 }
                 (_, Some(next)) => return Err(format!("`{name}` is no message, so it has no field `{next}`")),
                 (Kind::Double | Kind::Float | Kind::Bool | Kind::Enum(_), None) => {
@@ -390,22 +350,14 @@ fn little_endian(bytes: &[u8]) -> u64 {
 }
 
 /// Lower-case hexadecimal.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes
-        .iter()
-        .fold(String::with_capacity(bytes.len() * 2), |mut text, b| {
-            // Writing to a String cannot fail.
-            let _: std::fmt::Result = write!(text, "{b:02x}");
-            text
-        })
+fn hex(bytes: &[u8]) -> String {
+    let digit = |n: u8| char::from(b"0123456789abcdef"[usize::from(n)]);
+    bytes.iter().flat_map(|b| [digit(b >> 4), digit(b & 15)]).collect()
 }
 
 /// A field by its Protobuf name, else by its JSON name.
 pub(super) fn find_field(message: &MessageDescriptor, name: &str) -> Option<FieldDescriptor> {
-    message
-        .get_field_by_name(name)
-        .or_else(|| message.get_field_by_json_name(name))
+    message.get_field_by_name(name).or_else(|| message.get_field_by_json_name(name))
 }
 
 const VARINT: u8 = 0;
@@ -433,11 +385,7 @@ pub(super) fn varint(rest: &mut &[u8]) -> Result<u64, &'static str> {
             return Ok(value);
         }
     }
-    Err(if rest.len() < 10 {
-        CUT_OFF
-    } else {
-        "a number of more than 64 bits"
-    })
+    Err(if rest.len() < 10 { CUT_OFF } else { "a number of more than 64 bits" })
 }
 
 #[inline]

@@ -223,16 +223,8 @@ impl Error {
 pub fn run(request: ProduceRequest, observe: &mut dyn FnMut(Update<'_>)) -> Result<Summary, Error> {
     let started = Instant::now();
     let run = run_id();
-    let key = request
-        .key_field
-        .as_deref()
-        .map(|f| request.decoder.path(f))
-        .transpose()?;
-    let id = request
-        .id_field
-        .as_deref()
-        .map(|f| request.decoder.path(f))
-        .transpose()?;
+    let key = request.key_field.as_deref().map(|f| request.decoder.path(f)).transpose()?;
+    let id = request.id_field.as_deref().map(|f| request.decoder.path(f)).transpose()?;
     let mut events = Events::new(request.source, &request.decoder, id, request.id_field, run.clone())?;
     if request.rate.is_some_and(|r| !(r.is_finite() && r > 0.0)) {
         return Err(Error::Config("--rate must be above 0".to_owned()));
@@ -241,16 +233,10 @@ pub fn run(request: ProduceRequest, observe: &mut dyn FnMut(Update<'_>)) -> Resu
     let mut random = fastrand::Rng::with_seed(seed);
 
     let producer = connect(&request.brokers, &request.properties)?;
-    let partitions = topic_partitions(&producer, &request.brokers, &request.topic, request.startup_timeout)?;
+    let partitions =
+        topic_partitions(&producer, &request.brokers, &request.topic, request.startup_timeout, &request.stop)?;
 
-    let mut publisher = Publisher {
-        producer,
-        observe,
-        failed: 0,
-        failures: Vec::new(),
-        sent: 0,
-        told: started,
-    };
+    let mut publisher = Publisher { producer, observe, failed: 0, failures: Vec::new(), sent: 0, told: started };
     let mut first_id = None;
     let mut last_id = None;
     let mut garbage = 0;
@@ -291,18 +277,9 @@ pub fn run(request: ProduceRequest, observe: &mut dyn FnMut(Update<'_>)) -> Resu
         };
         let trace = format!("00-{:032x}-{:016x}-01", random.u128(1..), random.u64(1..));
         let headers = OwnedHeaders::new_with_capacity(3)
-            .insert(Header {
-                key: EVENT_ID,
-                value: Some(&event.id),
-            })
-            .insert(Header {
-                key: CORRELATION_ID,
-                value: Some(&format!("{:032x}", random.u128(..))),
-            })
-            .insert(Header {
-                key: TRACEPARENT,
-                value: Some(&trace),
-            });
+            .insert(Header { key: EVENT_ID, value: Some(&event.id) })
+            .insert(Header { key: CORRELATION_ID, value: Some(&format!("{:032x}", random.u128(..))) })
+            .insert(Header { key: TRACEPARENT, value: Some(&trace) });
         let mut record = BaseRecord::with_opaque_to(&request.topic, event.line.unwrap_or_default() as usize)
             .payload(&value)
             .headers(headers);
@@ -374,19 +351,12 @@ impl Publisher<'_> {
                     self.poll(Duration::from_millis(10));
                 }
                 Err((error @ KafkaError::MessageProduction(RDKafkaErrorCode::Fatal), _)) => {
-                    let detail = self
-                        .producer
-                        .client()
-                        .fatal_error()
-                        .map_or_else(|| error.to_string(), |(_, text)| text);
+                    let detail =
+                        self.producer.client().fatal_error().map_or_else(|| error.to_string(), |(_, text)| text);
                     return Err(Error::Fatal(detail));
                 }
                 Err((error, _)) => {
-                    self.fail(Failure {
-                        line,
-                        event_id: Some(id.to_owned()),
-                        error: not_acknowledged(&error),
-                    });
+                    self.fail(Failure { line, event_id: Some(id.to_owned()), error: not_acknowledged(&error) });
                     return Ok(());
                 }
             }
@@ -406,14 +376,8 @@ impl Publisher<'_> {
     /// Takes delivery reports in, tells failures at once and progress from time to time.
     fn poll(&mut self, wait: Duration) {
         self.producer.poll(wait);
-        let failures = std::mem::take(
-            &mut *self
-                .producer
-                .context()
-                .failures
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner),
-        );
+        let failures =
+            std::mem::take(&mut *self.producer.context().failures.lock().unwrap_or_else(PoisonError::into_inner));
         failures.into_iter().for_each(|failure| self.fail(failure));
         if self.told.elapsed() >= PROGRESS_EVERY {
             self.told = Instant::now();
@@ -423,10 +387,7 @@ impl Publisher<'_> {
 
     fn tell_progress(&mut self) {
         let acknowledged = self.producer.context().acknowledged.load(Ordering::Acquire);
-        (self.observe)(Update::Progress {
-            sent: self.sent,
-            acknowledged,
-        });
+        (self.observe)(Update::Progress { sent: self.sent, acknowledged });
     }
 
     fn fail(&mut self, failure: Failure) {

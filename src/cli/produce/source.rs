@@ -71,19 +71,8 @@ pub(super) struct Events<'a> {
 }
 
 enum Kind {
-    Generated {
-        left: u64,
-        n: u64,
-        generator: Box<Generator>,
-        garbage_ratio: f64,
-        chance: fastrand::Rng,
-    },
-    Json {
-        lines: Box<dyn BufRead + Send>,
-        left: u64,
-        line: u64,
-        buffer: Vec<u8>,
-    },
+    Generated { left: u64, n: u64, generator: Box<Generator>, garbage_ratio: f64, chance: fastrand::Rng },
+    Json { lines: Box<dyn BufRead + Send>, left: u64, line: u64, buffer: Vec<u8> },
 }
 
 impl<'a> Events<'a> {
@@ -95,31 +84,18 @@ impl<'a> Events<'a> {
         run: String,
     ) -> Result<Self, Error> {
         let kind = match source {
-            Source::Generated {
-                count,
-                mut options,
-                garbage_ratio,
-            } => {
+            Source::Generated { count, mut options, garbage_ratio } => {
                 if !(0.0..=1.0).contains(&garbage_ratio) {
                     return Err(Error::Config("--garbage-ratio must be between 0 and 1".to_owned()));
                 }
                 options.id_field = id_field.or(options.id_field);
                 let chance = fastrand::Rng::with_seed(options.seed ^ 0x5eed);
                 let generator = Box::new(Generator::new(decoder, &options)?);
-                Kind::Generated {
-                    left: count,
-                    n: 0,
-                    generator,
-                    garbage_ratio,
-                    chance,
-                }
+                Kind::Generated { left: count, n: 0, generator, garbage_ratio, chance }
             }
-            Source::Json { lines, limit } => Kind::Json {
-                lines,
-                left: limit.unwrap_or(u64::MAX),
-                line: 0,
-                buffer: Vec::new(),
-            },
+            Source::Json { lines, limit } => {
+                Kind::Json { lines, left: limit.unwrap_or(u64::MAX), line: 0, buffer: Vec::new() }
+            }
         };
         Ok(Self { decoder, run, id, kind })
     }
@@ -127,13 +103,7 @@ impl<'a> Events<'a> {
     /// The next event; `None` at the end.
     pub(super) fn next(&mut self) -> Option<Result<Ready, Refused>> {
         match &mut self.kind {
-            Kind::Generated {
-                left,
-                n,
-                generator,
-                garbage_ratio,
-                chance,
-            } => {
+            Kind::Generated { left, n, generator, garbage_ratio, chance } => {
                 *left = left.checked_sub(1)?;
                 *n += 1;
                 let made = format!("{}-{n:09}", self.run);
@@ -141,19 +111,9 @@ impl<'a> Events<'a> {
                 let garbage = (chance.f64() < *garbage_ratio).then(|| generate::garbage(chance));
                 let own = self.id.as_ref().filter(|_| garbage.is_none());
                 let id = own.and_then(|path| self.decoder.text(&payload, path)).unwrap_or(made);
-                Some(Ok(Ready {
-                    id,
-                    line: None,
-                    payload,
-                    garbage,
-                }))
+                Some(Ok(Ready { id, line: None, payload, garbage }))
             }
-            Kind::Json {
-                lines,
-                left,
-                line,
-                buffer,
-            } => {
+            Kind::Json { lines, left, line, buffer } => {
                 if *left == 0 {
                     return None;
                 }
@@ -163,13 +123,7 @@ impl<'a> Events<'a> {
                     Err(refused) => return Some(Err(refused)),
                 };
                 let line = *line;
-                let fail = |error| {
-                    Some(Err(Refused::Line(Failure {
-                        line: Some(line),
-                        event_id: None,
-                        error,
-                    })))
-                };
+                let fail = |error| Some(Err(Refused::Line(Failure { line: Some(line), event_id: None, error })));
                 let payload = match self.decoder.from_json(json) {
                     Ok(payload) => payload,
                     Err(error) => return fail(error.to_string()),
@@ -182,12 +136,7 @@ impl<'a> Events<'a> {
                     },
                 };
                 *left -= 1;
-                Some(Ok(Ready {
-                    id,
-                    line: Some(line),
-                    payload,
-                    garbage: None,
-                }))
+                Some(Ok(Ready { id, line: Some(line), payload, garbage: None }))
             }
         }
     }
@@ -199,13 +148,7 @@ fn next_line<'b>(
     line: &mut u64,
     buffer: &'b mut Vec<u8>,
 ) -> Result<Option<&'b str>, Refused> {
-    let refuse = |line, error| {
-        Err(Refused::Line(Failure {
-            line: Some(line),
-            event_id: None,
-            error,
-        }))
-    };
+    let refuse = |line, error| Err(Refused::Line(Failure { line: Some(line), event_id: None, error }));
     loop {
         buffer.clear();
         let input = |source| Refused::Input(Error::Input { line: *line, source });
@@ -230,9 +173,6 @@ fn next_line<'b>(
     }
     match std::str::from_utf8(buffer) {
         Ok(text) => Ok(Some(text.trim())),
-        Err(e) => refuse(
-            *line,
-            format!("not UTF-8 at byte {}: write the file as UTF-8", e.valid_up_to() + 1),
-        ),
+        Err(e) => refuse(*line, format!("not UTF-8 at byte {}: write the file as UTF-8", e.valid_up_to() + 1)),
     }
 }

@@ -45,17 +45,13 @@ fn read_back(brokers: &str) -> Vec<Read> {
         .unwrap();
     let mut all = TopicPartitionList::new();
     for partition in 0..PARTITIONS {
-        all.add_partition_offset("orders", partition, Offset::Beginning)
-            .unwrap();
+        all.add_partition_offset("orders", partition, Offset::Beginning).unwrap();
     }
     consumer.assign(&all).unwrap();
     let mut open: BTreeSet<i32> = (0..PARTITIONS).collect();
     let mut records = Vec::new();
     while !open.is_empty() {
-        match consumer
-            .poll(Duration::from_secs(20))
-            .expect("the mock cluster answers")
-        {
+        match consumer.poll(Duration::from_secs(20)).expect("the mock cluster answers") {
             Err(rdkafka::error::KafkaError::PartitionEOF(partition)) => {
                 open.remove(&partition);
             }
@@ -81,18 +77,11 @@ fn decoder() -> Decoder {
 }
 
 fn generated(count: u64) -> Source {
-    Source::Generated {
-        count,
-        options: Options::default(),
-        garbage_ratio: 0.0,
-    }
+    Source::Generated { count, options: Options::default(), garbage_ratio: 0.0 }
 }
 
 fn json(lines: &str) -> Source {
-    Source::Json {
-        lines: Box::new(Cursor::new(lines.as_bytes().to_vec())),
-        limit: None,
-    }
+    Source::Json { lines: Box::new(Cursor::new(lines.as_bytes().to_vec())), limit: None }
 }
 
 fn publish(request: ProduceRequest) -> (Result<Summary, Error>, Vec<Failure>) {
@@ -137,16 +126,10 @@ fn a_thousand_events_arrive_with_unique_ids_headers_and_keys() {
         assert!(trace.len() == 4 && trace[0] == "00" && hex(trace[1], 32) && hex(trace[2], 16) && trace[3] == "01");
         traces.insert(trace[1]);
         assert_eq!(record.headers.len(), 3);
-        assert_eq!(
-            *partition_of.entry(record.key.clone()).or_insert(record.partition),
-            record.partition
-        );
+        assert_eq!(*partition_of.entry(record.key.clone()).or_insert(record.partition), record.partition);
     }
     assert_eq!(traces.len(), 1_000, "each event begins a trace of its own");
-    assert_eq!(
-        partition_of.values().collect::<BTreeSet<_>>().len(),
-        PARTITIONS as usize
-    );
+    assert_eq!(partition_of.values().collect::<BTreeSet<_>>().len(), PARTITIONS as usize);
 }
 
 #[test]
@@ -162,10 +145,7 @@ fn bad_lines_are_told_by_number_and_the_others_are_published() {
     let (summary, told) = publish(request);
     let summary = summary.unwrap();
     assert_eq!((summary.published, summary.failed), (2, 3));
-    assert_eq!(
-        (summary.first_id.as_deref(), summary.last_id.as_deref()),
-        (Some("a"), Some("d"))
-    );
+    assert_eq!((summary.first_id.as_deref(), summary.last_id.as_deref()), (Some("a"), Some("d")));
     assert_eq!(summary.failures, told);
     let parts = [(3, "quantty"), (4, "EOF"), (6, "its id field is empty")];
     for (failure, (line, part)) in told.iter().zip(parts) {
@@ -186,33 +166,19 @@ fn lines_that_are_not_utf8_or_too_long_do_not_stop_the_others() {
     let mut lines = b"\xff\n".to_vec();
     lines.extend(std::iter::repeat_n(b'x', 17 << 20));
     lines.extend(b"\n{\"uniqueId\":\"c\"}\n");
-    let source = Source::Json {
-        lines: Box::new(Cursor::new(lines)),
-        limit: None,
-    };
+    let source = Source::Json { lines: Box::new(Cursor::new(lines)), limit: None };
     let (summary, told) = publish(ProduceRequest::new(&brokers, "orders", decoder(), source));
     let summary = summary.unwrap();
     assert_eq!((summary.published, summary.failed), (1, 2));
-    assert_eq!(
-        summary.last_id,
-        Some(format!("{}-000000003", summary.run)),
-        "the id tells the line"
-    );
-    assert!(
-        told[0].error.contains("not UTF-8 at byte 1") && told[1].error.contains("longer than 16 MiB"),
-        "{told:?}"
-    );
+    assert_eq!(summary.last_id, Some(format!("{}-000000003", summary.run)), "the id tells the line");
+    assert!(told[0].error.contains("not UTF-8 at byte 1") && told[1].error.contains("longer than 16 MiB"), "{told:?}");
 }
 
 #[test]
 fn round_robin_spreads_evenly_and_garbage_is_undecodable() {
     let cluster = cluster();
     let brokers = cluster.bootstrap_servers();
-    let source = Source::Generated {
-        count: 400,
-        options: Options::default(),
-        garbage_ratio: 0.25,
-    };
+    let source = Source::Generated { count: 400, options: Options::default(), garbage_ratio: 0.25 };
     let request = ProduceRequest {
         partitioner: Partitioner::RoundRobin,
         key_field: Some("customer_id".into()),
@@ -234,10 +200,8 @@ fn confluent_values_are_framed() {
     let cluster = cluster();
     let brokers = cluster.bootstrap_servers();
     let decoder = Decoder::new("shop.v1.OrderPlaced", None, Framing::Confluent).unwrap();
-    let request = ProduceRequest {
-        schema_id: 258,
-        ..ProduceRequest::new(&brokers, "orders", decoder.clone(), generated(3))
-    };
+    let request =
+        ProduceRequest { schema_id: 258, ..ProduceRequest::new(&brokers, "orders", decoder.clone(), generated(3)) };
     publish(request).0.unwrap();
     for record in read_back(&brokers) {
         assert!(record.value.starts_with(b"\0\0\0\x01\x02\0"));
@@ -254,20 +218,14 @@ fn the_rate_is_kept() {
     };
     let summary = publish(request).0.unwrap();
     assert_eq!(summary.published, 26);
-    assert!(
-        summary.elapsed_ms >= 500,
-        "25 gaps of 20 ms in {} ms",
-        summary.elapsed_ms
-    );
+    assert!(summary.elapsed_ms >= 500, "25 gaps of 20 ms in {} ms", summary.elapsed_ms);
 }
 
 #[test]
 fn a_full_queue_is_back_pressure() {
     let cluster = cluster();
     let mut request = ProduceRequest::new(cluster.bootstrap_servers(), "orders", decoder(), generated(2_000));
-    request
-        .properties
-        .insert("queue.buffering.max.messages".into(), "20".into());
+    request.properties.insert("queue.buffering.max.messages".into(), "20".into());
     request.properties.insert("acks".into(), "0".into());
     let summary = publish(request).0.unwrap();
     assert_eq!((summary.published, summary.failed), (2_000, 0));
@@ -276,10 +234,7 @@ fn a_full_queue_is_back_pressure() {
 #[test]
 fn an_event_beyond_the_limit_fails_alone() {
     let cluster = cluster();
-    let lines = format!(
-        "{{\"uniqueId\":\"a\",\"note\":\"{}\"}}\n{{\"uniqueId\":\"b\"}}\n",
-        "x".repeat(5_000)
-    );
+    let lines = format!("{{\"uniqueId\":\"a\",\"note\":\"{}\"}}\n{{\"uniqueId\":\"b\"}}\n", "x".repeat(5_000));
     let mut request = ProduceRequest::new(cluster.bootstrap_servers(), "orders", decoder(), json(&lines));
     request.properties.insert("message.max.bytes".into(), "2000".into());
     request.properties.insert("batch.size".into(), "2000".into());
@@ -326,7 +281,7 @@ fn a_broker_that_does_not_answer_is_told_in_time() {
     let started = Instant::now();
     let error = publish(request).0.unwrap_err();
     assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
-    assert!(error.to_string().contains("127.0.0.1:1"), "{error}");
+    assert!(error.to_string().contains("127.0.0.1:1 ") && error.to_string().contains("refused"), "{error}");
     assert_eq!(error.exit_code(), 69);
     assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
 }
@@ -344,18 +299,9 @@ fn wrong_requests_are_refused_before_a_broker_is_asked() {
     check(&|r| r.id_field = Some("amount".into()), "name a field in it");
     check(&|r| r.rate = Some(0.0), "--rate");
     check(&|r| r.rate = Some(f64::NAN), "--rate");
+    check(&|r| drop(r.properties.insert("no.such.property".into(), "1".into())), "no.such.property");
     check(
-        &|r| drop(r.properties.insert("no.such.property".into(), "1".into())),
-        "no.such.property",
-    );
-    check(
-        &|r| {
-            r.source = Source::Generated {
-                count: 1,
-                options: Options::default(),
-                garbage_ratio: 1.5,
-            }
-        },
+        &|r| r.source = Source::Generated { count: 1, options: Options::default(), garbage_ratio: 1.5 },
         "--garbage-ratio",
     );
 }
@@ -379,26 +325,13 @@ fn the_flags_make_the_request() {
         parse("produce --pipeline orders --count 7 --partitioner round-robin --seed 3 --key-field item_id").unwrap();
     let request = request(&args, target(Framing::Plain), Arc::default()).unwrap();
     assert_eq!(request.partitioner, Partitioner::RoundRobin);
-    assert!(matches!(
-        request.source,
-        Source::Generated {
-            count: 7,
-            options: Options { seed: 3, .. },
-            ..
-        }
-    ));
+    assert!(matches!(request.source, Source::Generated { count: 7, options: Options { seed: 3, .. }, .. }));
     let args = parse("produce --partitioner murmur2_random --report json").unwrap();
-    assert_eq!(
-        (args.partitioner, args.report),
-        (Partitioner::Murmur2Random, Report::Json)
-    );
+    assert_eq!((args.partitioner, args.report), (Partitioner::Murmur2Random, Report::Json));
     let error = super::request(&args, target(Framing::Confluent), Arc::default()).unwrap_err();
     assert!(error.to_string().contains("--schema-id"), "{error}");
     let missing = parse("produce --json nowhere.jsonl").unwrap();
     let error = super::request(&missing, target(Framing::Plain), Arc::default()).unwrap_err();
-    assert!(
-        error.to_string().contains("nowhere.jsonl") && error.exit_code() == 64,
-        "{error}"
-    );
+    assert!(error.to_string().contains("nowhere.jsonl") && error.exit_code() == 64, "{error}");
     assert!(parse("produce --json - --seed 3").is_err());
 }
