@@ -20,6 +20,10 @@ use crate::ladder::event::Timestamp;
 const ID_FIELDS: [&str; 3] = ["unique_id", "event_id", "id"];
 /// Fields that are taken for padding before all others.
 const TEXT_FIELDS: [&str; 8] = ["note", "detail", "description", "comment", "text", "body", "payload", "padding"];
+/// What padding is made of: five random bits a letter, so that compression gains little.
+const LETTERS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+/// Letters made of one random number.
+const LETTERS_PER_DRAW: usize = 12;
 /// Messages in messages are filled down to this depth; a message inside itself never.
 const DEPTH: usize = 3;
 
@@ -244,7 +248,14 @@ impl Generator {
             return String::new();
         };
         let overhead = 1 + prost::encoding::encoded_len_varint(missing as u64);
-        (0..missing.saturating_sub(overhead)).map(|_| self.rng.lowercase()).collect()
+        let len = missing.saturating_sub(overhead);
+        let mut text = String::with_capacity(len + LETTERS_PER_DRAW);
+        while text.len() < len {
+            let bits = self.rng.u64(..);
+            text.extend((0..LETTERS_PER_DRAW).map(|i| char::from(LETTERS[(bits >> (5 * i)) as usize & 31])));
+        }
+        text.truncate(len);
+        text
     }
 }
 

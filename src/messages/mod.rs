@@ -334,7 +334,14 @@ impl Decoder {
         let mut text = serde_json::Deserializer::from_str(json);
         let message = DynamicMessage::deserialize(self.descriptor.clone(), &mut text)
             .and_then(|message| text.end().map(|()| message))
-            .map_err(|e| failed(e.to_string()))?;
+            .map_err(|e| {
+                let text = e.to_string();
+                // The line is always 1 in a file of JSON lines, and would be read as the file's.
+                match text.strip_suffix(&format!(" at line 1 column {}", e.column())) {
+                    Some(what) if !json.contains('\n') => failed(format!("{what} at column {}", e.column())),
+                    _ => failed(text),
+                }
+            })?;
         Ok(message.encode_to_vec())
     }
 

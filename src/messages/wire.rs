@@ -350,13 +350,9 @@ fn little_endian(bytes: &[u8]) -> u64 {
 }
 
 /// Lower-case hexadecimal.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, b| {
-        // Writing to a String cannot fail.
-        let _: std::fmt::Result = write!(text, "{b:02x}");
-        text
-    })
+fn hex(bytes: &[u8]) -> String {
+    let digit = |n: u8| char::from(b"0123456789abcdef"[usize::from(n)]);
+    bytes.iter().flat_map(|b| [digit(b >> 4), digit(b & 15)]).collect()
 }
 
 /// A field by its Protobuf name, else by its JSON name.

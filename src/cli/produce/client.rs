@@ -1,7 +1,7 @@
 //! The producer behind `pipeline produce`: its settings, its acknowledgements, and the wait for broker and topic.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -29,7 +29,11 @@ pub(super) struct Acks {
 impl ClientContext for Acks {
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(%error, reason, "kafka client");
-        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
+        let mut last = self.last_error.lock().unwrap_or_else(PoisonError::into_inner);
+        // That all brokers are down follows the reason why: keep the reason.
+        if last.is_none() || error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown) {
+            *last = Some(reason.to_owned());
+        }
     }
 }
 
@@ -91,20 +95,22 @@ pub(super) fn connect(brokers: &str, properties: &BTreeMap<String, String>) -> R
     config.create_with_context(Acks::default()).map_err(|e| Error::Config(format!("kafka: {e}")))
 }
 
-/// Waits for a broker and asks it for the topic's partitions.
+/// Waits for a broker and asks it for the topic's partitions; `stop` ends the wait.
 pub(super) fn topic_partitions(
     producer: &BaseProducer<Acks>,
     brokers: &str,
     topic: &str,
     patience: Duration,
+    stop: &AtomicBool,
 ) -> Result<u32, Error> {
     let started = Instant::now();
     let mut pause = Duration::from_millis(100);
     let mut unknown_since = None;
     loop {
         let left = patience.saturating_sub(started.elapsed());
-        let answer = metadata(producer.client(), topic, left.min(Duration::from_secs(5)));
-        producer.poll(Duration::ZERO);
+        let answer = metadata(producer.client(), topic, left.min(Duration::from_secs(2)));
+        // Long enough to take in all that the client tells about its connections.
+        producer.poll(Duration::from_millis(20));
         let detail = match answer {
             Ok(Ok(0)) | Ok(Err(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic)) => {
                 if unknown_since.get_or_insert_with(Instant::now).elapsed() >= TOPIC_GRACE.min(patience) {
@@ -123,8 +129,8 @@ pub(super) fn topic_partitions(
             }
         };
         let left = patience.saturating_sub(started.elapsed());
-        if left.is_zero() {
-            return Err(Error::Unreachable { brokers: brokers.to_owned(), waited: patience, detail });
+        if left.is_zero() || stop.load(Ordering::Relaxed) {
+            return Err(Error::Unreachable { brokers: brokers.to_owned(), waited: started.elapsed(), detail });
         }
         tracing::debug!(detail, "waiting for the topic");
         producer.poll(pause.min(left));

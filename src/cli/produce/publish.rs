@@ -233,7 +233,8 @@ pub fn run(request: ProduceRequest, observe: &mut dyn FnMut(Update<'_>)) -> Resu
     let mut random = fastrand::Rng::with_seed(seed);
 
     let producer = connect(&request.brokers, &request.properties)?;
-    let partitions = topic_partitions(&producer, &request.brokers, &request.topic, request.startup_timeout)?;
+    let partitions =
+        topic_partitions(&producer, &request.brokers, &request.topic, request.startup_timeout, &request.stop)?;
 
     let mut publisher = Publisher { producer, observe, failed: 0, failures: Vec::new(), sent: 0, told: started };
     let mut first_id = None;
