@@ -286,6 +286,11 @@ async fn attempt(client: &Client, url: &str, options: &Options) -> Result<(Multi
                     url: url.to_owned(),
                     reason: error.to_string(),
                 },
+                // The TLS libraries have no common type for it.
+                _ if error.to_string().contains("certificate") => Error::Certificate {
+                    url: url.to_owned(),
+                    reason: error.to_string(),
+                },
                 _ if error.is_timeout() => Error::Unreachable {
                     url: url.to_owned(),
                     reason: format!("no connection within {:?}", options.connect_timeout),
