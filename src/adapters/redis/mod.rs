@@ -1,6 +1,6 @@
 //! The deduplication records in Redis: one key per copy of an event, leased by `SET … NX GET PX`.
 //!
-//! Owns how records are written and read (`commands`), the one connection to the server ([`link`]) and what a server
+//! Owns how records are written and read (`commands`), the one connection to the server (`link`) and what a server
 //! must be before it is trusted (`server`). A batch is one pipeline and every command has its own reply, so one that
 //! is refused fails alone. Whoever calls owns the protocol around it: when to claim, renew and settle, local deadlines
 //! and what a reply means for an offset. Times nothing and counts nothing.
