@@ -24,7 +24,10 @@ async fn open(url: &str) -> Store {
 }
 
 async fn claim(store: &Store, names: &[&str]) -> Vec<Result<ClaimReply, StoreError>> {
-    store.claim(names.iter().map(|name| (key(name), claim_of(1))).collect(), LEASE).await
+    let batch = names.iter().map(|name| (key(name), claim_of(1))).collect();
+    timeout(LONG, store.claim(batch, LEASE))
+        .await
+        .expect("a batch never hangs")
 }
 
 async fn run(side: &mut MultiplexedConnection, command: &[&str]) {

@@ -1,7 +1,7 @@
 //! The deduplication records in Redis: one key per copy of an event, leased by `SET … NX GET PX`.
 //!
-//! Owns how records are written and read ([`commands`]), the one connection to the server ([`link`]) and what a server
-//! must be before it is trusted ([`server`]). A batch is one pipeline and every command has its own reply, so one that
+//! Owns how records are written and read (`commands`), the one connection to the server (`link`) and what a server
+//! must be before it is trusted (`server`). A batch is one pipeline and every command has its own reply, so one that
 //! is refused fails alone. Whoever calls owns the protocol around it: when to claim, renew and settle, local deadlines
 //! and what a reply means for an offset. Times nothing and counts nothing.
 //!
@@ -62,11 +62,23 @@ pub enum Error {
         reason: String,
     },
     /// Nobody answers there, or not in time, or the server is still loading its data.
-    #[error("redis at {url} is not reachable: {reason}; start it, or correct the url")]
+    #[error(
+        "redis at {url} is not reachable: {reason}; start it, or correct the url (rediss:// speaks TLS, redis:// does not)"
+    )]
     Unreachable {
         /// The url.
         url: String,
         /// What happened.
+        reason: String,
+    },
+    /// Nothing vouches for the server's certificate.
+    #[error(
+        "redis at {url} has a certificate that is not trusted: {reason}; give its certificate authority, and the host name that it is made out to"
+    )]
+    Certificate {
+        /// The url.
+        url: String,
+        /// The TLS library's words.
         reason: String,
     },
     /// The server answers, but not to this client.
