@@ -143,10 +143,7 @@ fn choose(pipelines: &[PipelineTopics], names: &[String]) -> Result<Vec<Pipeline
     for name in names {
         if !pipelines.iter().any(|p| p.pipeline == *name) {
             let configured = pipelines.iter().map(|p| p.pipeline.clone()).collect();
-            return Err(Error::UnknownPipeline {
-                name: name.clone(),
-                configured,
-            });
+            return Err(Error::UnknownPipeline { name: name.clone(), configured });
         }
     }
     let chosen = |p: &&PipelineTopics| names.is_empty() || names.contains(&p.pipeline);
@@ -165,12 +162,7 @@ fn print_report(
         let orphans: Vec<Value> = report.orphans.iter().map(orphan_json).collect();
         writeln!(out, "{:#}", json!({ "topics": topics, "orphans": orphans }))?;
     } else {
-        let width = report
-            .topics
-            .iter()
-            .map(|topic| topic.spec.topic.len())
-            .max()
-            .unwrap_or_default();
+        let width = report.topics.iter().map(|topic| topic.spec.topic.len()).max().unwrap_or_default();
         for topic in &report.topics {
             writeln!(out, "{:width$}  {}", topic.spec.topic, state_text(topic))?;
         }
@@ -205,13 +197,7 @@ fn explain(topic: &TopicReport, brokers: &str, err: &mut dyn Write) -> io::Resul
     match &topic.state {
         State::Differs(differences) => {
             for difference in differences {
-                writeln!(
-                    err,
-                    "{name}: {} ({}): {}",
-                    difference.what,
-                    difference.severity.as_str(),
-                    difference.why
-                )?;
+                writeln!(err, "{name}: {} ({}): {}", difference.what, difference.severity.as_str(), difference.why)?;
                 writeln!(err, "  remedy: {}", difference.remedy.command(name, brokers))?;
             }
         }
@@ -222,10 +208,7 @@ fn explain(topic: &TopicReport, brokers: &str, err: &mut dyn Write) -> io::Resul
         writeln!(err, "{name}: partitions could not be added: {why}")?;
     }
     if let Some(why) = &topic.unread {
-        writeln!(
-            err,
-            "{name}: warning: settings could not be read, so they were not checked: {why}"
-        )?;
+        writeln!(err, "{name}: warning: settings could not be read, so they were not checked: {why}")?;
     }
     Ok(())
 }
@@ -298,16 +281,7 @@ fn list_json(rows: &[Row], orphans: &[Orphan], out: &mut dyn Write) -> io::Resul
 }
 
 fn list_table(rows: &[Row], orphans: &[Orphan], out: &mut dyn Write) -> io::Result<()> {
-    let header = [
-        "PIPELINE",
-        "STAGE",
-        "TOPIC",
-        "PARTITIONS",
-        "REPLICATION",
-        "RETENTION",
-        "DELAY",
-        "MESSAGES",
-    ];
+    let header = ["PIPELINE", "STAGE", "TOPIC", "PARTITIONS", "REPLICATION", "RETENTION", "DELAY", "MESSAGES"];
     let mut table = vec![header.map(str::to_owned)];
     for row in rows {
         let actual = row.actual.as_ref();
@@ -323,17 +297,12 @@ fn list_table(rows: &[Row], orphans: &[Orphan], out: &mut dyn Write) -> io::Resu
             row.messages.map_or_else(unknown, |count| count.to_string()),
         ]);
     }
-    let widths: Vec<usize> = (0..header.len())
-        .map(|i| table.iter().map(|row| row[i].len()).max().unwrap_or_default())
-        .collect();
+    let widths: Vec<usize> =
+        (0..header.len()).map(|i| table.iter().map(|row| row[i].len()).max().unwrap_or_default()).collect();
     for row in &table {
         let cells = row.iter().zip(&widths).enumerate().map(|(i, (cell, width))| {
             // Names to the left, figures to the right.
-            if i < 3 {
-                format!("{cell:<width$}")
-            } else {
-                format!("{cell:>width$}")
-            }
+            if i < 3 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
         });
         writeln!(out, "{}", cells.collect::<Vec<_>>().join("  "))?;
     }
@@ -351,21 +320,12 @@ fn delay(row: &Row) -> Option<Duration> {
 }
 
 fn retention_ms(row: &Row) -> Option<i64> {
-    row.actual
-        .as_ref()?
-        .configs
-        .as_ref()
-        .ok()?
-        .get("retention.ms")?
-        .parse()
-        .ok()
+    row.actual.as_ref()?.configs.as_ref().ok()?.get("retention.ms")?.parse().ok()
 }
 
 fn retention_text(ms: i64) -> String {
-    u64::try_from(ms).map_or_else(
-        |_| "for ever".to_owned(),
-        |ms| humantime::format_duration(Duration::from_millis(ms)).to_string(),
-    )
+    u64::try_from(ms)
+        .map_or_else(|_| "for ever".to_owned(), |ms| humantime::format_duration(Duration::from_millis(ms)).to_string())
 }
 
 #[cfg(test)]

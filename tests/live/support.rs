@@ -23,10 +23,7 @@ pub(crate) fn brokers() -> String {
 
 /// How to reach the real Kafka.
 pub(crate) fn connection() -> Connection {
-    Connection {
-        brokers: brokers(),
-        properties: BTreeMap::new(),
-    }
+    Connection { brokers: brokers(), properties: BTreeMap::new() }
 }
 
 /// A name that is new in every call and run.

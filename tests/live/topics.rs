@@ -16,10 +16,7 @@ use retry_ladder::cli::topics::{CommonArgs, TopicsCommand, run};
 use crate::support::{client_config, connection, create_topic, unique};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
-const OPTIONS: StartupOptions = StartupOptions {
-    timeout: TIMEOUT,
-    allow_unsafe_topics: false,
-};
+const OPTIONS: StartupOptions = StartupOptions { timeout: TIMEOUT, allow_unsafe_topics: false };
 
 /// Two retry stages over three partitions, names of its own.
 fn pipeline() -> PipelineTopics {
@@ -43,30 +40,20 @@ fn pipeline() -> PipelineTopics {
 }
 
 fn create(add_partitions: bool) -> TopicsCommand {
-    TopicsCommand::Create {
-        common: CommonArgs::default(),
-        add_partitions,
-    }
+    TopicsCommand::Create { common: CommonArgs::default(), add_partitions }
 }
 
 fn check() -> TopicsCommand {
-    TopicsCommand::Check {
-        common: CommonArgs::default(),
-    }
+    TopicsCommand::Check { common: CommonArgs::default() }
 }
 
 /// Exit code, standard output with the topic's unique name cut off, standard error.
 async fn call(command: &TopicsCommand, pipeline: &PipelineTopics) -> (u8, String, String) {
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let pipelines = std::slice::from_ref(pipeline);
-    let code = run(command, connection(), TIMEOUT, pipelines, &mut out, &mut err)
-        .await
-        .expect("run");
+    let code = run(command, connection(), TIMEOUT, pipelines, &mut out, &mut err).await.expect("run");
     let out = String::from_utf8(out).expect("utf-8").replace(&pipeline.topic, "T");
-    let lines: Vec<_> = out
-        .lines()
-        .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
-        .collect();
+    let lines: Vec<_> = out.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
     (code, lines.join("\n"), String::from_utf8(err).expect("utf-8"))
 }
 
@@ -78,10 +65,7 @@ async fn start(pipeline: &PipelineTopics, options: StartupOptions) -> Result<Sta
 
 async fn states(pipeline: &PipelineTopics) -> BTreeMap<String, TopicState> {
     let admin = Admin::connect(connection(), TIMEOUT).await.expect("connect");
-    admin
-        .describe(&known_topics(std::slice::from_ref(pipeline)))
-        .await
-        .expect("describe")
+    admin.describe(&known_topics(std::slice::from_ref(pipeline))).await.expect("describe")
 }
 
 /// Puts `count` records into partition 0.
@@ -97,9 +81,7 @@ fn produce(topic: &str, count: usize) {
 fn commit(topic: &str, group: &str, offset: i64) {
     let consumer: BaseConsumer = client_config().set("group.id", group).create().expect("consumer");
     let mut offsets = TopicPartitionList::new();
-    offsets
-        .add_partition_offset(topic, 0, Offset::Offset(offset))
-        .expect("offset");
+    offsets.add_partition_offset(topic, 0, Offset::Offset(offset)).expect("offset");
     consumer.commit(&offsets, CommitMode::Sync).expect("commit");
 }
 
@@ -109,33 +91,22 @@ async fn topics_are_created_from_nothing_and_a_second_run_finds_them_ok() {
 
     let (code, out, err) = call(&check(), &pipeline).await;
     assert_eq!(code, 1, "{err}");
-    assert_eq!(
-        out,
-        "T missing\nT.billing.retry-1 missing\nT.billing.retry-2 missing\nT.billing.dlq missing"
-    );
+    assert_eq!(out, "T missing\nT.billing.retry-1 missing\nT.billing.retry-2 missing\nT.billing.dlq missing");
     assert!(err.contains("scripts/create-topics.sh"), "{err}");
     let error = start(&pipeline, OPTIONS).await.expect_err("topics are missing");
     assert_eq!(error.exit_code(), 69, "{error}");
 
     let (code, out, err) = call(&create(false), &pipeline).await;
-    assert_eq!(
-        out,
-        "T created\nT.billing.retry-1 created\nT.billing.retry-2 created\nT.billing.dlq created"
-    );
+    assert_eq!(out, "T created\nT.billing.retry-1 created\nT.billing.retry-2 created\nT.billing.dlq created");
     assert_eq!((code, err.as_str()), (0, ""));
 
     for command in [create(false), create(true), check()] {
         let (code, out, err) = call(&command, &pipeline).await;
-        assert_eq!(
-            out,
-            "T ok\nT.billing.retry-1 ok\nT.billing.retry-2 ok\nT.billing.dlq ok"
-        );
+        assert_eq!(out, "T ok\nT.billing.retry-1 ok\nT.billing.retry-2 ok\nT.billing.dlq ok");
         assert_eq!((code, err.as_str()), (0, ""));
     }
 
-    let TopicState::Exists(retry) = &states(&pipeline).await[&pipeline.retries[0].topic] else {
-        panic!("missing")
-    };
+    let TopicState::Exists(retry) = &states(&pipeline).await[&pipeline.retries[0].topic] else { panic!("missing") };
     let configs = retry.configs.as_ref().expect("readable");
     assert_eq!(retry.partitions, 3);
     assert_eq!(configs["cleanup.policy"], "delete");
@@ -160,49 +131,24 @@ async fn a_compacted_retry_topic_differs_and_stops_the_start() {
         retry.starts_with("T.billing.retry-1 differs: cleanup.policy is compact, should be delete; retention.ms is"),
         "{retry}"
     );
-    assert!(
-        retry.contains("message.timestamp.type is CreateTime, should be LogAppendTime"),
-        "{retry}"
-    );
+    assert!(retry.contains("message.timestamp.type is CreateTime, should be LogAppendTime"), "{retry}");
     assert!(err.contains("--add-config cleanup.policy=delete"), "{err}");
 
     let error = start(&pipeline, OPTIONS).await.expect_err("unsafe");
     assert_eq!(error.exit_code(), 64, "{error}");
-    assert!(
-        error
-            .to_string()
-            .contains("cleanup.policy is compact, should be delete"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("cleanup.policy is compact, should be delete"), "{error}");
 
-    let allowed = start(
-        &pipeline,
-        StartupOptions {
-            allow_unsafe_topics: true,
-            ..OPTIONS
-        },
-    )
-    .await
-    .expect("allowed");
+    let allowed = start(&pipeline, StartupOptions { allow_unsafe_topics: true, ..OPTIONS }).await.expect("allowed");
     assert!(allowed.warnings[0].starts_with("unsafe: "), "{:?}", allowed.warnings);
-    let TopicState::Exists(actual) = &states(&pipeline).await[&pipeline.retries[0].topic] else {
-        panic!("missing")
-    };
-    assert_eq!(
-        actual.configs.as_ref().expect("readable")["cleanup.policy"],
-        "compact",
-        "nothing was altered"
-    );
+    let TopicState::Exists(actual) = &states(&pipeline).await[&pipeline.retries[0].topic] else { panic!("missing") };
+    assert_eq!(actual.configs.as_ref().expect("readable")["cleanup.policy"], "compact", "nothing was altered");
 }
 
 #[tokio::test]
 async fn retry_topics_follow_a_main_topic_that_exists_and_are_raised_on_request_only() {
     let pipeline = pipeline();
     create_topic(&pipeline.topic, 5, &[("max.message.bytes", "3000000")]).await;
-    let settings = [
-        ("message.timestamp.type", "LogAppendTime"),
-        ("retention.ms", "86400000"),
-    ];
+    let settings = [("message.timestamp.type", "LogAppendTime"), ("retention.ms", "86400000")];
     create_topic(&pipeline.retries[0].topic, 2, &settings).await;
 
     let (code, out, _) = call(&create(false), &pipeline).await;
@@ -231,9 +177,7 @@ async fn retry_topics_follow_a_main_topic_that_exists_and_are_raised_on_request_
         (&pipeline.retries[1].topic, 5),
         (&pipeline.dlq_topic, 5),
     ] {
-        let TopicState::Exists(actual) = &states[topic] else {
-            panic!("{topic} is missing")
-        };
+        let TopicState::Exists(actual) = &states[topic] else { panic!("{topic} is missing") };
         assert_eq!(actual.partitions, partitions, "{topic}");
     }
 }
@@ -250,28 +194,19 @@ async fn an_orphan_is_listed_until_its_group_has_consumed_it() {
     produce(&other, 1);
     let group = "billing.retry-9";
 
-    assert!(
-        !call(&check(), &pipeline).await.1.contains("orphan"),
-        "an empty topic is none"
-    );
+    assert!(!call(&check(), &pipeline).await.1.contains("orphan"), "an empty topic is none");
 
     produce(&orphan, 5);
     let (code, out, _) = call(&check(), &pipeline).await;
     assert_eq!(code, 0, "nothing differs");
-    assert!(
-        out.contains("T.billing.retry-9 orphan: 5 messages that group billing.retry-9 has not consumed"),
-        "{out}"
-    );
+    assert!(out.contains("T.billing.retry-9 orphan: 5 messages that group billing.retry-9 has not consumed"), "{out}");
     assert!(!out.contains("eu"), "{out}");
 
     commit(&orphan, group, 3);
     assert!(call(&check(), &pipeline).await.1.contains("orphan: 2 messages"));
     let warnings = start(&pipeline, OPTIONS).await.expect("starts").warnings;
     assert_eq!(warnings.len(), 1, "{warnings:?}");
-    assert!(
-        warnings[0].contains(&format!("--stage orphan:{orphan}")),
-        "{warnings:?}"
-    );
+    assert!(warnings[0].contains(&format!("--stage orphan:{orphan}")), "{warnings:?}");
 
     commit(&orphan, group, 5);
     assert!(!call(&check(), &pipeline).await.1.contains("orphan"));
@@ -282,10 +217,7 @@ async fn the_list_counts_messages() {
     let pipeline = pipeline();
     call(&create(false), &pipeline).await;
     produce(&pipeline.retries[0].topic, 7);
-    let common = CommonArgs {
-        json: true,
-        ..CommonArgs::default()
-    };
+    let common = CommonArgs { json: true, ..CommonArgs::default() };
     let (code, out, err) = call(&TopicsCommand::List { common }, &pipeline).await;
     assert_eq!((code, err.as_str()), (0, ""));
     let value: serde_json::Value = serde_json::from_str(&out).expect("JSON alone on standard output");
@@ -298,14 +230,12 @@ async fn the_list_counts_messages() {
     assert_eq!(value["topics"][0]["messages"], 0);
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn creators_that_race_all_succeed_and_each_topic_is_created_once() {
     let pipeline = pipeline();
-    let racers = (0..6).map(|_| {
-        let pipeline = pipeline.clone();
-        tokio::spawn(async move { call(&create(false), &pipeline).await })
-    });
-    let results = futures::future::try_join_all(racers).await.expect("no panic");
+    let command = create(false);
+    // Each has clients and connections of its own.
+    let results = futures::future::join_all((0..6).map(|_| call(&command, &pipeline))).await;
     let mut created = 0;
     for (code, out, err) in results {
         assert_eq!((code, err.as_str()), (0, ""), "{out}");
@@ -322,10 +252,7 @@ async fn a_replication_that_the_cluster_cannot_give_is_refused_with_the_number_o
     let (code, out, _) = call(&create(false), &pipeline).await;
     assert_eq!(code, 1);
     for line in out.lines() {
-        assert!(
-            line.contains("refused: replication 99 needs as many brokers, the cluster has "),
-            "{line}"
-        );
+        assert!(line.contains("refused: replication 99 needs as many brokers, the cluster has "), "{line}");
     }
 }
 
@@ -333,55 +260,29 @@ async fn a_replication_that_the_cluster_cannot_give_is_refused_with_the_number_o
 async fn looking_does_not_create() {
     let pipeline = pipeline();
     call(&check(), &pipeline).await;
-    call(
-        &TopicsCommand::List {
-            common: CommonArgs::default(),
-        },
-        &pipeline,
-    )
-    .await;
-    assert!(
-        states(&pipeline)
-            .await
-            .values()
-            .all(|state| *state == TopicState::Missing)
-    );
+    call(&TopicsCommand::List { common: CommonArgs::default() }, &pipeline).await;
+    assert!(states(&pipeline).await.values().all(|state| *state == TopicState::Missing));
 }
 
 #[tokio::test]
 async fn an_unreachable_broker_is_an_error_within_the_timeout_that_says_why() {
-    let nobody = Connection {
-        brokers: "127.0.0.1:1".into(),
-        properties: BTreeMap::new(),
-    };
+    let nobody = Connection { brokers: "127.0.0.1:1".into(), properties: BTreeMap::new() };
     let begun = Instant::now();
     let admin = Admin::new(nobody).expect("clients");
-    let options = StartupOptions {
-        timeout: Duration::from_secs(2),
-        ..OPTIONS
-    };
-    let error = startup_check(&admin, &[pipeline()], &known_topics(&[]), options)
-        .await
-        .expect_err("nobody answers");
+    let options = StartupOptions { timeout: Duration::from_secs(2), ..OPTIONS };
+    let error = startup_check(&admin, &[pipeline()], &known_topics(&[]), options).await.expect_err("nobody answers");
     let took = begun.elapsed();
     assert!(took < Duration::from_secs(4), "{took:?}");
     assert_eq!(error.exit_code(), 69);
     let text = error.to_string();
-    assert!(
-        text.starts_with("kafka not reachable at 127.0.0.1:1 within 2s: "),
-        "{text}"
-    );
+    assert!(text.starts_with("kafka not reachable at 127.0.0.1:1 within 2s: "), "{text}");
     assert!(text.contains("Connection refused"), "{text}");
 }
 
 #[tokio::test]
 async fn a_refused_client_setting_names_the_key_and_hides_the_value() {
     let properties = BTreeMap::from([("sasl.pasword".to_owned(), "hunter2".to_owned())]);
-    let error = Admin::new(Connection {
-        properties,
-        ..connection()
-    })
-    .expect_err("a typing error");
+    let error = Admin::new(Connection { properties, ..connection() }).expect_err("a typing error");
     assert_eq!(error.exit_code(), 64);
     let text = error.to_string();
     assert!(text.contains("sasl.pasword") && !text.contains("hunter2"), "{text}");

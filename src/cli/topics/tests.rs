@@ -33,20 +33,9 @@ fn report() -> Report {
     let specs = plan(&pipeline());
     let mut configs = specs[1].configs.clone();
     configs.insert("cleanup.policy".into(), "compact".into());
-    let compacted = compare(
-        &specs[1],
-        &ActualTopic {
-            partitions: 3,
-            replication: 1,
-            configs: Ok(configs),
-        },
-    );
-    let topic = |i: usize, state| TopicReport {
-        spec: plan(&pipeline()).swap_remove(i),
-        state,
-        raised: None,
-        unread: None,
-    };
+    let compacted = compare(&specs[1], &ActualTopic { partitions: 3, replication: 1, configs: Ok(configs) });
+    let topic =
+        |i: usize, state| TopicReport { spec: plan(&pipeline()).swap_remove(i), state, raised: None, unread: None };
     let orphan = Orphan {
         pipeline: "orders".into(),
         topic: "orders.billing.retry-9".into(),
@@ -54,15 +43,8 @@ fn report() -> Report {
         group: "billing.retry-9".into(),
         backlog: Some(12),
     };
-    let topics = vec![
-        topic(0, State::Ok),
-        topic(1, State::Differs(compacted)),
-        topic(2, State::Created),
-    ];
-    Report {
-        topics,
-        orphans: vec![orphan],
-    }
+    let topics = vec![topic(0, State::Ok), topic(1, State::Differs(compacted)), topic(2, State::Created)];
+    Report { topics, orphans: vec![orphan] }
 }
 
 fn printed(report: &Report, as_json: bool) -> (u8, String, String) {
@@ -120,26 +102,14 @@ fn the_table_shows_missing_topics_and_unread_settings_as_such() {
         .map(|(i, spec)| {
             let configs = Ok(spec.configs.clone());
             match i {
-                0 => Row {
-                    actual: None,
-                    messages: None,
-                    spec,
-                },
+                0 => Row { actual: None, messages: None, spec },
                 1 => Row {
-                    actual: Some(ActualTopic {
-                        partitions: 6,
-                        replication: 1,
-                        configs,
-                    }),
+                    actual: Some(ActualTopic { partitions: 6, replication: 1, configs }),
                     messages: Some(1_234),
                     spec,
                 },
                 _ => Row {
-                    actual: Some(ActualTopic {
-                        partitions: 6,
-                        replication: 1,
-                        configs: Err("no".into()),
-                    }),
+                    actual: Some(ActualTopic { partitions: 6, replication: 1, configs: Err("no".into()) }),
                     messages: None,
                     spec,
                 },
@@ -177,8 +147,5 @@ fn arguments_are_as_documented() {
 fn an_unknown_pipeline_names_those_that_there_are() {
     let error = choose(&[pipeline()], &["payments".to_owned()]).unwrap_err();
     assert_eq!(error.exit_code(), 64);
-    assert_eq!(
-        error.to_string(),
-        "--pipeline payments: no such pipeline; configured: orders"
-    );
+    assert_eq!(error.to_string(), "--pipeline payments: no such pipeline; configured: orders");
 }

@@ -53,9 +53,7 @@ pub struct RetryTopic {
 impl PipelineTopics {
     /// The longest time that an event waits on its way to the DLQ, by design.
     pub fn ladder_length(&self) -> Duration {
-        self.retries
-            .iter()
-            .fold(Duration::ZERO, |sum, retry| sum.saturating_add(retry.delay))
+        self.retries.iter().fold(Duration::ZERO, |sum, retry| sum.saturating_add(retry.delay))
     }
 
     /// The compacted topic in which redrives of the DLQ are recorded.
@@ -207,12 +205,7 @@ pub fn plan(pipeline: &PipelineTopics) -> Vec<TopicSpec> {
     };
     let mut specs = vec![spec("main", &pipeline.topic, Kind::Main, pipeline.retention)];
     for retry in &pipeline.retries {
-        specs.push(spec(
-            &retry.name,
-            &retry.topic,
-            Kind::Retry { delay: retry.delay },
-            pipeline.retention,
-        ));
+        specs.push(spec(&retry.name, &retry.topic, Kind::Retry { delay: retry.delay }, pipeline.retention));
     }
     specs.push(spec("dlq", &pipeline.dlq_topic, Kind::Dlq, pipeline.dlq_retention));
     specs
@@ -253,11 +246,7 @@ pub fn align(specs: &mut [TopicSpec], states: &BTreeMap<String, TopicState>) {
             continue;
         };
         spec.partitions = main.partitions;
-        let limit = main
-            .configs
-            .as_ref()
-            .ok()
-            .and_then(|configs| configs.get("max.message.bytes"));
+        let limit = main.configs.as_ref().ok().and_then(|configs| configs.get("max.message.bytes"));
         let largest = limit.and_then(|value| value.parse::<u64>().ok());
         if let Some(largest) = largest {
             spec.largest_event = Some(largest);
@@ -325,121 +314,60 @@ fn compare_configs(
     let number = |key: &str| configs.get(key).and_then(|value| value.parse::<i64>().ok());
     let is_retry = matches!(spec.kind, Kind::Retry { .. });
     let mut differs = |severity, key: &'static str, is: String, should_be: String, value: String, why| {
-        found.push(Difference {
-            severity,
-            what: key,
-            is,
-            should_be,
-            why,
-            remedy: Remedy::SetConfig { key, value },
-        });
+        found.push(Difference { severity, what: key, is, should_be, why, remedy: Remedy::SetConfig { key, value } });
     };
 
     if let Some(policy) = configs.get("cleanup.policy").filter(|policy| *policy != "delete") {
-        let severity = if policy.contains("compact") {
-            Severity::Unsafe
-        } else {
-            Severity::Differs
-        };
+        let severity = if policy.contains("compact") { Severity::Unsafe } else { Severity::Differs };
         let why = "compaction removes every event of a key but the last";
-        differs(
-            severity,
-            "cleanup.policy",
-            policy.clone(),
-            "delete".into(),
-            "delete".into(),
-            why,
-        );
+        differs(severity, "cleanup.policy", policy.clone(), "delete".into(), "delete".into(), why);
     }
 
-    let wanted = millis(spec.retention);
-    if let Some(actual) = number("retention.ms").filter(|actual| *actual != wanted) {
-        let too_short = actual >= 0 && is_retry && actual <= millis(spec.ladder_length);
+    if let Some(actual) = number("retention.ms") {
+        let ladder = millis(spec.ladder_length);
+        let too_short = is_retry && actual >= 0 && actual <= ladder;
+        // A configuration that is itself too short must not make a topic look safe.
+        let wanted =
+            if is_retry { millis(spec.retention).max(ladder.saturating_add(1)) } else { millis(spec.retention) };
         let (severity, why) = if too_short {
-            (
-                Severity::Unsafe,
-                "events are deleted while they wait: the ladder's delays add up to as much or more",
-            )
+            (Severity::Unsafe, "events are deleted while they wait: the ladder's delays add up to as much or more")
         } else {
             (Severity::Differs, "events stay for another time than configured")
         };
-        differs(
-            severity,
-            "retention.ms",
-            readable(actual),
-            readable(wanted),
-            wanted.to_string(),
-            why,
-        );
+        if actual != wanted {
+            differs(severity, "retention.ms", readable(actual), readable(wanted), wanted.to_string(), why);
+        }
     }
 
     if let Some(bytes) = number("retention.bytes").filter(|bytes| *bytes != -1) {
         let severity = if is_retry { Severity::Unsafe } else { Severity::Differs };
         let why = "events are deleted by size, whether they were handled or not";
-        differs(
-            severity,
-            "retention.bytes",
-            bytes.to_string(),
-            "-1".into(),
-            "-1".into(),
-            why,
-        );
+        differs(severity, "retention.bytes", bytes.to_string(), "-1".into(), "-1".into(), why);
     }
 
-    if let Some(kind) = configs
-        .get("message.timestamp.type")
-        .filter(|kind| is_retry && *kind != "LogAppendTime")
-    {
+    if let Some(kind) = configs.get("message.timestamp.type").filter(|kind| is_retry && *kind != "LogAppendTime") {
         let why = "retention and the count of waiting events follow the producers' clocks";
         let wanted = "LogAppendTime";
-        differs(
-            Severity::Differs,
-            "message.timestamp.type",
-            kind.clone(),
-            wanted.into(),
-            wanted.into(),
-            why,
-        );
+        differs(Severity::Differs, "message.timestamp.type", kind.clone(), wanted.into(), wanted.into(), why);
     }
 
     if let Some(replicas) = number("min.insync.replicas").filter(|replicas| replication >= 3 && *replicas < 2) {
         let why = "an acknowledged event may be on one broker only and is lost with it";
-        differs(
-            Severity::Unsafe,
-            "min.insync.replicas",
-            replicas.to_string(),
-            "2".into(),
-            "2".into(),
-            why,
-        );
+        differs(Severity::Unsafe, "min.insync.replicas", replicas.to_string(), "2".into(), "2".into(), why);
     }
 
     if let (Some(largest), Some(limit)) = (spec.largest_event, number("max.message.bytes"))
         && u64::try_from(limit).is_ok_and(|limit| limit < largest)
     {
         let why = "events that main takes and this topic refuses halt their partition";
-        let value = spec
-            .configs
-            .get("max.message.bytes")
-            .cloned()
-            .unwrap_or_else(|| largest.to_string());
-        differs(
-            Severity::Differs,
-            "max.message.bytes",
-            limit.to_string(),
-            format!("at least {largest}"),
-            value,
-            why,
-        );
+        let value = spec.configs.get("max.message.bytes").cloned().unwrap_or_else(|| largest.to_string());
+        differs(Severity::Differs, "max.message.bytes", limit.to_string(), format!("at least {largest}"), value, why);
     }
 }
 
 /// Every topic that belongs to one of these pipelines.
 pub fn known_topics(pipelines: &[PipelineTopics]) -> BTreeSet<String> {
-    pipelines
-        .iter()
-        .flat_map(|p| plan(p).into_iter().map(|spec| spec.topic).chain([p.redrive_topic()]))
-        .collect()
+    pipelines.iter().flat_map(|p| plan(p).into_iter().map(|spec| spec.topic).chain([p.redrive_topic()])).collect()
 }
 
 /// The stage that `candidate` belonged to, when it is named like a topic of this pipeline's ladder and is none now.

@@ -49,12 +49,8 @@ pub async fn startup_check(
     plan::align(&mut specs, &states);
     let mut report = judge(&specs, &states, admin.brokers(), options.allow_unsafe_topics)?;
     match admin.list_orphans(pipelines, known).await {
-        Ok(orphans) => report
-            .warnings
-            .extend(orphans.iter().map(|orphan| format!("{}: {orphan}", orphan.topic))),
-        Err(e) => report
-            .warnings
-            .push(format!("topics of removed rungs could not be looked for: {e}")),
+        Ok(orphans) => report.warnings.extend(orphans.iter().map(|orphan| format!("{}: {orphan}", orphan.topic))),
+        Err(e) => report.warnings.push(format!("topics of removed rungs could not be looked for: {e}")),
     }
     Ok(report)
 }
@@ -94,33 +90,22 @@ fn judge(
         };
         report.partitions.insert(topic.clone(), actual.partitions);
         if let (Err(why), true) = (&actual.configs, spec.kind != Kind::Main) {
-            report.warnings.push(format!(
-                "{topic}: settings could not be read, so they were not checked: {why}"
-            ));
+            report.warnings.push(format!("{topic}: settings could not be read, so they were not checked: {why}"));
         }
         for difference in plan::compare(spec, actual) {
             let remedy = difference.remedy.command(topic, brokers);
             let text = format!("{topic}: {difference}: {}; remedy: {remedy}", difference.why);
-            if difference.severity == Severity::Unsafe {
-                faults.push(text)
-            } else {
-                report.warnings.push(text)
-            }
+            if difference.severity == Severity::Unsafe { faults.push(text) } else { report.warnings.push(text) }
         }
     }
     missing.dedup();
     if !missing.is_empty() {
-        return Err(Error::Missing {
-            brokers: brokers.to_owned(),
-            topics: missing,
-        });
+        return Err(Error::Missing { brokers: brokers.to_owned(), topics: missing });
     }
     if !faults.is_empty() && !allow_unsafe {
         return Err(Error::Unsafe { faults });
     }
-    report
-        .warnings
-        .splice(0..0, faults.into_iter().map(|fault| format!("unsafe: {fault}")));
+    report.warnings.splice(0..0, faults.into_iter().map(|fault| format!("unsafe: {fault}")));
     Ok(report)
 }
 
@@ -150,11 +135,7 @@ mod tests {
     fn states(change: impl Fn(&str, &mut ActualTopic)) -> BTreeMap<String, TopicState> {
         let exact = |spec: &TopicSpec| {
             let configs = Ok(spec.configs.clone());
-            let mut actual = ActualTopic {
-                partitions: spec.partitions,
-                replication: spec.replication,
-                configs,
-            };
+            let mut actual = ActualTopic { partitions: spec.partitions, replication: spec.replication, configs };
             change(&spec.stage, &mut actual);
             (spec.topic.clone(), TopicState::Exists(actual))
         };
@@ -198,24 +179,15 @@ mod tests {
         let error = judge(&specs(), &states, "b:9092", false).unwrap_err();
         assert_eq!(error.exit_code(), 64);
         let text = error.to_string();
-        assert!(
-            text.contains("orders.billing.retry-1: cleanup.policy is compact, should be delete"),
-            "{text}"
-        );
+        assert!(text.contains("orders.billing.retry-1: cleanup.policy is compact, should be delete"), "{text}");
         assert!(text.contains("--add-config cleanup.policy=delete"), "{text}");
         assert!(text.contains("allow_unsafe_topics"), "{text}");
         assert!(!text.contains("partitions"), "only what refuses: {text}");
 
         let warnings = judge(&specs(), &states, "b:9092", true).unwrap().warnings;
         assert_eq!(warnings.len(), 2, "{warnings:?}");
-        assert!(
-            warnings[0].starts_with("unsafe: orders.billing.retry-1: cleanup.policy"),
-            "{warnings:?}"
-        );
-        assert!(
-            warnings[1].starts_with("orders.billing.retry-1: partitions is 3, should be 6"),
-            "{warnings:?}"
-        );
+        assert!(warnings[0].starts_with("unsafe: orders.billing.retry-1: cleanup.policy"), "{warnings:?}");
+        assert!(warnings[1].starts_with("orders.billing.retry-1: partitions is 3, should be 6"), "{warnings:?}");
     }
 
     #[test]

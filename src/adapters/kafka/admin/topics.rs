@@ -200,11 +200,7 @@ async fn create_missing(
         .filter(|spec| seen.insert(&spec.topic))
         .cloned()
         .collect();
-    if missing.is_empty() {
-        Ok(BTreeMap::new())
-    } else {
-        admin.create(&missing).await
-    }
+    if missing.is_empty() { Ok(BTreeMap::new()) } else { admin.create(&missing).await }
 }
 
 fn report(specs: &[TopicSpec], states: &BTreeMap<String, TopicState>, orphans: Vec<Orphan>) -> Report {
@@ -213,11 +209,7 @@ fn report(specs: &[TopicSpec], states: &BTreeMap<String, TopicState>, orphans: V
         let (state, unread) = match states.get(&spec.topic) {
             Some(TopicState::Exists(actual)) => {
                 let differences = plan::compare(spec, actual);
-                let state = if differences.is_empty() {
-                    State::Ok
-                } else {
-                    State::Differs(differences)
-                };
+                let state = if differences.is_empty() { State::Ok } else { State::Differs(differences) };
                 // The settings of main are its owner's affair.
                 let unread = actual.configs.as_ref().err().filter(|_| spec.kind != Kind::Main);
                 (state, unread.cloned())
@@ -228,12 +220,7 @@ fn report(specs: &[TopicSpec], states: &BTreeMap<String, TopicState>, orphans: V
         match topics.iter_mut().find(|topic| topic.spec.topic == spec.topic) {
             // A main topic shared by two pipelines: one line, what either finds.
             Some(first) => merge(&mut first.state, state),
-            None => topics.push(TopicReport {
-                spec: spec.clone(),
-                state,
-                raised: None,
-                unread,
-            }),
+            None => topics.push(TopicReport { spec: spec.clone(), state, raised: None, unread }),
         }
     }
     Report { topics, orphans }
@@ -275,34 +262,18 @@ mod tests {
 
     fn exact(spec: &TopicSpec) -> TopicState {
         let configs = Ok(spec.configs.clone());
-        TopicState::Exists(ActualTopic {
-            partitions: spec.partitions,
-            replication: spec.replication,
-            configs,
-        })
+        TopicState::Exists(ActualTopic { partitions: spec.partitions, replication: spec.replication, configs })
     }
 
     #[test]
     fn a_main_topic_shared_by_two_groups_is_reported_once_with_what_either_finds() {
         let specs = specs(&[pipeline("inventory", 6), pipeline("analytics", 12)]);
-        let states = specs
-            .iter()
-            .rev()
-            .map(|spec| (spec.topic.clone(), exact(spec)))
-            .collect();
+        let states = specs.iter().rev().map(|spec| (spec.topic.clone(), exact(spec))).collect();
         let report = report(&specs, &states, vec![]);
-        let lines: Vec<_> = report
-            .topics
-            .iter()
-            .map(|t| (t.spec.topic.as_str(), t.state.as_str()))
-            .collect();
+        let lines: Vec<_> = report.topics.iter().map(|t| (t.spec.topic.as_str(), t.state.as_str())).collect();
         assert_eq!(
             lines,
-            [
-                ("orders", "differs"),
-                ("orders.inventory.dlq", "ok"),
-                ("orders.analytics.dlq", "ok")
-            ],
+            [("orders", "differs"), ("orders.inventory.dlq", "ok"), ("orders.analytics.dlq", "ok")],
             "the second pipeline wants 12 partitions, there are 6"
         );
         assert!(!report.is_good());
@@ -319,14 +290,7 @@ mod tests {
         let specs = specs(&[pipeline("inventory", 6)]);
         let states = specs.iter().map(|spec| {
             let configs = Err("not authorized".to_owned());
-            (
-                spec.topic.clone(),
-                TopicState::Exists(ActualTopic {
-                    partitions: 6,
-                    replication: 1,
-                    configs,
-                }),
-            )
+            (spec.topic.clone(), TopicState::Exists(ActualTopic { partitions: 6, replication: 1, configs }))
         });
         let report = report(&specs, &states.collect(), vec![]);
         assert!(report.is_good());

@@ -24,32 +24,18 @@ fn pipeline(replication: i32) -> PipelineTopics {
 }
 
 fn spec(stage: &str, replication: i32) -> TopicSpec {
-    plan(&pipeline(replication))
-        .into_iter()
-        .find(|spec| spec.stage == stage)
-        .unwrap()
+    plan(&pipeline(replication)).into_iter().find(|spec| spec.stage == stage).unwrap()
 }
 
 /// The topic exactly as the plan would create it, with some settings changed.
 fn actual(spec: &TopicSpec, changed: &[(&str, &str)]) -> ActualTopic {
     let mut configs = spec.configs.clone();
-    configs.extend(
-        changed
-            .iter()
-            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned())),
-    );
-    ActualTopic {
-        partitions: spec.partitions,
-        replication: spec.replication,
-        configs: Ok(configs),
-    }
+    configs.extend(changed.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
+    ActualTopic { partitions: spec.partitions, replication: spec.replication, configs: Ok(configs) }
 }
 
 fn texts(differences: &[Difference]) -> Vec<String> {
-    differences
-        .iter()
-        .map(|d| format!("{}: {d}", d.severity.as_str()))
-        .collect()
+    differences.iter().map(|d| format!("{}: {d}", d.severity.as_str())).collect()
 }
 
 #[test]
@@ -67,11 +53,7 @@ fn plan_names_every_stage_in_order_with_its_settings() {
         ]
     );
     let show = |stage: &str, replication| {
-        let settings: Vec<_> = spec(stage, replication)
-            .configs
-            .iter()
-            .map(|(k, v)| format!("{k}={v}"))
-            .collect();
+        let settings: Vec<_> = spec(stage, replication).configs.iter().map(|(k, v)| format!("{k}={v}")).collect();
         settings.join(" ")
     };
     assert_eq!(
@@ -84,10 +66,7 @@ fn plan_names_every_stage_in_order_with_its_settings() {
          retention.ms=604800000"
     );
     assert_eq!(show("main", 1), "cleanup.policy=delete retention.ms=604800000");
-    assert_eq!(
-        show("dlq", 1),
-        "cleanup.policy=delete retention.bytes=-1 retention.ms=2592000000"
-    );
+    assert_eq!(show("dlq", 1), "cleanup.policy=delete retention.bytes=-1 retention.ms=2592000000");
     assert_eq!(specs[1].ladder_length, Duration::from_secs(335));
 }
 
@@ -112,30 +91,16 @@ fn a_topic_as_planned_does_not_differ() {
 fn each_changed_setting_is_told_with_its_severity() {
     let check = |stage: &str, replication: i32, changed: &[(&str, &str)], expected: &[&str]| {
         let spec = spec(stage, replication);
-        assert_eq!(
-            texts(&compare(&spec, &actual(&spec, changed))),
-            expected,
-            "{stage} {changed:?}"
-        );
+        assert_eq!(texts(&compare(&spec, &actual(&spec, changed))), expected, "{stage} {changed:?}");
     };
-    check(
-        "retry-1",
-        1,
-        &[("cleanup.policy", "compact")],
-        &["unsafe: cleanup.policy is compact, should be delete"],
-    );
+    check("retry-1", 1, &[("cleanup.policy", "compact")], &["unsafe: cleanup.policy is compact, should be delete"]);
     check(
         "retry-1",
         1,
         &[("cleanup.policy", "compact,delete")],
         &["unsafe: cleanup.policy is compact,delete, should be delete"],
     );
-    check(
-        "dlq",
-        1,
-        &[("cleanup.policy", "compact")],
-        &["unsafe: cleanup.policy is compact, should be delete"],
-    );
+    check("dlq", 1, &[("cleanup.policy", "compact")], &["unsafe: cleanup.policy is compact, should be delete"]);
     check("main", 1, &[("cleanup.policy", "compact"), ("retention.ms", "1")], &[]);
     check(
         "retry-1",
@@ -161,18 +126,8 @@ fn each_changed_setting_is_told_with_its_severity() {
         &[("retention.ms", "1000")],
         &["differs: retention.ms is 1000 (1s), should be 2592000000 (30days)"],
     );
-    check(
-        "retry-2",
-        1,
-        &[("retention.bytes", "1024")],
-        &["unsafe: retention.bytes is 1024, should be -1"],
-    );
-    check(
-        "dlq",
-        1,
-        &[("retention.bytes", "1024")],
-        &["differs: retention.bytes is 1024, should be -1"],
-    );
+    check("retry-2", 1, &[("retention.bytes", "1024")], &["unsafe: retention.bytes is 1024, should be -1"]);
+    check("dlq", 1, &[("retention.bytes", "1024")], &["differs: retention.bytes is 1024, should be -1"]);
     check(
         "retry-1",
         1,
@@ -180,21 +135,12 @@ fn each_changed_setting_is_told_with_its_severity() {
         &["differs: message.timestamp.type is CreateTime, should be LogAppendTime"],
     );
     check("dlq", 1, &[("message.timestamp.type", "CreateTime")], &[]);
-    check(
-        "retry-1",
-        3,
-        &[("min.insync.replicas", "1")],
-        &["unsafe: min.insync.replicas is 1, should be 2"],
-    );
+    check("retry-1", 3, &[("min.insync.replicas", "1")], &["unsafe: min.insync.replicas is 1, should be 2"]);
     check("retry-1", 1, &[("min.insync.replicas", "1")], &[]);
     check(
         "retry-1",
         3,
-        &[
-            ("message.timestamp.type", "CreateTime"),
-            ("min.insync.replicas", "1"),
-            ("cleanup.policy", "compact"),
-        ],
+        &[("message.timestamp.type", "CreateTime"), ("min.insync.replicas", "1"), ("cleanup.policy", "compact")],
         &[
             "unsafe: cleanup.policy is compact, should be delete",
             "unsafe: min.insync.replicas is 1, should be 2",
@@ -210,22 +156,12 @@ fn counts_are_compared_and_the_remedy_names_a_command() {
         let mut actual = actual(&spec, &[]);
         actual.partitions = partitions;
         actual.replication = replication;
-        let found: Vec<_> = compare(&spec, &actual)
-            .iter()
-            .map(|d| (d.to_string(), d.remedy.command(&spec.topic, "b:9092")))
-            .collect();
+        let found: Vec<_> =
+            compare(&spec, &actual).iter().map(|d| (d.to_string(), d.remedy.command(&spec.topic, "b:9092"))).collect();
         let found: Vec<_> = found.iter().map(|(d, r)| (d.as_str(), r.as_str())).collect();
         assert_eq!(found, expected, "{stage}");
     };
-    check(
-        "retry-1",
-        3,
-        3,
-        &[(
-            "partitions is 3, should be 6",
-            "scripts/create-topics.sh --add-partitions",
-        )],
-    );
+    check("retry-1", 3, 3, &[("partitions is 3, should be 6", "scripts/create-topics.sh --add-partitions")]);
     check("retry-1", 9, 3, &[]);
     check(
         "dlq",
@@ -240,10 +176,7 @@ fn counts_are_compared_and_the_remedy_names_a_command() {
         "main",
         12,
         3,
-        &[(
-            "partitions is 12, should be 6",
-            "set pipelines.orders.partitions to 12: partitions cannot be taken away",
-        )],
+        &[("partitions is 12, should be 6", "set pipelines.orders.partitions to 12: partitions cannot be taken away")],
     );
     check(
         "retry-1",
@@ -260,11 +193,7 @@ fn counts_are_compared_and_the_remedy_names_a_command() {
 fn a_setting_that_was_not_told_is_not_judged() {
     let spec = spec("retry-1", 3);
     for configs in [Err("not authorized".to_owned()), Ok(BTreeMap::new())] {
-        let actual = ActualTopic {
-            partitions: 6,
-            replication: 3,
-            configs,
-        };
+        let actual = ActualTopic { partitions: 6, replication: 3, configs };
         assert_eq!(compare(&spec, &actual), []);
     }
 }
@@ -288,14 +217,8 @@ fn the_ladder_follows_its_main_topic() {
         replication: 1,
         configs: Ok(BTreeMap::from([("max.message.bytes".to_owned(), "4000000".to_owned())])),
     };
-    align(
-        &mut specs,
-        &BTreeMap::from([("orders".to_owned(), TopicState::Exists(main))]),
-    );
-    assert_eq!(
-        specs[0].partitions, 6,
-        "main keeps what was configured, so that a difference is told"
-    );
+    align(&mut specs, &BTreeMap::from([("orders".to_owned(), TopicState::Exists(main))]));
+    assert_eq!(specs[0].partitions, 6, "main keeps what was configured, so that a difference is told");
     for spec in &specs[1..] {
         assert_eq!(spec.partitions, 12, "{}", spec.topic);
         assert_eq!(spec.configs["max.message.bytes"], "4016384", "{}", spec.topic);
@@ -304,20 +227,14 @@ fn the_ladder_follows_its_main_topic() {
         let found = compare(&specs[1], &actual(&specs[1], &[("max.message.bytes", limit)]));
         assert_eq!(texts(&found), expected);
     };
-    check(
-        "3999999",
-        &["differs: max.message.bytes is 3999999, should be at least 4000000"],
-    );
+    check("3999999", &["differs: max.message.bytes is 3999999, should be at least 4000000"]);
     check("4000000", &[]);
 }
 
 #[test]
 fn alignment_leaves_a_plan_alone_whose_main_is_missing() {
     let mut specs = plan(&pipeline(1));
-    align(
-        &mut specs,
-        &BTreeMap::from([("orders".to_owned(), TopicState::Missing)]),
-    );
+    align(&mut specs, &BTreeMap::from([("orders".to_owned(), TopicState::Missing)]));
     assert_eq!(specs, plan(&pipeline(1)));
 }
 
@@ -339,6 +256,17 @@ fn only_former_rungs_of_this_group_are_orphans() {
     check("orders.billing.eu.retry-1", None);
     check("orders.billings.retry-1", None);
     check("orders2.billing.retry-1", None);
+}
+
+#[test]
+fn a_configured_retention_below_the_ladder_is_unsafe_though_the_topic_has_just_that() {
+    let mut pipeline = pipeline(1);
+    pipeline.retention = Duration::from_secs(300);
+    let spec = plan(&pipeline).swap_remove(1);
+    assert_eq!(
+        texts(&compare(&spec, &actual(&spec, &[]))),
+        ["unsafe: retention.ms is 300000 (5m), should be 335001 (5m 35s 1ms)"]
+    );
 }
 
 #[test]
