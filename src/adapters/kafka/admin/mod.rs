@@ -1,7 +1,7 @@
 //! Topics on the cluster: look, create, add partitions, and nothing else; never deletes, never alters a setting.
 //!
-//! [`Admin`] asks the cluster, [`plan`] says which topics there should be and what differs (pure), [`topics`] is what `pipeline topics` does,
-//! [`startup`] decides whether stages may start.
+//! [`Admin`] asks the cluster, [`plan`] says which topics there should be and what differs (pure), [`topics`] is what
+//! `pipeline topics` does, [`startup`] decides whether stages may start.
 //!
 //! Invariants: looking at a topic never creates it (the lookups go through a consumer, which asks the broker not to);
 //! nothing waits longer than its time-out; librdkafka's own complaints go to the log at DEBUG and the last of them
