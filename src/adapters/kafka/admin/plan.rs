@@ -323,15 +323,20 @@ fn compare_configs(
         differs(severity, "cleanup.policy", policy.clone(), "delete".into(), "delete".into(), why);
     }
 
-    let wanted = millis(spec.retention);
-    if let Some(actual) = number("retention.ms").filter(|actual| *actual != wanted) {
-        let too_short = actual >= 0 && is_retry && actual <= millis(spec.ladder_length);
+    if let Some(actual) = number("retention.ms") {
+        let ladder = millis(spec.ladder_length);
+        let too_short = is_retry && actual >= 0 && actual <= ladder;
+        // A configuration that is itself too short must not make a topic look safe.
+        let wanted =
+            if is_retry { millis(spec.retention).max(ladder.saturating_add(1)) } else { millis(spec.retention) };
         let (severity, why) = if too_short {
             (Severity::Unsafe, "events are deleted while they wait: the ladder's delays add up to as much or more")
         } else {
             (Severity::Differs, "events stay for another time than configured")
         };
-        differs(severity, "retention.ms", readable(actual), readable(wanted), wanted.to_string(), why);
+        if actual != wanted {
+            differs(severity, "retention.ms", readable(actual), readable(wanted), wanted.to_string(), why);
+        }
     }
 
     if let Some(bytes) = number("retention.bytes").filter(|bytes| *bytes != -1) {

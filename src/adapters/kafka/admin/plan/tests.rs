@@ -259,6 +259,17 @@ fn only_former_rungs_of_this_group_are_orphans() {
 }
 
 #[test]
+fn a_configured_retention_below_the_ladder_is_unsafe_though_the_topic_has_just_that() {
+    let mut pipeline = pipeline(1);
+    pipeline.retention = Duration::from_secs(300);
+    let spec = plan(&pipeline).swap_remove(1);
+    assert_eq!(
+        texts(&compare(&spec, &actual(&spec, &[]))),
+        ["unsafe: retention.ms is 300000 (5m), should be 335001 (5m 35s 1ms)"]
+    );
+}
+
+#[test]
 fn endless_retention_does_not_overflow() {
     let mut pipeline = pipeline(1);
     pipeline.retention = Duration::MAX;
