@@ -16,7 +16,7 @@ use rust::{Inner, Token, is_cfg_test, paths, resolve, tokens};
 /// What each part of `src/` may use of the crate, itself aside. A part that is not listed may use all but `cli`.
 const ARROWS: &[(&str, &[&str])] = &[
     ("ladder", &[]),
-    ("messages", &[]),
+    ("messages", &["ladder"]),
     ("telemetry", &["ladder"]),
     ("stage", &["ladder", "telemetry", "messages"]),
     ("adapters", &["ladder", "stage::ports", "stage::record", "stage::clock", "telemetry", "messages"]),
