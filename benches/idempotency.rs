@@ -13,10 +13,7 @@ const LEASE: Duration = Duration::from_secs(15);
 const TTL: Duration = Duration::from_secs(60);
 
 fn main() -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         measure("memory", &MemoryStore::default()).await?;
         match std::env::var("REDIS_URL") {
@@ -37,16 +34,9 @@ async fn measure(name: &str, store: &dyn IdempotencyStore) -> anyhow::Result<()>
         let begin = Instant::now();
         let mut first = Vec::with_capacity(EXECUTIONS / batch);
         for (sequence, keys) in (0..).zip(keys.chunks(batch)) {
-            let claim = Claim {
-                process,
-                sequence,
-                fence: 1_700_000_000_000,
-            };
+            let claim = Claim { process, sequence, fence: 1_700_000_000_000 };
             let claimed = Instant::now();
-            for reply in store
-                .claim(keys.iter().map(|key| (key.clone(), claim)).collect(), LEASE)
-                .await
-            {
+            for reply in store.claim(keys.iter().map(|key| (key.clone(), claim)).collect(), LEASE).await {
                 reply?;
             }
             first.push(claimed.elapsed());

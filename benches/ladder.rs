@@ -2,7 +2,7 @@
 //!
 //! Speed is judged by ratios: `forward` runs a bare consume → produce loop and the engine in turn in one run. Every
 //! event fails on purpose; there is no breaker in this version that would have to be switched off.
-#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, reason = "a program for developers")]
+#![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::print_stdout, reason = "a program for developers")]
 
 #[path = "ladder/load.rs"]
 mod load;

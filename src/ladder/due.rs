@@ -53,10 +53,7 @@ fn millis(text: &[u8]) -> Option<u64> {
     if text.is_empty() || !text.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    Some(
-        text.iter()
-            .fold(0_u64, |n, b| n.saturating_mul(10).saturating_add(u64::from(b - b'0'))),
-    )
+    Some(text.iter().fold(0_u64, |n, b| n.saturating_mul(10).saturating_add(u64::from(b - b'0'))))
 }
 
 #[cfg(test)]
@@ -69,11 +66,7 @@ mod tests {
 
     fn check(header: Option<&str>, timestamp_ms: i64, due_ms: u64, repair: Option<DueRepair>) {
         let seen = effective(header.map(str::as_bytes), timestamp_ms, DELAY);
-        assert_eq!(
-            seen,
-            (Timestamp::from_millis(due_ms), repair),
-            "{header:?} at {timestamp_ms}"
-        );
+        assert_eq!(seen, (Timestamp::from_millis(due_ms), repair), "{header:?} at {timestamp_ms}");
     }
 
     #[test]
@@ -81,18 +74,8 @@ mod tests {
         check(Some("1005000"), 1_000_000, 1_005_000, None);
         check(Some("1010000"), 1_000_000, 1_010_000, None);
         check(Some("1010001"), 1_000_000, 1_010_000, Some(DueRepair::Clamped));
-        check(
-            Some("99999999999999999999999999"),
-            1_000_000,
-            1_010_000,
-            Some(DueRepair::Clamped),
-        );
-        check(
-            Some("18446744073709551615"),
-            1_000_000,
-            1_010_000,
-            Some(DueRepair::Clamped),
-        );
+        check(Some("99999999999999999999999999"), 1_000_000, 1_010_000, Some(DueRepair::Clamped));
+        check(Some("18446744073709551615"), 1_000_000, 1_010_000, Some(DueRepair::Clamped));
     }
 
     #[test]
@@ -103,16 +86,7 @@ mod tests {
 
     #[test]
     fn a_due_that_is_missing_or_no_number_is_the_delay_after_the_record() {
-        for header in [
-            None,
-            Some(""),
-            Some("soon"),
-            Some("-5"),
-            Some("+5"),
-            Some(" 5"),
-            Some("1e3"),
-            Some("1.5"),
-        ] {
+        for header in [None, Some(""), Some("soon"), Some("-5"), Some("+5"), Some(" 5"), Some("1e3"), Some("1.5")] {
             check(header, 1_000_000, 1_005_000, Some(DueRepair::Missing));
         }
     }
@@ -128,10 +102,7 @@ mod tests {
     fn a_wish_is_kept_up_to_twice_the_delay() {
         let now = Timestamp::from_micros(1_000_000_900);
         assert_eq!(asked(now, Duration::from_secs(3), DELAY), now + Duration::from_secs(3));
-        assert_eq!(
-            asked(now, Duration::from_secs(60), DELAY),
-            Timestamp::from_millis(1_010_000)
-        );
+        assert_eq!(asked(now, Duration::from_secs(60), DELAY), Timestamp::from_millis(1_010_000));
         // What was capped when it was written is not clamped when it is read in the same millisecond.
         let due = asked(now, Duration::from_secs(60), DELAY).ceil_millis().to_string();
         assert_eq!(effective(Some(due.as_bytes()), 1_000_000, DELAY).1, None);

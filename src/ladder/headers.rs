@@ -86,21 +86,8 @@ enum Name {
 }
 
 /// In the order of [`Name`].
-const NAMES: [&str; 13] = [
-    EVENT_ID,
-    STAGE,
-    ATTEMPT,
-    HOP,
-    FENCE,
-    DUE,
-    ORIGIN,
-    GROUP,
-    ERROR,
-    HISTORY,
-    REDRIVE,
-    REDRIVEN_AT,
-    DEFERRALS,
-];
+const NAMES: [&str; 13] =
+    [EVENT_ID, STAGE, ATTEMPT, HOP, FENCE, DUE, ORIGIN, GROUP, ERROR, HISTORY, REDRIVE, REDRIVEN_AT, DEFERRALS];
 
 impl Name {
     fn of(name: &[u8]) -> Option<Self> {

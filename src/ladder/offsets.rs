@@ -70,11 +70,7 @@ impl Watermark {
     pub fn position(&self) -> Option<i64> {
         let next = self.last_delivered?.saturating_add(1);
         let open = if self.base < self.unsorted_below {
-            self.entries
-                .iter()
-                .filter(|entry| !entry.done)
-                .map(|entry| entry.offset)
-                .min()
+            self.entries.iter().filter(|entry| !entry.done).map(|entry| entry.offset).min()
         } else {
             self.entries.front().map(|entry| entry.offset)
         };

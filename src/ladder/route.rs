@@ -26,21 +26,15 @@ pub fn decide(
     }
     // Everything below moves the event, and a move needs a hop of its own.
     if envelope.hop.saturating_add(1) >= HOP_LIMIT {
-        return Action::Halt {
-            reason: HaltReason::HopOverflow,
-        };
+        return Action::Halt { reason: HaltReason::HopOverflow };
     }
     match failure.class {
         FailureClass::Permanent => {
-            return Action::DeadLetter {
-                reason: Reason::Permanent,
-            };
+            return Action::DeadLetter { reason: Reason::Permanent };
         }
         FailureClass::Poison => return Action::DeadLetter { reason: Reason::Poison },
         FailureClass::Transient if expired(ladder, envelope, now) => {
-            return Action::DeadLetter {
-                reason: Reason::Expired,
-            };
+            return Action::DeadLetter { reason: Reason::Expired };
         }
         FailureClass::Transient => {}
     }
@@ -54,18 +48,13 @@ pub fn decide(
         }
         ([.., last], Some(wish)) => {
             let rung = above.iter().find(|rung| rung.delay >= Some(wish)).unwrap_or(last);
-            Action::Forward {
-                stage: rung.index,
-                due: due::asked(now, wish, rung.delay.unwrap_or_default()),
-            }
+            Action::Forward { stage: rung.index, due: due::asked(now, wish, rung.delay.unwrap_or_default()) }
         }
         ([], wish) => match ladder.rung(envelope.stage).and_then(|rung| rung.delay) {
             Some(delay) if wish > Some(delay) && envelope.deferrals < ladder.max_deferrals() => {
                 Action::Defer { due: now + delay }
             }
-            _ => Action::DeadLetter {
-                reason: Reason::Exhausted,
-            },
+            _ => Action::DeadLetter { reason: Reason::Exhausted },
         },
     }
 }
@@ -82,9 +71,7 @@ pub fn target<'l>(ladder: &'l Ladder, envelope: &Envelope, action: &Action) -> O
 
 /// Counted from the last redrive, else from the record on main; an age that nobody knows does not expire.
 fn expired(ladder: &Ladder, envelope: &Envelope, now: Timestamp) -> bool {
-    let origin = u64::try_from(envelope.origin.timestamp_ms)
-        .ok()
-        .map(Timestamp::from_millis);
+    let origin = u64::try_from(envelope.origin.timestamp_ms).ok().map(Timestamp::from_millis);
     match (ladder.max_event_age(), envelope.redriven_at.or(origin)) {
         (Some(limit), Some(since)) => now.since(since) > limit,
         _ => false,

@@ -66,11 +66,7 @@ impl LadderSpec {
     /// The same with one more retry stage of this delay, without jitter and under its default topic name.
     #[must_use]
     pub fn retry(mut self, delay: Duration) -> Self {
-        self.retries.push(RetrySpec {
-            delay,
-            topic: None,
-            jitter: 0.0,
-        });
+        self.retries.push(RetrySpec { delay, topic: None, jitter: 0.0 });
         self
     }
 }
@@ -237,9 +233,7 @@ impl Ladder {
             faults.push(LadderFault::GroupTooLong { len: spec.group.len() });
         }
         if spec.retries.len() > MAX_RETRIES {
-            faults.push(LadderFault::TooManyRetries {
-                count: spec.retries.len(),
-            });
+            faults.push(LadderFault::TooManyRetries { count: spec.retries.len() });
         }
         if spec.max_event_age.is_some_and(|age| age.is_zero()) {
             faults.push(LadderFault::ZeroEventAge);
@@ -325,10 +319,7 @@ impl Ladder {
 
     /// The sum of all delays, without jitter.
     pub fn total_delay(&self) -> Duration {
-        self.retries()
-            .iter()
-            .filter_map(|rung| rung.delay)
-            .fold(Duration::ZERO, Duration::saturating_add)
+        self.retries().iter().filter_map(|rung| rung.delay).fold(Duration::ZERO, Duration::saturating_add)
     }
 
     /// An event that fails and is older than this goes to the DLQ.
@@ -359,10 +350,7 @@ fn check_delays(retries: &[RetrySpec], faults: &mut Vec<LadderFault>) {
 
 fn build_rungs(spec: &LadderSpec) -> Vec<Rung> {
     let named = |stage: &str, by_hand: &Option<String>| -> Arc<str> {
-        by_hand
-            .clone()
-            .unwrap_or_else(|| default_topic(&spec.topic, &spec.group, stage))
-            .into()
+        by_hand.clone().unwrap_or_else(|| default_topic(&spec.topic, &spec.group, stage)).into()
     };
     let rung = |index, name: &str, topic, delay, jitter, group_id: String| Rung {
         index,
@@ -372,35 +360,14 @@ fn build_rungs(spec: &LadderSpec) -> Vec<Rung> {
         jitter,
         group_id: group_id.into(),
     };
-    let mut rungs = vec![rung(
-        0,
-        "main",
-        spec.topic.as_str().into(),
-        None,
-        0.0,
-        spec.group.clone(),
-    )];
+    let mut rungs = vec![rung(0, "main", spec.topic.as_str().into(), None, 0.0, spec.group.clone())];
     for (i, retry) in spec.retries.iter().enumerate() {
         let name = retry_name(i + 1);
         let group_id = format!("{}.{name}", spec.group);
-        rungs.push(rung(
-            i + 1,
-            &name,
-            named(&name, &retry.topic),
-            Some(retry.delay),
-            retry.jitter,
-            group_id,
-        ));
+        rungs.push(rung(i + 1, &name, named(&name, &retry.topic), Some(retry.delay), retry.jitter, group_id));
     }
     let group_id = format!("{}.dlq", spec.group);
-    rungs.push(rung(
-        rungs.len(),
-        "dlq",
-        named("dlq", &spec.dlq_topic),
-        None,
-        0.0,
-        group_id,
-    ));
+    rungs.push(rung(rungs.len(), "dlq", named("dlq", &spec.dlq_topic), None, 0.0, group_id));
     rungs
 }
 
@@ -421,20 +388,10 @@ fn check_topics(spec: &LadderSpec, rungs: &[Rung], redrive_topic: &str, faults: 
     let told = !legal_topic(&spec.topic) || spec.group.trim().is_empty() || spec.group.len() > MAX_GROUP_LEN;
     for (i, (key, by_hand, topic)) in all.iter().enumerate() {
         if !legal_topic(topic) && (*by_hand || !told) {
-            faults.push(LadderFault::IllegalTopic {
-                key: key.clone(),
-                topic: (*topic).to_owned(),
-            });
+            faults.push(LadderFault::IllegalTopic { key: key.clone(), topic: (*topic).to_owned() });
         }
-        if let Some((other, ..)) = all[..i]
-            .iter()
-            .find(|(_, _, t)| t.replace('.', "_") == topic.replace('.', "_"))
-        {
-            faults.push(LadderFault::SameTopic {
-                key: key.clone(),
-                topic: (*topic).to_owned(),
-                other: other.clone(),
-            });
+        if let Some((other, ..)) = all[..i].iter().find(|(_, _, t)| t.replace('.', "_") == topic.replace('.', "_")) {
+            faults.push(LadderFault::SameTopic { key: key.clone(), topic: (*topic).to_owned(), other: other.clone() });
         }
     }
 }

@@ -25,9 +25,7 @@ async fn open(url: &str) -> Store {
 
 async fn claim(store: &Store, names: &[&str]) -> Vec<Result<ClaimReply, StoreError>> {
     let batch = names.iter().map(|name| (key(name), claim_of(1))).collect();
-    timeout(LONG, store.claim(batch, LEASE))
-        .await
-        .expect("a batch never hangs")
+    timeout(LONG, store.claim(batch, LEASE)).await.expect("a batch never hangs")
 }
 
 async fn run(side: &mut MultiplexedConnection, command: &[&str]) {

@@ -257,38 +257,19 @@ async fn attempt(client: &Client, url: &str, options: &Options) -> Result<(Multi
     let config = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(options.connect_timeout))
         .set_response_timeout(Some(options.response_timeout));
-    let mut connection = client
-        .get_multiplexed_async_connection_with_config(&config)
-        .await
-        .map_err(|error| {
-            let busy = error
-                .detail()
-                .is_some_and(|detail| detail.contains("max number of clients"));
-            match error.kind() {
-                ErrorKind::InvalidClientConfig => Error::BadUrl {
-                    url: url.to_owned(),
-                    reason: error.to_string(),
-                },
-                ErrorKind::Server(ServerErrorKind::BusyLoading | ServerErrorKind::MasterDown) => {
-                    server::unreachable(url, &error)
-                }
-                ErrorKind::AuthenticationFailed | ErrorKind::Server(_) if !busy => Error::Refused {
-                    url: url.to_owned(),
-                    reason: error.to_string(),
-                },
-                // The TLS libraries have no common type for it.
-                _ if error.to_string().contains("certificate") => Error::Certificate {
-                    url: url.to_owned(),
-                    reason: error.to_string(),
-                },
-                _ if error.is_timeout() => Error::Unreachable {
-                    url: url.to_owned(),
-                    reason: format!("no connection within {:?}", options.connect_timeout),
-                },
-                _ => server::unreachable(url, &error),
+    let mut connection = client.get_multiplexed_async_connection_with_config(&config).await.map_err(|error| {
+        let busy = error.detail().is_some_and(|detail| detail.contains("max number of clients"));
+        match error.kind() {
+            ErrorKind::InvalidClientConfig => Error::BadUrl { url: url.to_owned(), reason: error.to_string() },
+            ErrorKind::Server(ServerErrorKind::BusyLoading | ServerErrorKind::MasterDown) => {
+                server::unreachable(url, &error)
             }
             ErrorKind::AuthenticationFailed | ErrorKind::Server(_) if !busy => {
                 Error::Refused { url: url.to_owned(), reason: error.to_string() }
+            }
+            // The TLS libraries have no common type for it.
+            _ if error.to_string().contains("certificate") => {
+                Error::Certificate { url: url.to_owned(), reason: error.to_string() }
             }
             _ if error.is_timeout() => Error::Unreachable {
                 url: url.to_owned(),

@@ -17,15 +17,9 @@ pub struct CompatHeaders {
 
 impl CompatHeaders {
     /// Both.
-    pub const ALL: Self = Self {
-        kafka: true,
-        spring: true,
-    };
+    pub const ALL: Self = Self { kafka: true, spring: true };
     /// Neither.
-    pub const NONE: Self = Self {
-        kafka: false,
-        spring: false,
-    };
+    pub const NONE: Self = Self { kafka: false, spring: false };
 }
 
 impl Default for CompatHeaders {
@@ -82,29 +76,13 @@ impl CompatHeaders {
             out.text(message, letter.text);
         }
         if self.spring {
-            let [
-                topic,
-                partition,
-                offset,
-                timestamp,
-                timestamp_type,
-                group,
-                fqcn,
-                message,
-            ] = SPRING;
+            let [topic, partition, offset, timestamp, timestamp_type, group, fqcn, message] = SPRING;
             out.text(topic, &origin.topic);
             out.bytes(partition, &origin.partition.to_be_bytes());
             out.bytes(offset, &origin.offset.to_be_bytes());
             out.bytes(timestamp, &origin.timestamp_ms.to_be_bytes());
             // The origin does not carry the type; CreateTime is Kafka's default for topics of applications.
-            out.text(
-                timestamp_type,
-                if origin.timestamp_ms < 0 {
-                    "NoTimestampType"
-                } else {
-                    "CreateTime"
-                },
-            );
+            out.text(timestamp_type, if origin.timestamp_ms < 0 { "NoTimestampType" } else { "CreateTime" });
             out.text(group, letter.group);
             out.value(fqcn, |to| {
                 to.extend_from_slice(b"retry_ladder.");

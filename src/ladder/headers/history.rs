@@ -39,10 +39,7 @@ pub struct HistoryEntry<'a> {
 /// [`MAX_HISTORY`] entries, each within its limits, whoever wrote it. Worth believing when
 /// [`super::Envelope::own`] says that our group did.
 pub fn history<'a>(headers: impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)>) -> Vec<HistoryEntry<'a>> {
-    let value = headers
-        .filter(|(name, _)| *name == HISTORY.as_bytes())
-        .last()
-        .and_then(|(_, value)| value);
+    let value = headers.filter(|(name, _)| *name == HISTORY.as_bytes()).last().and_then(|(_, value)| value);
     let Some(value) = value.filter(|value| value.len() <= MAX_OWN_BYTES) else {
         return Vec::new();
     };
@@ -75,11 +72,7 @@ pub(super) fn harmless(text: Cow<'_, str>, max: usize) -> Cow<'_, str> {
     if text.bytes().all(|b| matches!(b, b' '..=b'~')) {
         return text;
     }
-    if text.chars().any(steers) {
-        Cow::Owned(text.replace(steers, " "))
-    } else {
-        text
-    }
+    if text.chars().any(steers) { Cow::Owned(text.replace(steers, " ")) } else { text }
 }
 
 /// The last character boundary at or before `max`.

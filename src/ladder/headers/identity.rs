@@ -99,26 +99,17 @@ pub(super) fn configured<'a>(
     field_id: Option<&'a str>,
     ours: bool,
 ) -> Option<Cow<'a, str>> {
-    let last = |name: &str| {
-        headers
-            .clone()
-            .filter(|(n, _)| *n == name.as_bytes())
-            .last()
-            .and_then(|(_, value)| value)
-    };
+    let last = |name: &str| headers.clone().filter(|(n, _)| *n == name.as_bytes()).last().and_then(|(_, value)| value);
     match source {
         IdSource::Field => field_id.and_then(|id| usable(id.as_bytes())).map(Cow::Borrowed),
-        IdSource::Headers(names) => names
-            .iter()
-            .filter(|name| ours || !name.starts_with(PREFIX))
-            .find_map(|name| {
-                let id = usable(last(name)?)?;
-                if name != "ce_id" {
-                    return Some(Cow::Borrowed(id));
-                }
-                let source = text(last("ce_source")?)?;
-                Some(Cow::Owned(format!("{source}/{}", utf8_percent_encode(id, CE_ID))))
-            }),
+        IdSource::Headers(names) => names.iter().filter(|name| ours || !name.starts_with(PREFIX)).find_map(|name| {
+            let id = usable(last(name)?)?;
+            if name != "ce_id" {
+                return Some(Cow::Borrowed(id));
+            }
+            let source = text(last("ce_source")?)?;
+            Some(Cow::Owned(format!("{source}/{}", utf8_percent_encode(id, CE_ID))))
+        }),
     }
 }
 

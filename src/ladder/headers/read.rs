@@ -102,16 +102,12 @@ pub fn read<'a>(
     let own = standing == Standing::Own;
     let mut repaired = Repairs::default();
 
-    let origin = raw
-        .get(Name::Origin)
-        .filter(|_| own)
-        .and_then(parse_origin)
-        .unwrap_or_else(|| {
-            if own {
-                repaired.add(Name::Origin);
-            }
-            at.on(&rung.topic)
-        });
+    let origin = raw.get(Name::Origin).filter(|_| own).and_then(parse_origin).unwrap_or_else(|| {
+        if own {
+            repaired.add(Name::Origin);
+        }
+        at.on(&rung.topic)
+    });
 
     let written_id = raw.get(Name::EventId).and_then(identity::usable).filter(|_| our_group);
     let event_id = match (standing, written_id) {
@@ -214,10 +210,5 @@ fn parse_origin(value: &[u8]) -> Option<Origin> {
         "-1" => -1,
         ms => i64::try_from(number(ms.as_bytes())?).ok()?,
     };
-    parts.next().is_none().then_some(Origin {
-        topic,
-        partition,
-        offset,
-        timestamp_ms,
-    })
+    parts.next().is_none().then_some(Origin { topic, partition, offset, timestamp_ms })
 }

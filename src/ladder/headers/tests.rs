@@ -16,28 +16,16 @@ pub(super) type Headers = Vec<(Vec<u8>, Option<Vec<u8>>)>;
 /// When the record under test was written.
 pub(super) const WRITTEN: i64 = 1_700_000_000_000;
 
-pub(super) const AT: Coordinates = Coordinates {
-    partition: 3,
-    offset: 42,
-    timestamp_ms: WRITTEN,
-};
+pub(super) const AT: Coordinates = Coordinates { partition: 3, offset: 42, timestamp_ms: WRITTEN };
 
 /// 5 s, 30 s, 5 min over topic `shop` for group `billing`.
 pub(super) fn ladder() -> Ladder {
     let retry = |spec: LadderSpec, secs| spec.retry(Duration::from_secs(secs));
-    Ladder::new(
-        [5, 30, 300]
-            .into_iter()
-            .fold(LadderSpec::new("orders", "billing", "shop"), retry),
-    )
-    .unwrap()
+    Ladder::new([5, 30, 300].into_iter().fold(LadderSpec::new("orders", "billing", "shop"), retry)).unwrap()
 }
 
 pub(super) fn headers(pairs: &[(&str, &str)]) -> Headers {
-    pairs
-        .iter()
-        .map(|(name, value)| (name.as_bytes().to_vec(), Some(value.as_bytes().to_vec())))
-        .collect()
+    pairs.iter().map(|(name, value)| (name.as_bytes().to_vec(), Some(value.as_bytes().to_vec()))).collect()
 }
 
 pub(super) fn iter(headers: &Headers) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> + Clone {

@@ -130,12 +130,7 @@ pub fn next<'h>(
     m: &Move<'_>,
     shrink: Shrink,
 ) -> Option<NextHeaders> {
-    let Move {
-        ladder,
-        envelope,
-        failure,
-        ..
-    } = *m;
+    let Move { ladder, envelope, failure, .. } = *m;
     let hop = envelope.hop.checked_add(1).filter(|hop| *hop < HOP_LIMIT)?;
     let charged = if failure.class == FailureClass::Poison { 0 } else { 1 };
     let (stage, due, charged, deferred, class) = match m.action {
@@ -145,10 +140,7 @@ pub fn next<'h>(
         Action::Done | Action::Halt { .. } => return None,
     };
     // At the limit it stays: one more would be out of range where it is read, and fall to the stage's index there.
-    let attempt = envelope
-        .attempt
-        .saturating_add(charged)
-        .min(MAX_ATTEMPT.max(envelope.attempt));
+    let attempt = envelope.attempt.saturating_add(charged).min(MAX_ATTEMPT.max(envelope.attempt));
     let compat = if due.is_none() { m.compat } else { CompatHeaders::NONE };
     let trace = m.trace.filter(|trace| trace.parent.len() <= MAX_TRACEPARENT);
 
@@ -179,34 +171,19 @@ pub fn next<'h>(
     out.positive(DEFERRALS, u64::from(envelope.deferrals.saturating_add(deferred)));
     if let Some(trace) = trace {
         out.text(TRACEPARENT, trace.parent);
-        if let Some(state) = trace
-            .state
-            .filter(|state| !state.is_empty() && state.len() <= MAX_TRACESTATE)
-        {
+        if let Some(state) = trace.state.filter(|state| !state.is_empty() && state.len() <= MAX_TRACESTATE) {
             out.text(TRACESTATE, state);
         }
     }
 
-    let text = harmless(
-        Cow::Borrowed(&failure.message),
-        if shrink < Shrink::NoErrorText { MAX_ERROR } else { 0 },
-    );
+    let text = harmless(Cow::Borrowed(&failure.message), if shrink < Shrink::NoErrorText { MAX_ERROR } else { 0 });
     out.value(ERROR, |to| {
         to.extend_from_slice(class.as_bytes());
         to.extend_from_slice(b": ");
         to.extend_from_slice(text.as_bytes());
     });
     if shrink < Shrink::NoCompat {
-        compat.write(
-            &DeadLetter {
-                envelope,
-                group: ladder.group(),
-                attempt,
-                class,
-                text: &text,
-            },
-            &mut out,
-        );
+        compat.write(&DeadLetter { envelope, group: ladder.group(), attempt, class, text: &text }, &mut out);
     }
     if shrink < Shrink::NoHistory {
         let entry = HistoryEntry {
@@ -216,11 +193,7 @@ pub fn next<'h>(
             class: class.into(),
             message: harmless(Cow::Borrowed(&failure.message), MAX_MESSAGE),
         };
-        let past = if envelope.own {
-            history::history(headers)
-        } else {
-            Vec::new()
-        };
+        let past = if envelope.own { history::history(headers) } else { Vec::new() };
         write_history(&past, entry, &mut out);
     }
     Some(out.done())
@@ -244,11 +217,7 @@ fn keep_foreign<'h>(
     let is_trace = |name: &[u8]| name == TRACEPARENT.as_bytes() || name == TRACESTATE.as_bytes();
     let (mut parent, mut state) = (None, None);
     for (index, (name, _)) in headers.clone().enumerate().filter(|(_, (name, _))| is_trace(name)) {
-        *(if name == TRACEPARENT.as_bytes() {
-            &mut parent
-        } else {
-            &mut state
-        }) = Some(index);
+        *(if name == TRACEPARENT.as_bytes() { &mut parent } else { &mut state }) = Some(index);
     }
     for (index, (name, _)) in headers.enumerate() {
         let repeated = is_trace(name) && (trace_is_ours || (Some(index) != parent && Some(index) != state));
@@ -280,11 +249,7 @@ fn write_history(past: &[HistoryEntry<'_>], newest: HistoryEntry<'_>, out: &mut 
 
 /// A comma and the entry, as serde would write it.
 fn push_entry(json: &mut Vec<u8>, entry: &HistoryEntry<'_>) {
-    for (before, n) in [
-        (",{\"s\":", entry.stage),
-        (",\"t\":", entry.start_ms),
-        (",\"ms\":", entry.duration_ms),
-    ] {
+    for (before, n) in [(",{\"s\":", entry.stage), (",\"t\":", entry.start_ms), (",\"ms\":", entry.duration_ms)] {
         json.extend_from_slice(before.as_bytes());
         push_number(json, n);
     }
@@ -311,13 +276,7 @@ pub(super) struct Buffer {
 impl Buffer {
     fn with_capacity<'h>(headers: impl Iterator<Item = (&'h [u8], Option<&'h [u8]>)>) -> Self {
         let headers = Vec::with_capacity(headers.count() + NAMES.len() + 16);
-        Self {
-            out: NextHeaders {
-                values: Vec::with_capacity(1024),
-                headers,
-            },
-            own_bytes: 0,
-        }
+        Self { out: NextHeaders { values: Vec::with_capacity(1024), headers }, own_bytes: 0 }
     }
 
     fn done(self) -> NextHeaders {

@@ -5,20 +5,13 @@ use super::*;
 const S: Duration = Duration::from_secs(1);
 
 fn spec() -> LadderSpec {
-    LadderSpec::new("orders", "billing", "shop")
-        .retry(5 * S)
-        .retry(30 * S)
-        .retry(300 * S)
+    LadderSpec::new("orders", "billing", "shop").retry(5 * S).retry(30 * S).retry(300 * S)
 }
 
 #[test]
 fn rungs_have_the_names_topics_and_groups_of_the_contract() {
     let ladder = Ladder::new(spec()).unwrap();
-    let seen: Vec<_> = ladder
-        .rungs()
-        .iter()
-        .map(|r| (r.index, &*r.name, &*r.topic, &*r.group_id))
-        .collect();
+    let seen: Vec<_> = ladder.rungs().iter().map(|r| (r.index, &*r.name, &*r.topic, &*r.group_id)).collect();
     assert_eq!(
         seen,
         [
@@ -80,45 +73,19 @@ fn check(change: impl Fn(&mut LadderSpec), keys: &[&str], texts: &[&str]) {
 fn faults_name_the_key_the_value_and_what_would_be_right() {
     check(|s| s.group = " ".into(), &["group"], &["needs a name"]);
     check(|s| s.pipeline = String::new(), &["pipeline"], &["needs a name"]);
-    check(
-        |s| s.retries[1].delay = 5 * S,
-        &["retries[1].delay"],
-        &["longer than 5s"],
-    );
+    check(|s| s.retries[1].delay = 5 * S, &["retries[1].delay"], &["longer than 5s"]);
     check(|s| s.retries[1].delay = S, &["retries[1].delay"], &["is 1s"]);
-    check(
-        |s| s.retries[0].delay = Duration::ZERO,
-        &["retries[0].delay"],
-        &["at least 1ms"],
-    );
-    check(
-        |s| s.retries[2].jitter = 0.11,
-        &["retries[2].jitter"],
-        &["between 0 and 0.1"],
-    );
+    check(|s| s.retries[0].delay = Duration::ZERO, &["retries[0].delay"], &["at least 1ms"]);
+    check(|s| s.retries[2].jitter = 0.11, &["retries[2].jitter"], &["between 0 and 0.1"]);
     check(|s| s.retries[2].jitter = -0.01, &["retries[2].jitter"], &[]);
     check(|s| s.retries[2].jitter = f64::NAN, &["retries[2].jitter"], &[]);
+    check(|s| s.max_event_age = Some(Duration::ZERO), &["max_event_age"], &["leave it out"]);
     check(
-        |s| s.max_event_age = Some(Duration::ZERO),
-        &["max_event_age"],
-        &["leave it out"],
-    );
-    check(
-        |s| {
-            s.retries.extend((0..14).map(|i| RetrySpec {
-                delay: (400 + i) * S,
-                topic: None,
-                jitter: 0.0,
-            }))
-        },
+        |s| s.retries.extend((0..14).map(|i| RetrySpec { delay: (400 + i) * S, topic: None, jitter: 0.0 })),
         &["retries"],
         &["17 stages, at most 16"],
     );
-    check(
-        |s| s.topic = "sh op".into(),
-        &["topic"],
-        &["`sh op` is no legal topic name"],
-    );
+    check(|s| s.topic = "sh op".into(), &["topic"], &["`sh op` is no legal topic name"]);
     check(|s| s.dlq_topic = Some("..".into()), &["dlq.topic"], &[]);
     check(|s| s.dlq_topic = Some("x".repeat(250)), &["dlq.topic"], &[]);
     check(|s| s.retries[0].topic = Some(String::new()), &["retries[0].topic"], &[]);
@@ -131,22 +98,10 @@ fn topics_must_be_pairwise_distinct() {
         &["dlq.topic"],
         &["already that of `retries[1].topic`"],
     );
-    check(
-        |s| s.dlq_topic = Some("shop".into()),
-        &["dlq.topic"],
-        &["already that of `topic`"],
-    );
+    check(|s| s.dlq_topic = Some("shop".into()), &["dlq.topic"], &["already that of `topic`"]);
     check(|s| s.retries[1].topic = Some("shop".into()), &["retries[1].topic"], &[]);
-    check(
-        |s| s.dlq_topic = Some("shop_billing.retry-2".into()),
-        &["dlq.topic"],
-        &["`.` and `_`"],
-    );
-    check(
-        |s| s.dlq_topic = Some("shop.billing.redrive".into()),
-        &["redrive topic"],
-        &[],
-    );
+    check(|s| s.dlq_topic = Some("shop_billing.retry-2".into()), &["dlq.topic"], &["`.` and `_`"]);
+    check(|s| s.dlq_topic = Some("shop.billing.redrive".into()), &["redrive topic"], &[]);
 }
 
 #[test]

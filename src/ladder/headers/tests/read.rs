@@ -32,16 +32,9 @@ fn a_new_record_on_main_starts_from_nothing() {
 
 #[test]
 fn a_healthy_record_is_read_as_it_was_written() {
-    let envelope = read_at(
-        2,
-        AT,
-        &on_retry_2(&[(REDRIVE, "3"), (REDRIVEN_AT, "1699999995000"), (DEFERRALS, "4")]),
-    );
+    let envelope = read_at(2, AT, &on_retry_2(&[(REDRIVE, "3"), (REDRIVEN_AT, "1699999995000"), (DEFERRALS, "4")]));
     assert_eq!(&*envelope.event_id, "id-1");
-    assert_eq!(
-        (envelope.stage, envelope.attempt, envelope.hop, envelope.fence),
-        (2, 2, 2, 1_699_999_999_000)
-    );
+    assert_eq!((envelope.stage, envelope.attempt, envelope.hop, envelope.fence), (2, 2, 2, 1_699_999_999_000));
     assert_eq!(envelope.due, Some(ms(WRITTEN + 30_000)));
     assert_eq!(envelope.origin.to_string(), "shop:3:7:1699999990000");
     assert_eq!((envelope.redrives, envelope.deferrals), (3, 4));
@@ -81,15 +74,9 @@ fn broken_values_are_repaired_from_the_topic_and_counted() {
 fn a_broken_due_follows_the_record_and_a_far_one_is_clamped() {
     check((DUE, ""), &[DUE], |e| e.due == Some(ms(WRITTEN + 30_000)));
     check((DUE, "soon"), &[DUE], |e| e.due == Some(ms(WRITTEN + 30_000)));
-    check((DUE, "9999999999999999"), &["due_clamped"], |e| {
-        e.due == Some(ms(WRITTEN + 60_000))
-    });
+    check((DUE, "9999999999999999"), &["due_clamped"], |e| e.due == Some(ms(WRITTEN + 60_000)));
     check((DUE, "1"), &[], |e| e.due == Some(ms(1)));
-    assert!(
-        read_at(2, AT, &on_retry_2(&[(DUE, "9999999999999999")]))
-            .repaired
-            .contains("due_clamped")
-    );
+    assert!(read_at(2, AT, &on_retry_2(&[(DUE, "9999999999999999")])).repaired.contains("due_clamped"));
 }
 
 #[test]
@@ -101,17 +88,11 @@ fn nothing_is_due_on_main_and_on_the_dlq() {
 #[test]
 fn the_dlq_tells_the_stage_that_failed_last() {
     let envelope = read_at(4, AT, &on_retry_2(&[(STAGE, "3"), (ATTEMPT, "4")]));
-    assert_eq!(
-        (envelope.stage, envelope.failed_stage, envelope.attempt),
-        (4, Some(3), 4)
-    );
+    assert_eq!((envelope.stage, envelope.failed_stage, envelope.attempt), (4, Some(3), 4));
     assert!(envelope.repaired.is_empty());
     assert_eq!(read_at(4, AT, &on_retry_2(&[(STAGE, "0")])).failed_stage, Some(0));
     let broken = read_at(4, AT, &on_retry_2(&[(STAGE, "4"), (ATTEMPT, "x")]));
-    assert_eq!(
-        (broken.failed_stage, broken.attempt, repairs(&broken)),
-        (None, 4, vec![STAGE, ATTEMPT])
-    );
+    assert_eq!((broken.failed_stage, broken.attempt, repairs(&broken)), (None, 4, vec![STAGE, ATTEMPT]));
     assert_eq!(read_at(99, AT, &on_retry_2(&[])).stage, 4);
 }
 
@@ -126,19 +107,12 @@ fn a_broken_hop_is_the_record_timestamp() {
 #[test]
 fn a_repaired_hop_without_a_plausible_timestamp_is_above_all_others_and_tells_records_apart() {
     let hop = |stage, offset, timestamp_ms| {
-        let at = Coordinates {
-            partition: 0,
-            offset,
-            timestamp_ms,
-        };
+        let at = Coordinates { partition: 0, offset, timestamp_ms };
         read_at(stage, at, &on_retry_2(&[(HOP, ""), (STAGE, &stage.to_string())])).hop
     };
     for timestamp in [-1, 0, 3, i64::MIN, i64::MAX] {
         for offset in [0, 1, i64::MAX] {
-            assert!(
-                (1 << 52..HOP_LIMIT - (1 << 50)).contains(&hop(2, offset, timestamp)),
-                "{timestamp} {offset}"
-            );
+            assert!((1 << 52..HOP_LIMIT - (1 << 50)).contains(&hop(2, offset, timestamp)), "{timestamp} {offset}");
         }
     }
     assert_eq!(hop(2, 5, -1), hop(2, 5, -1));
@@ -149,19 +123,9 @@ fn a_repaired_hop_without_a_plausible_timestamp_is_above_all_others_and_tells_re
 #[test]
 fn a_retry_record_without_origin_has_its_own_coordinates() {
     let coordinates = format!("shop.billing.retry-2:3:42:{WRITTEN}");
-    for origin in [
-        "",
-        "shop:3:7",
-        "shop:3:7:1:2",
-        "sh op:3:7:1",
-        ":3:7:1",
-        "shop:-3:7:1",
-        "shop:3:-7:1",
-        "shop:3:7:-2",
-    ] {
-        check((ORIGIN, origin), &[ORIGIN], |e| {
-            e.origin.to_string() == coordinates && &*e.event_id == "id-1"
-        });
+    for origin in ["", "shop:3:7", "shop:3:7:1:2", "sh op:3:7:1", ":3:7:1", "shop:-3:7:1", "shop:3:-7:1", "shop:3:7:-2"]
+    {
+        check((ORIGIN, origin), &[ORIGIN], |e| e.origin.to_string() == coordinates && &*e.event_id == "id-1");
     }
     check((ORIGIN, "shop:3:7:-1"), &[], |e| e.origin.timestamp_ms == -1);
     let envelope = read_at(2, AT, &on_retry_2(&[(ORIGIN, ""), (EVENT_ID, "")]));
@@ -171,9 +135,7 @@ fn a_retry_record_without_origin_has_its_own_coordinates() {
 
 #[test]
 fn a_retry_record_without_id_falls_back_to_its_origin() {
-    check((EVENT_ID, ""), &[EVENT_ID], |e| {
-        &*e.event_id == "shop:3:7:1699999990000"
-    });
+    check((EVENT_ID, ""), &[EVENT_ID], |e| &*e.event_id == "shop:3:7:1699999990000");
 }
 
 #[test]
@@ -194,10 +156,7 @@ fn check_id(pairs: &[(&str, &str)], id: &str) {
 fn ids_come_from_the_first_usable_source() {
     let coordinates = format!("shop:3:42:{WRITTEN}");
     check_id(&[], &coordinates);
-    check_id(
-        &[("MessageID", "m"), ("ce_id", "c"), ("ce_source", "s"), (EVENT_ID, "e")],
-        "e",
-    );
+    check_id(&[("MessageID", "m"), ("ce_id", "c"), ("ce_source", "s"), (EVENT_ID, "e")], "e");
     check_id(&[("MessageID", "m"), ("ce_id", "c"), ("ce_source", "s")], "s/c");
     check_id(&[("MessageID", "m"), ("ce_id", "c")], "m");
     check_id(&[("MessageID", "m"), ("ce_source", "s")], "m");
@@ -245,19 +204,10 @@ fn keys_name_one_copy_and_nothing_else() {
     let ladder = ladder();
     let keys = CopyKeys::new("idem", &ladder);
     assert_eq!(&*keys.key("id-1", 2), "idem:billing:shop:id-1:2");
-    assert_eq!(
-        copy_key("idem", &ladder, &read_at(2, AT, &on_retry_2(&[]))),
-        keys.key("id-1", 2)
-    );
-    assert_eq!(
-        &*keys.key("a:b{c}%ü *", 0),
-        "idem:billing:shop:a%3Ab%7Bc%7D%25%C3%BC%20%2A:0"
-    );
+    assert_eq!(copy_key("idem", &ladder, &read_at(2, AT, &on_retry_2(&[]))), keys.key("id-1", 2));
+    assert_eq!(&*keys.key("a:b{c}%ü *", 0), "idem:billing:shop:a%3Ab%7Bc%7D%25%C3%BC%20%2A:0");
     assert_eq!(&*CopyKeys::new("a:b", &ladder).key("i", 0), "a%3Ab:billing:shop:i:0");
-    assert_eq!(
-        &*keys.key(&"x".repeat(200), 0),
-        format!("idem:billing:shop:{}:0", "x".repeat(200))
-    );
+    assert_eq!(&*keys.key(&"x".repeat(200), 0), format!("idem:billing:shop:{}:0", "x".repeat(200)));
     assert_eq!(
         &*keys.key(&"a".repeat(201), 1),
         // sha-256 of 201 times `a`, from coreutils.
@@ -279,35 +229,16 @@ fn a_fence_is_the_time_or_one_more_than_the_last() {
 #[test]
 fn an_unreadable_history_is_none_and_a_long_one_keeps_the_newest() {
     let history_of = |json: &str| history(iter(&headers(&[(HISTORY, json)])).collect::<Vec<_>>().into_iter()).len();
-    for broken in [
-        "",
-        "[",
-        "{}",
-        "[1]",
-        "null",
-        "[{\"s\":1}]",
-        &"[".repeat(5000),
-        &"9".repeat(9000),
-    ] {
+    for broken in ["", "[", "{}", "[1]", "null", "[{\"s\":1}]", &"[".repeat(5000), &"9".repeat(9000)] {
         assert_eq!(history_of(broken), 0, "{broken:.20}");
     }
     // Ours never exceed the limit, so a longer one is not ours.
-    assert_eq!(
-        history_of(&format!(
-            "[{}{}]",
-            r#"{"s":1,"t":1,"ms":2,"e":"x","m":"y"}"#,
-            " ".repeat(8192)
-        )),
-        0
-    );
+    assert_eq!(history_of(&format!("[{}{}]", r#"{"s":1,"t":1,"ms":2,"e":"x","m":"y"}"#, " ".repeat(8192))), 0);
     let entry = |n: usize| format!(r#"{{"s":{n},"t":1,"ms":2,"e":"transient","m":"a\u0007\"b"}}"#);
     let json = format!("[{}]", (0..20).map(entry).collect::<Vec<_>>().join(","));
     let pairs = headers(&[(HISTORY, &json)]);
     let entries = history(iter(&pairs));
-    assert_eq!(
-        entries.iter().map(|e| e.stage).collect::<Vec<_>>(),
-        (12..20).collect::<Vec<_>>()
-    );
+    assert_eq!(entries.iter().map(|e| e.stage).collect::<Vec<_>>(), (12..20).collect::<Vec<_>>());
     assert_eq!(entries[0].message, "a \"b");
 }
 

@@ -2,9 +2,9 @@
 
 use proptest::prelude::*;
 
+use super::history as history_of;
 use super::read::hostile;
 use super::write::{Case, EXHAUSTED, is_own, value};
-use super::history as history_of;
 use super::*;
 use crate::ladder::event::{Action, Failure, Reason};
 
@@ -13,13 +13,8 @@ fn any_action() -> impl Strategy<Value = Action> {
     prop_oneof![
         (1..4_usize, due.clone()).prop_map(|(stage, due)| Action::Forward { stage, due }),
         due.prop_map(|due| Action::Defer { due }),
-        prop_oneof![
-            Just(Reason::Permanent),
-            Just(Reason::Poison),
-            Just(Reason::Exhausted),
-            Just(Reason::Expired)
-        ]
-        .prop_map(|reason| Action::DeadLetter { reason }),
+        prop_oneof![Just(Reason::Permanent), Just(Reason::Poison), Just(Reason::Exhausted), Just(Reason::Expired)]
+            .prop_map(|reason| Action::DeadLetter { reason }),
     ]
 }
 

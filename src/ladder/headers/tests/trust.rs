@@ -29,15 +29,7 @@ fn record(group: &str, without: &[&str], extra: &[(&str, &str)]) -> Headers {
 fn assert_new(envelope: &Envelope, id: &str) {
     assert_eq!(&*envelope.event_id, id);
     assert_eq!((envelope.hop, envelope.attempt, envelope.fence), (0, 0, 0));
-    assert_eq!(
-        (
-            envelope.redrives,
-            envelope.deferrals,
-            envelope.redriven_at,
-            envelope.due
-        ),
-        (0, 0, None, None)
-    );
+    assert_eq!((envelope.redrives, envelope.deferrals, envelope.redriven_at, envelope.due), (0, 0, None, None));
     assert_eq!(envelope.origin, AT.on("shop"));
     assert!(!envelope.own);
     assert!(envelope.repaired.is_empty(), "{:?}", envelope.repaired);
@@ -111,10 +103,7 @@ fn our_own_group_makes_our_id_win_over_the_configured_source() {
         assert_eq!(&*id(stage, &own), "theirs");
         assert_eq!(&*id(stage, &foreign), "m");
     }
-    assert_eq!(
-        &*id(0, &record("billing", &[HOP, REDRIVE], &[("MessageID", "m")])),
-        "theirs"
-    );
+    assert_eq!(&*id(0, &record("billing", &[HOP, REDRIVE], &[("MessageID", "m")])), "theirs");
     assert_eq!(&*id(1, &record("billing", &[EVENT_ID], &[("MessageID", "m")])), "m");
 }
 
@@ -125,15 +114,7 @@ fn a_retry_topic_believes_only_our_own_group() {
         assert_eq!(&*envelope.event_id, "theirs");
         assert_eq!(envelope.hop, WRITTEN as u64);
         assert_eq!(envelope.origin, AT.on("shop.billing.retry-1"));
-        assert_eq!(
-            (
-                envelope.fence,
-                envelope.redrives,
-                envelope.deferrals,
-                envelope.redriven_at
-            ),
-            (0, 0, 0, None)
-        );
+        assert_eq!((envelope.fence, envelope.redrives, envelope.deferrals, envelope.redriven_at), (0, 0, 0, None));
         // Bounded by the topic, so anybody may say them.
         assert_eq!((envelope.attempt, envelope.due), (4, Some(ms(99))));
         assert!(!envelope.own && !envelope.untrusted);
@@ -149,8 +130,5 @@ fn a_bare_record_on_a_retry_topic_is_an_event_of_its_own() {
     assert_eq!(envelope.origin.to_string(), coordinates);
     assert_eq!((envelope.attempt, envelope.hop), (3, WRITTEN as u64));
     assert_eq!(envelope.due, Some(ms(WRITTEN + 300_000)));
-    assert_eq!(
-        envelope.repaired.names().collect::<Vec<_>>(),
-        [STAGE, ATTEMPT, DUE, GROUP]
-    );
+    assert_eq!(envelope.repaired.names().collect::<Vec<_>>(), [STAGE, ATTEMPT, DUE, GROUP]);
 }

@@ -4,18 +4,11 @@ use super::*;
 use crate::ladder::event::{Action, Failure, HaltReason, Reason};
 
 fn forward(stage: usize) -> Action {
-    Action::Forward {
-        stage,
-        due: Timestamp::from_micros(1_700_000_035_000_001),
-    }
+    Action::Forward { stage, due: Timestamp::from_micros(1_700_000_035_000_001) }
 }
 
-const DEFER: Action = Action::Defer {
-    due: Timestamp::from_millis(1_700_000_300_000),
-};
-pub(super) const EXHAUSTED: Action = Action::DeadLetter {
-    reason: Reason::Exhausted,
-};
+const DEFER: Action = Action::Defer { due: Timestamp::from_millis(1_700_000_300_000) };
+pub(super) const EXHAUSTED: Action = Action::DeadLetter { reason: Reason::Exhausted };
 
 /// Headers of the move of a record read at `AT` on `stage`.
 pub(super) struct Case<'a> {
@@ -33,16 +26,7 @@ impl<'a> Case<'a> {
     pub(super) fn new(stage: usize, inbound: &'a Headers, action: Action) -> Self {
         let failure = Failure::transient("connection refused");
         let compat = CompatHeaders::ALL;
-        Self {
-            stage,
-            inbound,
-            action,
-            failure,
-            fence: 1_700_000_000_500,
-            trace: None,
-            compat,
-            shrink: Shrink::Full,
-        }
+        Self { stage, inbound, action, failure, fence: 1_700_000_000_500, trace: None, compat, shrink: Shrink::Full }
     }
 
     pub(super) fn write(&self) -> Option<Headers> {
@@ -60,12 +44,7 @@ impl<'a> Case<'a> {
             compat: self.compat,
         };
         let out = next(iter(self.inbound), &m, self.shrink)?;
-        Some(
-            out.pairs(iter(self.inbound))
-                .iter()
-                .map(|(n, v)| (n.to_vec(), v.map(<[u8]>::to_vec)))
-                .collect(),
-        )
+        Some(out.pairs(iter(self.inbound)).iter().map(|(n, v)| (n.to_vec(), v.map(<[u8]>::to_vec))).collect())
     }
 }
 
@@ -118,16 +97,10 @@ fn later_failures_replace_and_never_append() {
         (DEFERRALS, "1"),
     ]);
     let out = Case::new(2, &inbound, forward(3)).write().unwrap();
-    assert_eq!(
-        (text(&out, STAGE), text(&out, ATTEMPT), text(&out, HOP)),
-        ("3", "3", "3")
-    );
+    assert_eq!((text(&out, STAGE), text(&out, ATTEMPT), text(&out, HOP)), ("3", "3", "3"));
     assert_eq!(text(&out, ORIGIN), "shop:3:7:1699999990000");
     assert_eq!(text(&out, EVENT_ID), "id-1");
-    assert_eq!(
-        (text(&out, REDRIVE), text(&out, REDRIVEN_AT), text(&out, DEFERRALS)),
-        ("2", "1699999995000", "1")
-    );
+    assert_eq!((text(&out, REDRIVE), text(&out, REDRIVEN_AT), text(&out, DEFERRALS)), ("2", "1699999995000", "1"));
     assert_eq!(text(&out, ERROR), "transient: connection refused");
     let history = serde_json::from_str::<serde_json::Value>(text(&out, HISTORY)).unwrap();
     assert_eq!(history.as_array().unwrap().len(), 2);
@@ -139,10 +112,7 @@ fn later_failures_replace_and_never_append() {
 fn a_deferral_is_counted_but_not_charged() {
     let inbound = on_retry_2(&[(STAGE, "3"), (ATTEMPT, "3"), (DEFERRALS, "4"), (DUE, "1")]);
     let out = Case::new(3, &inbound, DEFER).write().unwrap();
-    assert_eq!(
-        (text(&out, STAGE), text(&out, ATTEMPT), text(&out, HOP)),
-        ("3", "3", "3")
-    );
+    assert_eq!((text(&out, STAGE), text(&out, ATTEMPT), text(&out, HOP)), ("3", "3", "3"));
     assert_eq!((text(&out, DEFERRALS), text(&out, DUE)), ("5", "1700000300000"));
 }
 
@@ -160,29 +130,20 @@ fn poison_is_not_charged_because_no_handler_saw_it() {
 #[test]
 fn attempts_stop_at_their_limit_instead_of_falling() {
     let inbound = on_retry_2(&[(ATTEMPT, "17")]);
-    assert_eq!(
-        text(&Case::new(2, &inbound, forward(3)).write().unwrap(), ATTEMPT),
-        "17"
-    );
+    assert_eq!(text(&Case::new(2, &inbound, forward(3)).write().unwrap(), ATTEMPT), "17");
 }
 
 #[test]
 fn the_fence_never_falls() {
     let inbound = on_retry_2(&[(FENCE, "1800000000000")]);
-    assert_eq!(
-        text(&Case::new(2, &inbound, forward(3)).write().unwrap(), FENCE),
-        "1800000000000"
-    );
+    assert_eq!(text(&Case::new(2, &inbound, forward(3)).write().unwrap(), FENCE), "1800000000000");
 }
 
 #[test]
 fn a_dead_letter_tells_the_stage_that_failed_last_and_the_reason() {
     let inbound = on_retry_2(&[(STAGE, "3"), (ATTEMPT, "3"), (HOP, "3")]);
     let out = Case::new(3, &inbound, EXHAUSTED).write().unwrap();
-    assert_eq!(
-        (text(&out, STAGE), text(&out, ATTEMPT), text(&out, HOP)),
-        ("3", "4", "4")
-    );
+    assert_eq!((text(&out, STAGE), text(&out, ATTEMPT), text(&out, HOP)), ("3", "4", "4"));
     assert_eq!(text(&out, ERROR), "exhausted: connection refused");
     assert_eq!(value(&out, DUE), None);
     let read = read_at(4, AT, &out);
@@ -194,24 +155,11 @@ fn a_dead_letter_tells_the_stage_that_failed_last_and_the_reason() {
 fn nothing_is_written_where_nothing_moves() {
     let inbound = headers(&[]);
     assert_eq!(Case::new(0, &inbound, Action::Done).write(), None);
-    assert_eq!(
-        Case::new(
-            0,
-            &inbound,
-            Action::Halt {
-                reason: HaltReason::TooLarge
-            }
-        )
-        .write(),
-        None
-    );
+    assert_eq!(Case::new(0, &inbound, Action::Halt { reason: HaltReason::TooLarge }).write(), None);
     let inbound = on_retry_2(&[(HOP, "9007199254740991")]);
     assert_eq!(Case::new(2, &inbound, forward(3)).write(), None);
     let inbound = on_retry_2(&[(HOP, "9007199254740990")]);
-    assert_eq!(
-        text(&Case::new(2, &inbound, forward(3)).write().unwrap(), HOP),
-        "9007199254740991"
-    );
+    assert_eq!(text(&Case::new(2, &inbound, forward(3)).write().unwrap(), HOP), "9007199254740991");
 }
 
 #[test]
@@ -254,118 +202,42 @@ fn dead_letters_carry_springs_headers_in_its_binary_encoding() {
 
 #[test]
 fn compat_headers_can_be_switched_off_and_belong_to_dead_letters_only() {
-    let theirs = [
-        ("kafka_dlt-original-topic", "upstream"),
-        ("__dlq.errors.topic", "upstream"),
-    ];
+    let theirs = [("kafka_dlt-original-topic", "upstream"), ("__dlq.errors.topic", "upstream")];
     let inbound = headers(&theirs);
     let forwarded = Case::new(0, &inbound, forward(1)).write().unwrap();
     assert_eq!(forwarded[..2], inbound[..]);
-    assert_eq!(
-        forwarded
-            .iter()
-            .filter(|(n, _)| is_own(n, true) && !is_own(n, false))
-            .count(),
-        2
-    );
+    assert_eq!(forwarded.iter().filter(|(n, _)| is_own(n, true) && !is_own(n, false)).count(), 2);
 
-    let with = |compat| {
-        Case {
-            compat,
-            ..Case::new(0, &inbound, EXHAUSTED)
-        }
-        .write()
-        .unwrap()
-    };
+    let with = |compat| Case { compat, ..Case::new(0, &inbound, EXHAUSTED) }.write().unwrap();
     assert_eq!(with(CompatHeaders::NONE)[..2], inbound[..]);
-    let kafka = with(CompatHeaders {
-        kafka: true,
-        spring: false,
-    });
-    assert_eq!(
-        (text(&kafka, theirs[0].0), text(&kafka, theirs[1].0)),
-        ("upstream", "shop")
-    );
-    let spring = with(CompatHeaders {
-        kafka: false,
-        spring: true,
-    });
-    assert_eq!(
-        (text(&spring, theirs[0].0), text(&spring, theirs[1].0)),
-        ("shop", "upstream")
-    );
+    let kafka = with(CompatHeaders { kafka: true, spring: false });
+    assert_eq!((text(&kafka, theirs[0].0), text(&kafka, theirs[1].0)), ("upstream", "shop"));
+    let spring = with(CompatHeaders { kafka: false, spring: true });
+    assert_eq!((text(&spring, theirs[0].0), text(&spring, theirs[1].0)), ("shop", "upstream"));
     assert_eq!(value(&spring, "__dlq.errors.offset"), None);
 }
 
 #[test]
 fn a_given_trace_context_replaces_the_inbound_one() {
     let inbound = headers(&[(TRACEPARENT, "old"), (TRACESTATE, "a=1"), ("z", "")]);
-    let with = |trace| {
-        Case {
-            trace,
-            ..Case::new(0, &inbound, forward(1))
-        }
-        .write()
-        .unwrap()
-    };
+    let with = |trace| Case { trace, ..Case::new(0, &inbound, forward(1)) }.write().unwrap();
     let kept = with(None);
     assert_eq!(kept[..3], inbound[..]);
-    let replaced = with(Some(Trace {
-        parent: "new",
-        state: Some("b=2"),
-    }));
-    assert_eq!(
-        (text(&replaced, TRACEPARENT), text(&replaced, TRACESTATE)),
-        ("new", "b=2")
-    );
-    assert_eq!(
-        value(
-            &with(Some(Trace {
-                parent: "new",
-                state: None
-            })),
-            TRACESTATE
-        ),
-        None
-    );
+    let replaced = with(Some(Trace { parent: "new", state: Some("b=2") }));
+    assert_eq!((text(&replaced, TRACEPARENT), text(&replaced, TRACESTATE)), ("new", "b=2"));
+    assert_eq!(value(&with(Some(Trace { parent: "new", state: None })), TRACESTATE), None);
     let long = "x".repeat(513);
-    assert_eq!(
-        value(
-            &with(Some(Trace {
-                parent: "new",
-                state: Some(&long)
-            })),
-            TRACESTATE
-        ),
-        None
-    );
+    assert_eq!(value(&with(Some(Trace { parent: "new", state: Some(&long) })), TRACESTATE), None);
     let endless = "y".repeat(1000);
-    assert_eq!(
-        text(
-            &with(Some(Trace {
-                parent: &endless,
-                state: None
-            })),
-            TRACEPARENT
-        ),
-        "old"
-    );
+    assert_eq!(text(&with(Some(Trace { parent: &endless, state: None })), TRACEPARENT), "old");
 }
 
 #[test]
 fn of_repeated_inbound_trace_headers_the_last_one_stays() {
-    let inbound = headers(&[
-        (TRACEPARENT, "1"),
-        ("app", "a"),
-        (TRACEPARENT, "2"),
-        (TRACESTATE, "s"),
-        (TRACESTATE, "t"),
-    ]);
+    let inbound =
+        headers(&[(TRACEPARENT, "1"), ("app", "a"), (TRACEPARENT, "2"), (TRACESTATE, "s"), (TRACESTATE, "t")]);
     let out = Case::new(0, &inbound, forward(1)).write().unwrap();
-    assert_eq!(
-        out[..3],
-        headers(&[("app", "a"), (TRACEPARENT, "2"), (TRACESTATE, "t")])[..]
-    );
+    assert_eq!(out[..3], headers(&[("app", "a"), (TRACEPARENT, "2"), (TRACESTATE, "t")])[..]);
     assert_eq!((text(&out, TRACEPARENT), text(&out, TRACESTATE)), ("2", "t"));
 }
 
@@ -373,12 +245,7 @@ fn of_repeated_inbound_trace_headers_the_last_one_stays() {
 fn error_texts_are_cut_at_a_character_and_made_harmless() {
     let inbound = headers(&[]);
     let with = |message: &str| {
-        Case {
-            failure: Failure::transient(message),
-            ..Case::new(0, &inbound, forward(1))
-        }
-        .write()
-        .unwrap()
+        Case { failure: Failure::transient(message), ..Case::new(0, &inbound, forward(1)) }.write().unwrap()
     };
     // 171 × 3 bytes = 513: the last one does not fit.
     let out = with(&"€".repeat(171));
@@ -395,28 +262,15 @@ fn a_record_too_large_gives_up_history_then_text_then_compat_then_nothing() {
     let mut sizes = Vec::new();
     let mut level = Some(Shrink::Full);
     while let Some(shrink) = level {
-        let out = Case {
-            shrink,
-            ..Case::new(2, &inbound, EXHAUSTED)
-        }
-        .write()
-        .unwrap();
+        let out = Case { shrink, ..Case::new(2, &inbound, EXHAUSTED) }.write().unwrap();
         assert_eq!(value(&out, HISTORY).is_some(), shrink < Shrink::NoHistory);
-        let error = if shrink < Shrink::NoErrorText {
-            "exhausted: connection refused"
-        } else {
-            "exhausted: "
-        };
+        let error = if shrink < Shrink::NoErrorText { "exhausted: connection refused" } else { "exhausted: " };
         assert_eq!(text(&out, ERROR), error);
         let compat = value(&out, "kafka_dlt-exception-message");
         assert_eq!(compat.is_some(), shrink < Shrink::NoCompat);
         assert!(compat.is_none_or(|text| text.is_empty() == (shrink >= Shrink::NoErrorText)));
         assert_eq!((text(&out, EVENT_ID), text(&out, HOP)), ("id-1", "3"));
-        sizes.push(
-            out.iter()
-                .map(|(n, v)| n.len() + v.as_ref().map_or(0, Vec::len))
-                .sum::<usize>(),
-        );
+        sizes.push(out.iter().map(|(n, v)| n.len() + v.as_ref().map_or(0, Vec::len)).sum::<usize>());
         level = shrink.smaller();
     }
     assert_eq!(sizes.len(), 4);
@@ -429,39 +283,19 @@ fn a_history_has_eight_entries_and_gives_up_its_oldest_for_room() {
     let history = |m: &str| format!("[{}]", (0..8).map(|n| entry(n, m)).collect::<Vec<_>>().join(","));
     let stages = |out: &Headers| -> Vec<u64> {
         let json: serde_json::Value = serde_json::from_str(text(out, HISTORY)).unwrap();
-        json.as_array()
-            .unwrap()
-            .iter()
-            .map(|entry| entry["s"].as_u64().unwrap())
-            .collect()
+        json.as_array().unwrap().iter().map(|entry| entry["s"].as_u64().unwrap()).collect()
     };
     let inbound = on_retry_2(&[(HISTORY, &history("x"))]);
-    assert_eq!(
-        stages(&Case::new(2, &inbound, forward(3)).write().unwrap()),
-        [1, 2, 3, 4, 5, 6, 7, 2]
-    );
+    assert_eq!(stages(&Case::new(2, &inbound, forward(3)).write().unwrap()), [1, 2, 3, 4, 5, 6, 7, 2]);
 
     // Quotes double in JSON: with everything else at its limit the oldest entries no longer fit.
     let id = "i".repeat(2048);
     let origin = format!("{}:3:7:1699999990000", "t".repeat(249));
-    let inbound = on_retry_2(&[
-        (HISTORY, &history(&r#"\""#.repeat(128))),
-        (EVENT_ID, &id),
-        (ORIGIN, &origin),
-    ]);
+    let inbound = on_retry_2(&[(HISTORY, &history(&r#"\""#.repeat(128))), (EVENT_ID, &id), (ORIGIN, &origin)]);
     let failure = Failure::transient("\"".repeat(600));
     let state = "s".repeat(512);
-    let trace = Some(Trace {
-        parent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
-        state: Some(&state),
-    });
-    let out = Case {
-        failure,
-        trace,
-        ..Case::new(2, &inbound, EXHAUSTED)
-    }
-    .write()
-    .unwrap();
+    let trace = Some(Trace { parent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", state: Some(&state) });
+    let out = Case { failure, trace, ..Case::new(2, &inbound, EXHAUSTED) }.write().unwrap();
     let own: usize = out.iter().map(|(n, v)| n.len() + v.as_ref().map_or(0, Vec::len)).sum();
     assert!((MAX_OWN_BYTES - 400..=MAX_OWN_BYTES).contains(&own), "{own}");
     let kept = stages(&out);
@@ -470,10 +304,7 @@ fn a_history_has_eight_entries_and_gives_up_its_oldest_for_room() {
 
 #[test]
 fn a_history_of_another_group_is_not_passed_on() {
-    let inbound = on_retry_2(&[
-        (GROUP, "analytics"),
-        (HISTORY, r#"[{"s":0,"t":1,"ms":2,"e":"x","m":"theirs"}]"#),
-    ]);
+    let inbound = on_retry_2(&[(GROUP, "analytics"), (HISTORY, r#"[{"s":0,"t":1,"ms":2,"e":"x","m":"theirs"}]"#)]);
     let out = Case::new(2, &inbound, forward(3)).write().unwrap();
     assert!(!text(&out, HISTORY).contains("theirs"));
     assert_eq!(text(&out, GROUP), "billing");
