@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::kafka_properties::{refused, reserved};
 use super::keys::{EventId, Handler, HttpHandler, Keys, PipelineKeys};
 use super::model::{Config, Dlq, Endpoint, Idempotency, Pipeline, Properties, Retry, ladder_length};
-use super::schema::{At, Report};
+use super::report::{At, Report};
 use super::text::show_duration;
 
 /// Longest ladder.
@@ -23,7 +23,12 @@ pub(super) fn build(keys: &Keys, report: &mut Report<'_>) -> Option<Config> {
     check_kafka(keys, report);
     check_redis(keys, report);
     check_process(keys, report);
-    let pipelines: Vec<Pipeline> = keys.pipelines.0.iter().map(|(name, p)| pipeline(name, p, report)).collect();
+    let pipelines: Vec<Pipeline> = keys
+        .pipelines
+        .0
+        .iter()
+        .map(|(name, p)| pipeline(name, p, report))
+        .collect();
     if pipelines.is_empty() && report.clean(&At::of(&["pipelines"])) {
         let remedy = "at least one pipeline, in ./topics.yaml or in the file that --config names";
         report.fault(&At::of(&["pipelines"]), "there is none", remedy);
@@ -48,7 +53,11 @@ fn check_kafka(keys: &Keys, report: &mut Report<'_>) {
     };
     let brokers = at.key("brokers");
     if report.clean(&brokers) && !kafka.brokers.split(',').all(|b| is_address(b.trim())) {
-        report.fault(&brokers, "not a list of servers", "host:port, separated by commas, like `kafka-1:9092,kafka-2:9092`");
+        report.fault(
+            &brokers,
+            "not a list of servers",
+            "host:port, separated by commas, like `kafka-1:9092,kafka-2:9092`",
+        );
     }
     for (key, properties) in [
         ("properties", &kafka.properties),
@@ -57,7 +66,11 @@ fn check_kafka(keys: &Keys, report: &mut Report<'_>) {
     ] {
         check_properties(properties, &at.key(key), report);
     }
-    let (drain, poll, session) = (at.key("drain_timeout"), at.key("max_poll_interval"), at.key("session_timeout"));
+    let (drain, poll, session) = (
+        at.key("drain_timeout"),
+        at.key("max_poll_interval"),
+        at.key("session_timeout"),
+    );
     if report.clean(&drain) && report.clean(&poll) && kafka.drain_timeout >= kafka.max_poll_interval {
         report.fault_with(
             &drain,
@@ -78,7 +91,11 @@ fn check_kafka(keys: &Keys, report: &mut Report<'_>) {
 
 fn check_properties(properties: &Properties, at: &At, report: &mut Report<'_>) {
     for (name, property) in &properties.0 {
-        let here = if property.file.is_some() { at.key(&format!("{name}_file")) } else { at.key(name) };
+        let here = if property.file.is_some() {
+            at.key(&format!("{name}_file"))
+        } else {
+            at.key(name)
+        };
         if let Some(rule) = reserved(name) {
             report.fault(&here, format!("may not be set: {}", rule.reason), rule.remedy);
         } else if let Some(problem) = refused(name, &property.value) {
@@ -98,9 +115,17 @@ fn check_redis(keys: &Keys, report: &mut Report<'_>) {
         let remedy = "redis://host:port/db, rediss:// for TLS, redis+unix:///path of a socket";
         report.fault(&url, format!("the scheme `{scheme}` is none of Redis"), remedy);
     } else if cfg!(not(feature = "tls")) && ["rediss", "valkeys"].contains(&scheme) {
-        report.fault(&url, "this build has no TLS", "a build with the feature `tls`, or redis://");
+        report.fault(
+            &url,
+            "this build has no TLS",
+            "a build with the feature `tls`, or redis://",
+        );
     } else if let Err(e) = redis::IntoConnectionInfo::into_connection_info(endpoint.reveal()) {
-        report.fault(&url, format!("not a url of Redis: {e}").to_lowercase(), "redis://host:port/db");
+        report.fault(
+            &url,
+            format!("not a url of Redis: {e}").to_lowercase(),
+            "redis://host:port/db",
+        );
     }
 }
 
@@ -109,16 +134,29 @@ fn check_process(keys: &Keys, report: &mut Report<'_>) {
     if let Some(id) = &keys.instance
         && !is_kafka_name(id)
     {
-        report.fault(&instance, "not a name for a member", "at most 249 letters, digits, `-`, `_`, `.`");
+        report.fault(
+            &instance,
+            "not a name for a member",
+            "at most 249 letters, digits, `-`, `_`, `.`",
+        );
     }
     let listen = At::of(&["admin", "listen"]);
     if let Some(address) = &keys.admin.listen
         && address.replace("localhost", "127.0.0.1").parse::<SocketAddr>().is_err()
     {
-        report.fault(&listen, "not an address", "ip:port, like `127.0.0.1:9464` or `0.0.0.0:9464`");
+        report.fault(
+            &listen,
+            "not an address",
+            "ip:port, like `127.0.0.1:9464` or `0.0.0.0:9464`",
+        );
     }
     if let Some(endpoint) = &keys.telemetry.otlp_endpoint {
-        check_http_url(endpoint, &At::of(&["telemetry"]).key("otlp_endpoint"), "http://localhost:4317", report);
+        check_http_url(
+            endpoint,
+            &At::of(&["telemetry"]).key("otlp_endpoint"),
+            "http://localhost:4317",
+            report,
+        );
     }
 }
 
@@ -126,7 +164,11 @@ fn check_http_url(endpoint: &Endpoint, at: &At, example: &str, report: &mut Repo
     let url = endpoint.url();
     match url.scheme() {
         "https" if cfg!(not(feature = "tls")) => {
-            report.fault(at, "this build has no TLS", "a build with the feature `tls`, or http://");
+            report.fault(
+                at,
+                "this build has no TLS",
+                "a build with the feature `tls`, or http://",
+            );
         }
         "http" | "https" if url.has_host() => {}
         _ => report.fault(at, "not a url of HTTP", format!("like {example}")),
@@ -165,7 +207,10 @@ fn pipeline(name: &str, keys: &PipelineKeys, report: &mut Report<'_>) -> Pipelin
         replication: keys.replication,
         retries,
         retention: keys.retention,
-        dlq: Dlq { topic: keys.dlq.name.clone().unwrap_or_else(|| derived("dlq")), retention: keys.dlq.retention },
+        dlq: Dlq {
+            topic: keys.dlq.name.clone().unwrap_or_else(|| derived("dlq")),
+            retention: keys.dlq.retention,
+        },
         concurrency: keys.concurrency,
         order: keys.order,
         tombstones: keys.tombstones,
@@ -201,16 +246,27 @@ fn check_names(pipeline: &Pipeline, keys: &PipelineKeys, at: &At, report: &mut R
         return;
     }
     if !is_kafka_name(&pipeline.group) {
-        report.fault_with(&at.key("group"), Some(pipeline.group.clone()), "not a name that topics can be made from", remedy);
+        report.fault_with(
+            &at.key("group"),
+            Some(pipeline.group.clone()),
+            "not a name that topics can be made from",
+            remedy,
+        );
         return;
     }
     let rungs = pipeline.retries.iter().zip(&keys.retries).enumerate();
     let by_hand = rungs.map(|(i, (r, k))| (at.key("retries").index(i).key("name"), &r.topic, k.name.is_some()));
-    for (at, topic, by_hand) in by_hand.chain([(at.key("dlq").key("name"), &pipeline.dlq.topic, keys.dlq.name.is_some())]) {
+    for (at, topic, by_hand) in
+        by_hand.chain([(at.key("dlq").key("name"), &pipeline.dlq.topic, keys.dlq.name.is_some())])
+    {
         if is_kafka_name(topic) {
             continue;
         }
-        let problem = if by_hand { "not a topic name" } else { "the name made from topic and group is too long" };
+        let problem = if by_hand {
+            "not a topic name"
+        } else {
+            "the name made from topic and group is too long"
+        };
         report.fault_with(&at, Some(topic.clone()), problem, remedy);
     }
 }
@@ -236,10 +292,19 @@ fn check_ladder(pipeline: &Pipeline, at: &At, report: &mut Report<'_>) {
     }
     let mut seen: HashMap<&str, String> = HashMap::from([(pipeline.topic.as_str(), "main".to_owned())]);
     for (i, (stage, topic)) in pipeline.stages().into_iter().enumerate().skip(1) {
-        let here = if stage == "dlq" { at.key("dlq").key("name") } else { retries.index(i - 1).key("name") };
+        let here = if stage == "dlq" {
+            at.key("dlq").key("name")
+        } else {
+            retries.index(i - 1).key("name")
+        };
         if let Some(other) = seen.get(topic) {
             let problem = format!("{stage} has the topic of {other}");
-            report.fault_with(&here, Some(topic.to_owned()), problem, "a topic of its own for each stage");
+            report.fault_with(
+                &here,
+                Some(topic.to_owned()),
+                problem,
+                "a topic of its own for each stage",
+            );
         }
         seen.insert(topic, stage);
     }
@@ -276,36 +341,57 @@ fn check_times(pipeline: &Pipeline, keys: &PipelineKeys, at: &At, report: &mut R
         && report.clean(&handed_ttl)
         && pipeline.idempotency.handed_ttl < pipeline.idempotency.done_ttl
     {
-        let remedy = format!("at least done_ttl, {}, or nothing", show_duration(pipeline.idempotency.done_ttl));
-        report.fault(&handed_ttl, "moved events would be forgotten before finished ones", remedy);
+        let remedy = format!(
+            "at least done_ttl, {}, or nothing",
+            show_duration(pipeline.idempotency.done_ttl)
+        );
+        report.fault(
+            &handed_ttl,
+            "moved events would be forgotten before finished ones",
+            remedy,
+        );
     }
 }
 
 fn check_message(pipeline: &Pipeline, at: &At, report: &mut Report<'_>) {
     let is_ident = |s: &str| {
-        s.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') && s.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+        s.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+            && s.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
     };
     let message = at.key("message");
     if report.clean(&message) && !pipeline.message.split('.').all(is_ident) {
-        report.fault(&message, "not the full name of a message", "package and message, like `shop.v1.OrderPlaced`");
+        report.fault(
+            &message,
+            "not the full name of a message",
+            "package and message, like `shop.v1.OrderPlaced`",
+        );
     }
     if let Some(file) = &pipeline.descriptor_set
         && !file.is_file()
     {
-        let remedy = "a file made by `protoc --include_imports --descriptor_set_out=FILE`, seen from the working directory";
+        let remedy =
+            "a file made by `protoc --include_imports --descriptor_set_out=FILE`, seen from the working directory";
         report.fault(&at.key("descriptor_set"), "there is no such file", remedy);
     }
     let event_id = at.key("event_id");
     match &pipeline.event_id {
         EventId::Header(names) if names.is_empty() => {
-            report.fault(&event_id.key("header"), "empty", "at least one header name, or leave event_id out");
+            report.fault(
+                &event_id.key("header"),
+                "empty",
+                "at least one header name, or leave event_id out",
+            );
         }
         EventId::Header(names) if names.iter().any(|n| n == "ce_source") => {
             let remedy = "ce_id, which is taken together with ce_source";
             report.fault(&event_id.key("header"), "ce_source alone names no event", remedy);
         }
         EventId::Field(path) if !path.split('.').all(is_ident) => {
-            report.fault(&event_id.key("field"), "not the name of a field", "a field, like `unique_id` or `meta.id`");
+            report.fault(
+                &event_id.key("field"),
+                "not the name of a field",
+                "a field, like `unique_id` or `meta.id`",
+            );
         }
         _ => {}
     }
@@ -318,7 +404,8 @@ fn check_handler(pipeline: &Pipeline, at: &At, report: &mut Report<'_>) {
             let at = at.key("simulate");
             let sum = simulate.dead_ratio.0 + simulate.permanent_ratio.0;
             if report.clean(&at) && sum > 1.0 {
-                let problem = format!("dead_ratio and permanent_ratio are shares of the failing events and add up to {sum}");
+                let problem =
+                    format!("dead_ratio and permanent_ratio are shares of the failing events and add up to {sum}");
                 report.fault(&at.key("dead_ratio"), problem, "together at most 1");
             }
         }
@@ -335,16 +422,25 @@ fn check_http(http: &HttpHandler, pipeline: &Pipeline, at: &At, report: &mut Rep
             &timeout,
             Some(show_duration(http.timeout)),
             "longer than handler_timeout, which would cancel it before",
-            format!("at most {}, or a longer handler_timeout", show_duration(pipeline.handler_timeout)),
+            format!(
+                "at most {}, or a longer handler_timeout",
+                show_duration(pipeline.handler_timeout)
+            ),
         );
     }
     for (name, value) in http.headers.reveal() {
         let file = http.headers.0.get(name).is_some_and(|p| p.file.is_some());
-        let here = at.key("headers").key(&if file { format!("{name}_file") } else { name.to_owned() });
+        let here = at
+            .key("headers")
+            .key(&if file { format!("{name}_file") } else { name.to_owned() });
         if reqwest::header::HeaderName::from_bytes(name.as_bytes()).is_err() {
             report.fault(&here, "not a header name", "letters, digits and hyphens");
         } else if reqwest::header::HeaderValue::from_str(value).is_err() {
-            report.fault(&here, "holds a character that a header cannot carry", "one line of printable text");
+            report.fault(
+                &here,
+                "holds a character that a header cannot carry",
+                "one line of printable text",
+            );
         }
     }
 }
@@ -363,7 +459,10 @@ fn check_shared(pipelines: &[Pipeline], report: &mut Report<'_>) {
             report.fault_with(
                 &at.key("group"),
                 Some(pipeline.group.clone()),
-                format!("pipeline {other} has the same topic, {}, and the same group", pipeline.topic),
+                format!(
+                    "pipeline {other} has the same topic, {}, and the same group",
+                    pipeline.topic
+                ),
                 "a group of its own for each pipeline on a topic",
             );
             continue; // every topic made from them is the same, too
@@ -377,7 +476,9 @@ fn check_shared(pipelines: &[Pipeline], report: &mut Report<'_>) {
                 report.fault_with(
                     &here,
                     Some(topic.to_owned()),
-                    format!("{stage} has the topic of {its} in pipeline {other}: each would execute the other's events"),
+                    format!(
+                        "{stage} has the topic of {its} in pipeline {other}: each would execute the other's events"
+                    ),
                     "a topic of its own for each stage of each pipeline",
                 );
             }

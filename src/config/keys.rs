@@ -9,9 +9,13 @@ use std::time::Duration;
 
 use figment::value::Value;
 
-use super::schema::{At, Entry, KeyDoc, Out, Report, Setting, section};
+use super::choices::{
+    CompatHeaders, Framing, HttpBody, LogFormat, OnUnavailable, Order, StatusClass, Store, Tombstones,
+};
+use super::report::{At, Report};
+use super::schema::{Entry, KeyDoc, Out, Setting, section};
 use super::secret::{Endpoint, Properties};
-use super::settings::{ByteSize, Ratio, choice, chosen, map};
+use super::settings::{ByteSize, Ratio, chosen, map};
 use super::yaml::Node;
 
 section! {
@@ -54,7 +58,7 @@ section! {
         /// Longest time between two polls before a member counts as stuck.
         max_poll_interval: Duration = "5m" in "10s" ..= "1d";
         /// How long one record may wait for its acknowledgement before it is produced again.
-        message_timeout: Duration = "120s" in "120s" ..= "1d";
+        message_timeout: Duration = "2m" in "2m" ..= "1d";
     }
 }
 
@@ -241,102 +245,6 @@ section! {
     pub struct LogHandler {}
 }
 
-choice! {
-    /// How payloads are framed.
-    pub enum Framing {
-        /// The value is the Protobuf message.
-        Plain = "plain",
-        /// Behind a schema registry's magic byte, schema id and message index.
-        Confluent = "confluent",
-    }
-}
-
-choice! {
-    /// In which order handlers of one key run.
-    pub enum Order {
-        /// In any.
-        None = "none",
-        /// Within a stage and partition one at a time in offset order.
-        Stage = "stage",
-    } not yet { "ladder" => "order across the ladder is not available in this version" }
-}
-
-choice! {
-    /// What becomes of null values.
-    pub enum Tombstones {
-        /// To the DLQ as poison.
-        DeadLetter = "dead_letter",
-        /// To the handler with an empty payload.
-        Deliver = "deliver",
-        /// Done without a handler.
-        Skip = "skip",
-    }
-}
-
-choice! {
-    /// Where deduplication records are kept.
-    pub enum Store {
-        /// In Redis.
-        Redis = "redis",
-        /// In this process: lost at its end, unknown to others.
-        Memory = "memory",
-        /// Nowhere.
-        Off = "off",
-    }
-}
-
-choice! {
-    /// What happens while the store cannot be reached.
-    pub enum OnUnavailable {
-        /// Stages pause, polling goes on.
-        Pause = "pause",
-        /// Events are executed without deduplication.
-        Process = "process",
-    }
-}
-
-choice! {
-    /// Headers that other tools read on DLQ records.
-    pub enum CompatHeaders {
-        /// `__dlq.errors.*`.
-        Kafka = "kafka",
-        /// `kafka_dlt-*`.
-        Spring = "spring",
-    }
-}
-
-choice! {
-    /// What the handler sends.
-    pub enum HttpBody {
-        /// The bytes untouched.
-        Protobuf = "protobuf",
-        /// The proto3 JSON mapping.
-        Json = "json",
-    }
-}
-
-choice! {
-    /// What a status means.
-    pub enum StatusClass {
-        /// The effect happened.
-        Done = "done",
-        /// May succeed later.
-        Transient = "transient",
-        /// Will never succeed.
-        Permanent = "permanent",
-    }
-}
-
-choice! {
-    /// How logs are written.
-    pub enum LogFormat {
-        /// For people.
-        Text = "text",
-        /// For machines.
-        Json = "json",
-    }
-}
-
 /// What HTTP statuses mean where it is not the usual.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Classify(pub BTreeMap<u16, StatusClass>);
@@ -356,13 +264,22 @@ impl Setting for Classify {
             let class = StatusClass::read(&class, &here, report);
             match status.parse::<u16>().ok().filter(|s| (200..600).contains(s)) {
                 Some(status) => read.extend(class.map(|c| (status, c))),
-                None => report.fault(&here, "not a status that an answer ends with", "a status from 200 to 599"),
+                None => report.fault(
+                    &here,
+                    "not a status that an answer ends with",
+                    "a status from 200 to 599",
+                ),
             }
         }
         Some(Self(read))
     }
     fn show(&self) -> Out {
-        Out::Map(self.0.iter().map(|(s, c)| Entry::new(s.to_string(), c.show())).collect())
+        Out::Map(
+            self.0
+                .iter()
+                .map(|(s, c)| Entry::new(s.to_string(), c.show()))
+                .collect(),
+        )
     }
 }
 
@@ -455,7 +372,10 @@ impl Setting for Handler {
         };
         let mut entries = vec![Entry::new(self.kind(), shown)];
         for kind in Self::KINDS.iter().filter(|k| **k != self.kind()) {
-            entries.push(Entry { off: true, ..Entry::new(*kind, other_kind(kind)) });
+            entries.push(Entry {
+                off: true,
+                ..Entry::new(*kind, other_kind(kind))
+            });
         }
         Out::Map(entries)
     }
@@ -481,7 +401,10 @@ fn other_kind(kind: &str) -> Out {
     let entry = |k: KeyDoc| {
         let default = k.default.unwrap_or("http://localhost:8080/orders");
         let value = super::yaml::parse(default).unwrap_or(Node::Null);
-        Entry { doc: k.doc.to_owned(), ..Entry::new(k.path.trim_start_matches('.'), Out::Scalar(value)) }
+        Entry {
+            doc: k.doc.to_owned(),
+            ..Entry::new(k.path.trim_start_matches('.'), Out::Scalar(value))
+        }
     };
     Out::Map(keys.into_iter().map(entry).collect())
 }
@@ -535,7 +458,12 @@ impl Setting for Pipelines {
         Some(Self(read))
     }
     fn show(&self) -> Out {
-        Out::Map(self.0.iter().map(|(name, keys)| Entry::new(name, keys.show())).collect())
+        Out::Map(
+            self.0
+                .iter()
+                .map(|(name, keys)| Entry::new(name, keys.show()))
+                .collect(),
+        )
     }
     fn keys(path: &str, out: &mut Vec<KeyDoc>) {
         PipelineKeys::keys(&format!("{path}.<name>"), out);

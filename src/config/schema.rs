@@ -1,13 +1,13 @@
-//! How a key is declared, read and shown: the trait of every type of value, the macro that declares a section, and the
-//! report that collects faults.
+//! How a key is declared, read and shown: the trait of every type of value, and the macro that declares a section.
 //!
 //! A section is declared once; its struct, its reader, its defaults, the text of `config print --all` and the table of
 //! keys all come from that declaration. Reading goes on after a fault, so that all of them are found.
 
 use figment::value::{Dict, Tag, Value};
 
-use super::fault::{Fault, nearest};
-use super::layers::{Merged, is_cleared};
+use super::fault::nearest;
+use super::layers::is_cleared;
+use super::report::{At, Report};
 use super::secret;
 use super::yaml::{self, Node};
 
@@ -22,188 +22,6 @@ pub struct KeyDoc {
     pub doc: &'static str,
     /// What a valid value is.
     pub expects: String,
-}
-
-/// Where in the tree: keys, and `[1]` for list elements.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct At(Vec<String>);
-
-impl At {
-    pub(super) fn of(keys: &[&str]) -> Self {
-        Self(keys.iter().map(|k| (*k).to_owned()).collect())
-    }
-
-    pub(super) fn key(&self, key: &str) -> Self {
-        let mut path = self.0.clone();
-        path.push(key.to_owned());
-        Self(path)
-    }
-
-    pub(super) fn index(&self, i: usize) -> Self {
-        self.key(&format!("[{i}]"))
-    }
-
-    fn last_key(&self) -> &str {
-        self.0.iter().rev().find(|k| !k.starts_with('[')).map_or("", String::as_str)
-    }
-}
-
-impl std::fmt::Display for At {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        for (i, part) in self.0.iter().enumerate() {
-            let dot = if i == 0 || part.starts_with('[') { "" } else { "." };
-            write!(f, "{dot}{part}")?;
-        }
-        Ok(())
-    }
-}
-
-/// Collects faults; knows the merged tree, so that a fault needs only say where it is.
-pub(super) struct Report<'a> {
-    merged: &'a Merged,
-    faults: Vec<Fault>,
-}
-
-impl<'a> Report<'a> {
-    pub(super) fn new(merged: &'a Merged) -> Self {
-        Self { merged, faults: Vec::new() }
-    }
-
-    pub(super) fn into_faults(self) -> Vec<Fault> {
-        self.faults
-    }
-
-    /// Whether nothing was found at or below `at`, so that a check across keys makes sense.
-    pub(super) fn clean(&self, at: &At) -> bool {
-        let (here, inherited) = (at.to_string(), at.inherited().map(|d| d.to_string()));
-        let below = |fault: &str, path: &str| {
-            fault.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
-        };
-        !self.faults.iter().any(|f| below(&f.path, &here) || inherited.as_ref().is_some_and(|d| below(&f.path, d)))
-    }
-
-    /// Something is wrong with the value at `at`. A value that a pipeline has from `defaults` is told there, once.
-    pub(super) fn fault(&mut self, at: &At, problem: impl Into<String>, remedy: impl Into<String>) {
-        let found = self.find(at);
-        let shown = found.and_then(|(_, v)| v).map(|v| show_value(at.last_key(), v));
-        self.fault_with(at, shown, problem, remedy);
-    }
-
-    /// As [`Report::fault`] with a value that does not stand in any layer (a default, something derived).
-    pub(super) fn fault_with(
-        &mut self,
-        at: &At,
-        shown: Option<String>,
-        problem: impl Into<String>,
-        remedy: impl Into<String>,
-    ) {
-        let found = self.find(at);
-        let path = found.as_ref().map_or_else(|| at.to_string(), |(path, _)| path.to_string());
-        let source = found.and_then(|(_, v)| v).and_then(|v| self.merged.origin(v.tag()));
-        let fault = Fault { path, value: shown, problem: problem.into(), remedy: remedy.into(), source };
-        if !self.faults.contains(&fault) {
-            self.faults.push(fault);
-        }
-    }
-
-    /// The value at `at`, or at the same place in `defaults` when the pipeline has none of its own.
-    fn find(&self, at: &At) -> Option<(At, Option<&Value>)> {
-        let own = lookup(&self.merged.root, &at.0);
-        if own.is_some() {
-            return Some((at.clone(), own));
-        }
-        let inherited = at.inherited()?;
-        lookup(&self.merged.root, &inherited.0).map(|v| (inherited.clone(), Some(v)))
-    }
-
-    /// A pipeline's own keys over those of `defaults`.
-    pub(super) fn with_defaults(&self, own: Value) -> Value {
-        match (lookup(&self.merged.root, &["defaults".to_owned()]), own) {
-            (Some(defaults), own @ Value::Dict(..)) => overlay(self.untext(defaults), own),
-            (Some(defaults), Value::Empty(..)) => self.untext(defaults),
-            (_, own) => own,
-        }
-    }
-
-    /// A value as the type that its key wants: text from a variable or a flag is read as YAML first.
-    pub(super) fn untext(&self, value: &Value) -> Value {
-        match value {
-            Value::String(tag, text) if self.merged.is_text_layer(*tag) => {
-                yaml::parse(text).map_or_else(|_| value.clone(), |node| node.plain(*tag))
-            }
-            other => other.clone(),
-        }
-    }
-}
-
-impl At {
-    /// The same key in `defaults`, for a key of a pipeline.
-    fn inherited(&self) -> Option<At> {
-        match self.0.as_slice() {
-            [first, _, rest @ ..] if first == "pipelines" && !rest.is_empty() => {
-                Some(At([vec!["defaults".to_owned()], rest.to_vec()].concat()))
-            }
-            _ => None,
-        }
-    }
-}
-
-fn lookup<'v>(root: &'v Value, path: &[String]) -> Option<&'v Value> {
-    let mut here = root;
-    for part in path {
-        here = match (here, part.strip_prefix('[').and_then(|p| p.strip_suffix(']'))) {
-            (Value::Array(_, items), Some(i)) => items.get(i.parse::<usize>().ok()?)?,
-            (Value::Dict(_, dict), _) => dict.get(part).filter(|v| !is_cleared(v))?,
-            // A whole list or map in one variable: the variable is what a person must look at.
-            (Value::String(..), _) => return Some(here),
-            _ => return None,
-        };
-    }
-    Some(here)
-}
-
-/// `upper` over `lower`: maps merge deep, everything else is replaced.
-fn overlay(lower: Value, upper: Value) -> Value {
-    match (lower, upper) {
-        (Value::Dict(_, mut lower), Value::Dict(tag, upper)) => {
-            for (key, value) in upper {
-                let merged = match lower.remove(&key) {
-                    Some(below) => overlay(below, value),
-                    None => value,
-                };
-                lower.insert(key, merged);
-            }
-            Value::Dict(tag, lower)
-        }
-        (_, upper) => upper,
-    }
-}
-
-/// A value as it is shown in a fault: on one line, short, secrets masked.
-fn show_value(key: &str, value: &Value) -> String {
-    let text = match value {
-        Value::String(_, s) if s.is_empty() => "\"\"".to_owned(),
-        Value::String(_, s) => secret::masked(key, s),
-        Value::Array(..) | Value::Dict(..) => mask_node(key, Node::from(value)).write(),
-        other if secret::is_secret_key(key) && !matches!(other, Value::Empty(..)) => secret::MASK.to_owned(),
-        other => Node::from(other).write(),
-    };
-    match text.char_indices().nth(120) {
-        Some((cut, _)) => format!("{}…", &text[..cut]),
-        None => text,
-    }
-}
-
-/// A tree with its secrets masked by the names of their keys.
-pub(super) fn mask_node(key: &str, node: Node) -> Node {
-    match node {
-        Node::Map(entries) => Node::Map(entries.into_iter().map(|(k, v)| (k.clone(), mask_node(&k, v))).collect()),
-        Node::List(items) => Node::List(items.into_iter().map(|n| mask_node(key, n)).collect()),
-        Node::Text(s) => Node::Text(secret::masked(key, &s)),
-        Node::Null => Node::Null,
-        _ if secret::is_secret_key(key) => Node::Text(secret::MASK.to_owned()),
-        other => other,
-    }
 }
 
 /// What is shown of a value: the tree behind `config print`.
@@ -229,7 +47,13 @@ pub(super) struct Entry {
 
 impl Entry {
     pub(super) fn new(key: impl Into<String>, value: Out) -> Self {
-        Self { key: key.into(), value, doc: String::new(), note: String::new(), off: false }
+        Self {
+            key: key.into(),
+            value,
+            doc: String::new(),
+            note: String::new(),
+            off: false,
+        }
     }
 }
 
@@ -270,6 +94,8 @@ pub(super) struct Declared {
     pub(super) range: Option<(&'static str, &'static str)>,
 }
 
+const SECRET_WORDS: [&str; 6] = ["password", "passphrase", "secret", "token", "credentials", "api_key"];
+
 /// The map at `at`, after every key in it that is not one of `known` was reported.
 pub(super) fn open(value: &Value, at: &At, known: &[(&str, bool)], report: &mut Report<'_>) -> Option<Dict> {
     let dict = match report.untext(value) {
@@ -288,9 +114,17 @@ pub(super) fn open(value: &Value, at: &At, known: &[(&str, bool)], report: &mut 
         if !is_known {
             let remedy = match nearest(key, known.iter().map(|(k, _)| *k)) {
                 Some(near) => format!("did you mean `{near}`?"),
-                None => format!("one of {}", known.iter().map(|(k, _)| *k).collect::<Vec<_>>().join(", ")),
+                None => format!(
+                    "one of {}",
+                    known.iter().map(|(k, _)| *k).collect::<Vec<_>>().join(", ")
+                ),
             };
-            report.fault(&at.key(key), "unknown key", remedy);
+            let here = at.key(key);
+            match nearest(key, SECRET_WORDS) {
+                // Misspelled, so that the mask by name would miss it.
+                Some(_) => report.fault_with(&here, Some(secret::MASK.to_owned()), "unknown key", remedy),
+                None => report.fault(&here, "unknown key", remedy),
+            }
         }
     }
     Some(dict)
@@ -300,7 +134,11 @@ pub(super) fn open(value: &Value, at: &At, known: &[(&str, bool)], report: &mut 
 pub(super) fn field<T: Setting>(dict: &Dict, declared: &Declared, at: &At, report: &mut Report<'_>) -> Option<T> {
     let file_key = format!("{}_file", declared.key);
     let named_file = if T::FROM_FILE { dict.get(&file_key) } else { None };
-    let here = if named_file.is_some() { at.key(&file_key) } else { at.key(declared.key) };
+    let here = if named_file.is_some() {
+        at.key(&file_key)
+    } else {
+        at.key(declared.key)
+    };
     let read = match (dict.get(declared.key), named_file) {
         (Some(_), Some(_)) => {
             report.fault(&here, format!("stands beside `{}`", declared.key), "one of the two");
@@ -358,7 +196,11 @@ pub(super) fn file_text(path: &Value, at: &At, report: &mut Report<'_>) -> Optio
             None
         }
         Err(e) => {
-            report.fault(at, format!("cannot be read: {e}"), "a file that holds the secret and that this user may read");
+            report.fault(
+                at,
+                format!("cannot be read: {e}"),
+                "a file that holds the secret and that this user may read",
+            );
             None
         }
     }
@@ -390,8 +232,8 @@ macro_rules! section {
             #[allow(unused_variables, reason = "a section may be empty")]
             fn read(
                 value: &figment::value::Value,
-                at: &$crate::config::schema::At,
-                report: &mut $crate::config::schema::Report<'_>,
+                at: &$crate::config::report::At,
+                report: &mut $crate::config::report::Report<'_>,
             ) -> Option<Self> {
                 let known: &[(&str, bool)] =
                     &[$((stringify!($field), <$type as $crate::config::schema::Setting>::FROM_FILE)),*];
@@ -434,7 +276,10 @@ pub(super) fn declared_entry<T: Setting>(key: &str, value: &T, doc: &str, defaul
         None => Entry::new(key, value.show()),
     };
     if let Some(default) = default.filter(|d| *d != "{}") {
-        doc.push_str(&format!(" Default: {}.", if default == "null" { "none" } else { default }));
+        doc.push_str(&format!(
+            " Default: {}.",
+            if default == "null" { "none" } else { default }
+        ));
     }
     entry.doc = doc;
     entry
@@ -448,7 +293,16 @@ pub(super) fn declared_keys<T: Setting>(
     default: Option<&'static str>,
     out: &mut Vec<KeyDoc>,
 ) {
-    let path = if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
-    out.push(KeyDoc { path: path.clone(), default, doc: doc.trim(), expects: T::expects() });
+    let path = if path.is_empty() {
+        key.to_owned()
+    } else {
+        format!("{path}.{key}")
+    };
+    out.push(KeyDoc {
+        path: path.clone(),
+        default,
+        doc: doc.trim(),
+        expects: T::expects(),
+    });
     T::keys(&path, out);
 }

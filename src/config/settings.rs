@@ -7,7 +7,8 @@ use std::time::Duration;
 use figment::value::Value;
 use reqwest::Url;
 
-use super::schema::{At, Entry, KeyDoc, Out, Report, Setting, file_text, open};
+use super::report::{At, Report};
+use super::schema::{Entry, KeyDoc, Out, Setting, file_text, open};
 use super::secret::{self, Endpoint, Properties, Property};
 use super::text::{parse_duration, parse_ratio, parse_size, show_duration, show_size};
 use super::yaml::Node;
@@ -35,7 +36,11 @@ impl Setting for String {
                 report.fault(at, "has a control character", "one line of text");
             }
             Value::String(_, s) => return Some(s.clone()),
-            _ => report.fault(at, "not a text", "a text; put it in quotes where it looks like a number"),
+            _ => report.fault(
+                at,
+                "not a text",
+                "a text; put it in quotes where it looks like a number",
+            ),
         }
         None
     }
@@ -225,7 +230,11 @@ impl<T: Setting> Setting for Vec<T> {
                 return None;
             }
         };
-        let read: Vec<_> = items.iter().enumerate().map(|(i, v)| T::read(v, &at.index(i), report)).collect();
+        let read: Vec<_> = items
+            .iter()
+            .enumerate()
+            .map(|(i, v)| T::read(v, &at.index(i), report))
+            .collect();
         read.into_iter().collect()
     }
     fn show(&self) -> Out {
@@ -239,7 +248,11 @@ impl<T: Setting> Setting for Vec<T> {
 impl Endpoint {
     fn parse(written: &str, file: Option<String>, at: &At, report: &mut Report<'_>) -> Option<Self> {
         match Url::parse(written) {
-            Ok(url) => Some(Self { url, text: written.to_owned(), file }),
+            Ok(url) => Some(Self {
+                url,
+                text: written.to_owned(),
+                file,
+            }),
             Err(e) => {
                 report.fault(at, format!("not a url: {e}"), Self::expects());
                 None
@@ -292,15 +305,37 @@ impl Setting for Properties {
             let (name, property) = match (name.strip_suffix("_file"), &value) {
                 (_, Value::Empty(..)) => continue,
                 (Some(stem), path) => match file_text(path, &here, report) {
-                    Some((file, value)) => (stem.to_owned(), Property { value, file: Some(file) }),
+                    Some((file, value)) => (
+                        stem.to_owned(),
+                        Property {
+                            value,
+                            file: Some(file),
+                        },
+                    ),
                     None => continue,
                 },
                 (None, Value::Array(..) | Value::Dict(..)) => {
-                    report.fault(&here, "not a text", "one text; a name with dots is one key, like `sasl.username`");
+                    report.fault(
+                        &here,
+                        "not a text",
+                        "one text; a name with dots is one key, like `sasl.username`",
+                    );
                     continue;
                 }
-                (None, Value::String(_, s)) => (name, Property { value: s.clone(), file: None }),
-                (None, scalar) => (name, Property { value: Node::from(scalar).write(), file: None }),
+                (None, Value::String(_, s)) => (
+                    name,
+                    Property {
+                        value: s.clone(),
+                        file: None,
+                    },
+                ),
+                (None, scalar) => (
+                    name,
+                    Property {
+                        value: Node::from(scalar).write(),
+                        file: None,
+                    },
+                ),
             };
             if read.insert(name, property).is_some() {
                 report.fault(&here, "given both as text and as a file", "one of the two");
@@ -320,7 +355,11 @@ impl Setting for Properties {
 /// The entries of a map, without those that a later layer cleared.
 pub(super) fn map(value: &Value, report: &mut Report<'_>) -> Option<BTreeMap<String, Value>> {
     match report.untext(value) {
-        Value::Dict(_, dict) => Some(dict.into_iter().filter(|(_, v)| !super::layers::is_cleared(v)).collect()),
+        Value::Dict(_, dict) => Some(
+            dict.into_iter()
+                .filter(|(_, v)| !super::layers::is_cleared(v))
+                .collect(),
+        ),
         Value::Empty(..) => Some(BTreeMap::new()),
         _ => None,
     }
@@ -348,8 +387,8 @@ macro_rules! choice {
             }
             fn read(
                 value: &figment::value::Value,
-                at: &$crate::config::schema::At,
-                report: &mut $crate::config::schema::Report<'_>,
+                at: &$crate::config::report::At,
+                report: &mut $crate::config::report::Report<'_>,
             ) -> Option<Self> {
                 match value.as_str() {
                     $( Some($word) => return Some(Self::$variant), )*
@@ -394,7 +433,11 @@ pub(super) fn chosen(
         return None; // the unknown key that was meant to be one is told already
     }
     let names: Vec<_> = named.iter().map(|(k, _)| k.as_str()).collect();
-    let problem = if names.is_empty() { "none is chosen".to_owned() } else { format!("{} at once", names.join(" and ")) };
+    let problem = if names.is_empty() {
+        "none is chosen".to_owned()
+    } else {
+        format!("{} at once", names.join(" and "))
+    };
     report.fault(at, problem, format!("exactly one {what}: {}", kinds.join(", ")));
     None
 }

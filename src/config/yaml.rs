@@ -34,9 +34,10 @@ impl Node {
             Node::Uint(n) => Value::Num(tag, n.into()),
             Node::Float(n) => Value::Num(tag, n.into()),
             Node::Text(s) => Value::String(tag, s),
-            Node::List(items) => {
-                Value::Array(tag, items.into_iter().map(|n| n.into_value(tag, path, duplicate)).collect())
-            }
+            Node::List(items) => Value::Array(
+                tag,
+                items.into_iter().map(|n| n.into_value(tag, path, duplicate)).collect(),
+            ),
             Node::Map(entries) => {
                 let mut dict = Dict::new();
                 for (key, node) in entries {
@@ -70,14 +71,17 @@ impl Node {
             Node::List(items) => format!("[{}]", items.iter().map(Node::write).collect::<Vec<_>>().join(", ")),
             Node::Map(entries) if entries.is_empty() => "{}".to_owned(),
             Node::Map(entries) => {
-                let inner: Vec<_> = entries.iter().map(|(k, v)| format!("{}: {}", quote(k), v.write())).collect();
+                let inner: Vec<_> = entries
+                    .iter()
+                    .map(|(k, v)| format!("{}: {}", quote(k), v.write()))
+                    .collect();
                 format!("{{ {} }}", inner.join(", "))
             }
         }
     }
 }
 
-/// A scalar of the layers as a node; lists and maps too.
+/// A value of the layers as it was written: without the marks of cleared alternatives.
 impl From<&Value> for Node {
     fn from(value: &Value) -> Node {
         match value {
@@ -91,7 +95,10 @@ impl From<&Value> for Node {
             },
             Value::Empty(..) => Node::Null,
             Value::Array(_, items) => Node::List(items.iter().map(Node::from).collect()),
-            Value::Dict(_, dict) => Node::Map(dict.iter().map(|(k, v)| (k.clone(), Node::from(v))).collect()),
+            Value::Dict(_, dict) => {
+                let written = dict.iter().filter(|(_, v)| !super::layers::is_cleared(v));
+                Node::Map(written.map(|(k, v)| (k.clone(), Node::from(v))).collect())
+            }
         }
     }
 }
@@ -104,8 +111,15 @@ pub(super) fn quote(text: &str) -> String {
         && !text.ends_with([' ', ':'])
         && !text.contains(": ")
         && parse(text) == Ok(Node::Text(text.to_owned()))
-        && !matches!(text.to_ascii_lowercase().as_str(), "yes" | "no" | "on" | "off" | "y" | "n");
-    if safe { text.to_owned() } else { serde_json::Value::from(text).to_string() }
+        && !matches!(
+            text.to_ascii_lowercase().as_str(),
+            "yes" | "no" | "on" | "off" | "y" | "n"
+        );
+    if safe {
+        text.to_owned()
+    } else {
+        serde_json::Value::from(text).to_string()
+    }
 }
 
 impl<'de> Deserialize<'de> for Node {
@@ -178,7 +192,10 @@ mod tests {
 
     #[test]
     fn numbers_as_keys_are_text() {
-        assert_eq!(parse("{404: x}").unwrap(), Node::Map(vec![("404".into(), Node::Text("x".into()))]));
+        assert_eq!(
+            parse("{404: x}").unwrap(),
+            Node::Map(vec![("404".into(), Node::Text("x".into()))])
+        );
     }
 
     proptest::proptest! {
