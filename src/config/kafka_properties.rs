@@ -32,7 +32,7 @@ pub(super) fn reserved(name: &str) -> Option<Reserved> {
             REMOVE,
         ),
         "enable.auto.commit" | "auto.commit.enable" => ("without it no offset would ever be committed", REMOVE),
-        "auto.offset.reset" | "enable.gapless.guarantee" => (
+        "auto.offset.reset" => (
             "events that were produced before the first start, or after a reset, would be skipped",
             REMOVE,
         ),
