@@ -1,0 +1,498 @@
+//! From keys to [`Config`]: fills in what follows from other keys, and checks what no key can check alone.
+//!
+//! A check across keys is left out where one of them has a fault already: what would follow from a fault helps nobody.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::kafka_properties::{refused, reserved};
+use super::keys::{EventId, Handler, HttpHandler, Keys, PipelineKeys};
+use super::model::{Config, Dlq, Endpoint, Idempotency, Pipeline, Properties, Retry, ladder_length};
+use super::report::{At, Report};
+use super::text::show_duration;
+
+/// Longest ladder.
+pub const MAX_RETRIES: usize = 16;
+/// Longest name that Kafka takes for a topic.
+const MAX_TOPIC: usize = 249;
+const MIN_DONE_TTL: Duration = Duration::from_secs(24 * 3600);
+
+/// The typed configuration, or none after faults were reported.
+pub(super) fn build(keys: &Keys, report: &mut Report<'_>) -> Option<Config> {
+    check_kafka(keys, report);
+    check_redis(keys, report);
+    check_process(keys, report);
+    let pipelines: Vec<Pipeline> = keys
+        .pipelines
+        .0
+        .iter()
+        .map(|(name, p)| pipeline(name, p, report))
+        .collect();
+    if pipelines.is_empty() && report.clean(&At::of(&["pipelines"])) {
+        let remedy = "at least one pipeline, in ./topics.yaml or in the file that --config names";
+        report.fault(&At::of(&["pipelines"]), "there is none", remedy);
+    }
+    check_shared(&pipelines, report);
+    Some(Config {
+        kafka: keys.kafka.clone(),
+        redis: keys.redis.clone(),
+        pipelines,
+        instance: keys.instance.clone(),
+        admin: keys.admin.clone(),
+        telemetry: keys.telemetry.clone(),
+    })
+}
+
+fn check_kafka(keys: &Keys, report: &mut Report<'_>) {
+    let at = At::of(&["kafka"]);
+    let kafka = &keys.kafka;
+    let is_address = |b: &str| {
+        let (host, port) = b.rsplit_once(':').unwrap_or((b, "9092"));
+        !host.is_empty() && !host.contains([' ', '/']) && port.parse::<u16>().is_ok_and(|p| p > 0)
+    };
+    let brokers = at.key("brokers");
+    if report.clean(&brokers) && !kafka.brokers.split(',').all(|b| is_address(b.trim())) {
+        report.fault(
+            &brokers,
+            "not a list of servers",
+            "host:port, separated by commas, like `kafka-1:9092,kafka-2:9092`",
+        );
+    }
+    for (key, properties) in [
+        ("properties", &kafka.properties),
+        ("consumer_properties", &kafka.consumer_properties),
+        ("producer_properties", &kafka.producer_properties),
+    ] {
+        check_properties(properties, &at.key(key), report);
+    }
+    let (drain, poll, session) = (
+        at.key("drain_timeout"),
+        at.key("max_poll_interval"),
+        at.key("session_timeout"),
+    );
+    if report.clean(&drain) && report.clean(&poll) && kafka.drain_timeout >= kafka.max_poll_interval {
+        report.fault_with(
+            &drain,
+            Some(show_duration(kafka.drain_timeout)),
+            "the drain outlasts kafka.max_poll_interval, so the group would take this member for stuck",
+            format!("less than {}", show_duration(kafka.max_poll_interval)),
+        );
+    }
+    if report.clean(&session) && report.clean(&poll) && kafka.session_timeout > kafka.max_poll_interval {
+        report.fault_with(
+            &session,
+            Some(show_duration(kafka.session_timeout)),
+            "longer than kafka.max_poll_interval, which librdkafka refuses",
+            format!("at most {}", show_duration(kafka.max_poll_interval)),
+        );
+    }
+}
+
+fn check_properties(properties: &Properties, at: &At, report: &mut Report<'_>) {
+    for (name, property) in &properties.0 {
+        let here = if property.file.is_some() {
+            at.key(&format!("{name}_file"))
+        } else {
+            at.key(name)
+        };
+        if let Some(rule) = reserved(name) {
+            report.fault(&here, format!("may not be set: {}", rule.reason), rule.remedy);
+        } else if let Some(problem) = refused(name, &property.value) {
+            report.fault(&here, problem, "a property of librdkafka with a value that it knows");
+        }
+    }
+}
+
+fn check_redis(keys: &Keys, report: &mut Report<'_>) {
+    let at = At::of(&["redis"]);
+    let endpoint = &keys.redis.url;
+    let url = at.key(if endpoint.file.is_some() { "url_file" } else { "url" });
+    let scheme = endpoint.url().scheme();
+    if !report.clean(&at.key("url")) || !report.clean(&url) {
+        // told already
+    } else if !["redis", "rediss", "valkey", "valkeys", "redis+unix", "unix"].contains(&scheme) {
+        let remedy = "redis://host:port/db, rediss:// for TLS, redis+unix:///path of a socket";
+        report.fault(&url, format!("the scheme `{scheme}` is none of Redis"), remedy);
+    } else if cfg!(not(feature = "tls")) && ["rediss", "valkeys"].contains(&scheme) {
+        report.fault(
+            &url,
+            "this build has no TLS",
+            "a build with the feature `tls`, or redis://",
+        );
+    } else if let Err(e) = redis::IntoConnectionInfo::into_connection_info(endpoint.reveal()) {
+        report.fault(
+            &url,
+            format!("not a url of Redis: {e}").to_lowercase(),
+            "redis://host:port/db",
+        );
+    }
+}
+
+fn check_process(keys: &Keys, report: &mut Report<'_>) {
+    let instance = At::of(&["instance"]);
+    if let Some(id) = &keys.instance
+        && !is_kafka_name(id)
+    {
+        report.fault(
+            &instance,
+            "not a name for a member",
+            "at most 249 letters, digits, `-`, `_`, `.`",
+        );
+    }
+    let listen = At::of(&["admin", "listen"]);
+    if let Some(address) = &keys.admin.listen
+        && address.replace("localhost", "127.0.0.1").parse::<SocketAddr>().is_err()
+    {
+        report.fault(
+            &listen,
+            "not an address",
+            "ip:port, like `127.0.0.1:9464` or `0.0.0.0:9464`",
+        );
+    }
+    if let Some(endpoint) = &keys.telemetry.otlp_endpoint {
+        check_http_url(
+            endpoint,
+            &At::of(&["telemetry"]).key("otlp_endpoint"),
+            "http://localhost:4317",
+            report,
+        );
+    }
+}
+
+fn check_http_url(endpoint: &Endpoint, at: &At, example: &str, report: &mut Report<'_>) {
+    let url = endpoint.url();
+    match url.scheme() {
+        "https" if cfg!(not(feature = "tls")) => {
+            report.fault(
+                at,
+                "this build has no TLS",
+                "a build with the feature `tls`, or http://",
+            );
+        }
+        "http" | "https" if url.has_host() => {}
+        _ => report.fault(at, "not a url of HTTP", format!("like {example}")),
+    }
+}
+
+fn is_kafka_name(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= MAX_TOPIC
+        && !matches!(name, "." | "..")
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+}
+
+/// One pipeline with its names filled in.
+fn pipeline(name: &str, keys: &PipelineKeys, report: &mut Report<'_>) -> Pipeline {
+    let at = At::of(&["pipelines", name]);
+    let group = keys.group.clone().unwrap_or_else(|| name.to_owned());
+    let derived = |stage: &str| format!("{}.{group}.{stage}", keys.topic);
+    let retries: Vec<Retry> = (1..)
+        .zip(&keys.retries)
+        .map(|(i, rung)| Retry {
+            delay: rung.delay,
+            jitter: rung.jitter.0,
+            topic: rung.name.clone().unwrap_or_else(|| derived(&format!("retry-{i}"))),
+            concurrency: rung.concurrency,
+        })
+        .collect();
+    let idempotency = &keys.idempotency;
+    let pipeline = Pipeline {
+        name: name.to_owned(),
+        topic: keys.topic.clone(),
+        message: keys.message.clone(),
+        descriptor_set: keys.descriptor_set.clone(),
+        framing: keys.framing,
+        partitions: keys.partitions,
+        replication: keys.replication,
+        retries,
+        retention: keys.retention,
+        dlq: Dlq {
+            topic: keys.dlq.name.clone().unwrap_or_else(|| derived("dlq")),
+            retention: keys.dlq.retention,
+        },
+        concurrency: keys.concurrency,
+        order: keys.order,
+        tombstones: keys.tombstones,
+        max_event_age: keys.max_event_age,
+        event_id: keys.event_id.clone(),
+        idempotency: Idempotency {
+            store: idempotency.store,
+            lease: idempotency.lease,
+            done_ttl: idempotency.done_ttl,
+            handed_ttl: idempotency.handed_ttl.unwrap_or(idempotency.done_ttl),
+            on_unavailable: idempotency.on_unavailable,
+        },
+        handler: keys.handler.clone(),
+        handler_timeout: keys.handler_timeout,
+        window: keys.window.clone(),
+        max_deferrals: keys.max_deferrals,
+        compat_headers: keys.compat_headers.clone(),
+        allow_unsafe_topics: keys.allow_unsafe_topics,
+        group,
+    };
+    check_names(&pipeline, keys, &at, report);
+    check_ladder(&pipeline, &at, report);
+    check_times(&pipeline, keys, &at, report);
+    check_message(&pipeline, &at, report);
+    check_handler(&pipeline, &at.key("handler"), report);
+    pipeline
+}
+
+fn check_names(pipeline: &Pipeline, keys: &PipelineKeys, at: &At, report: &mut Report<'_>) {
+    let remedy = "a name of Kafka: at most 249 letters, digits, `.`, `_`, `-`";
+    if report.clean(&at.key("topic")) && !is_kafka_name(&pipeline.topic) {
+        report.fault(&at.key("topic"), "not a topic name", remedy);
+        return;
+    }
+    if !is_kafka_name(&pipeline.group) {
+        report.fault_with(
+            &at.key("group"),
+            Some(pipeline.group.clone()),
+            "not a name that topics can be made from",
+            remedy,
+        );
+        return;
+    }
+    let rungs = pipeline.retries.iter().zip(&keys.retries).enumerate();
+    let by_hand = rungs.map(|(i, (r, k))| (at.key("retries").index(i).key("name"), &r.topic, k.name.is_some()));
+    for (at, topic, by_hand) in
+        by_hand.chain([(at.key("dlq").key("name"), &pipeline.dlq.topic, keys.dlq.name.is_some())])
+    {
+        if is_kafka_name(topic) {
+            continue;
+        }
+        let problem = if by_hand {
+            "not a topic name"
+        } else {
+            "the name made from topic and group is too long"
+        };
+        report.fault_with(&at, Some(topic.clone()), problem, remedy);
+    }
+}
+
+/// Delays rise; every stage has a topic of its own.
+fn check_ladder(pipeline: &Pipeline, at: &At, report: &mut Report<'_>) {
+    let retries = at.key("retries");
+    if report.clean(&retries) {
+        if pipeline.retries.len() > MAX_RETRIES {
+            let problem = format!("{} retry stages", pipeline.retries.len());
+            report.fault(&retries, problem, format!("at most {MAX_RETRIES}"));
+        }
+        for (i, pair) in pipeline.retries.windows(2).enumerate() {
+            if pair[1].delay <= pair[0].delay {
+                let before = show_duration(pair[0].delay);
+                report.fault(
+                    &retries.index(i + 1).key("delay"),
+                    format!("not longer than the delay before it, {before}"),
+                    format!("more than {before}: delays rise strictly from stage to stage"),
+                );
+            }
+        }
+    }
+    let mut seen: HashMap<&str, String> = HashMap::from([(pipeline.topic.as_str(), "main".to_owned())]);
+    for (i, (stage, topic)) in pipeline.stages().into_iter().enumerate().skip(1) {
+        let here = if stage == "dlq" {
+            at.key("dlq").key("name")
+        } else {
+            retries.index(i - 1).key("name")
+        };
+        if let Some(other) = seen.get(topic) {
+            let problem = format!("{stage} has the topic of {other}");
+            report.fault_with(
+                &here,
+                Some(topic.to_owned()),
+                problem,
+                "a topic of its own for each stage",
+            );
+        }
+        seen.insert(topic, stage);
+    }
+}
+
+fn check_times(pipeline: &Pipeline, keys: &PipelineKeys, at: &At, report: &mut Report<'_>) {
+    let retries = at.key("retries");
+    let ladder = ladder_length(&pipeline.retries);
+    let longest = pipeline.retries.iter().map(|r| r.delay).max().unwrap_or_default();
+    let needed = ladder.max(longest.saturating_mul(2));
+    let retention = at.key("retention");
+    if report.clean(&retries) && report.clean(&retention) && pipeline.retention <= needed {
+        report.fault_with(
+            &retention,
+            Some(show_duration(pipeline.retention)),
+            "events could be deleted while they wait: not longer than the ladder and twice its longest delay",
+            format!("more than {}", show_duration(needed)),
+        );
+    }
+    let idempotency = at.key("idempotency");
+    let done_ttl = idempotency.key("done_ttl");
+    let least = MIN_DONE_TTL.max(ladder.saturating_mul(2));
+    if report.clean(&retries) && report.clean(&done_ttl) && pipeline.idempotency.done_ttl < least {
+        report.fault_with(
+            &done_ttl,
+            Some(show_duration(pipeline.idempotency.done_ttl)),
+            "finished events would be forgotten while copies of them may still come",
+            format!("at least {}: 24h and twice the ladder", show_duration(least)),
+        );
+    }
+    let handed_ttl = idempotency.key("handed_ttl");
+    if keys.idempotency.handed_ttl.is_some()
+        && report.clean(&done_ttl)
+        && report.clean(&handed_ttl)
+        && pipeline.idempotency.handed_ttl < pipeline.idempotency.done_ttl
+    {
+        let remedy = format!(
+            "at least done_ttl, {}, or nothing",
+            show_duration(pipeline.idempotency.done_ttl)
+        );
+        report.fault(
+            &handed_ttl,
+            "moved events would be forgotten before finished ones",
+            remedy,
+        );
+    }
+}
+
+fn check_message(pipeline: &Pipeline, at: &At, report: &mut Report<'_>) {
+    let is_ident = |s: &str| {
+        s.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+            && s.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+    };
+    let message = at.key("message");
+    if report.clean(&message) && !pipeline.message.split('.').all(is_ident) {
+        report.fault(
+            &message,
+            "not the full name of a message",
+            "package and message, like `shop.v1.OrderPlaced`",
+        );
+    }
+    if let Some(file) = &pipeline.descriptor_set
+        && !file.is_file()
+    {
+        let remedy =
+            "a file made by `protoc --include_imports --descriptor_set_out=FILE`, seen from the working directory";
+        report.fault(&at.key("descriptor_set"), "there is no such file", remedy);
+    }
+    let event_id = at.key("event_id");
+    match &pipeline.event_id {
+        EventId::Header(names) if names.is_empty() => {
+            report.fault(
+                &event_id.key("header"),
+                "empty",
+                "at least one header name, or leave event_id out",
+            );
+        }
+        EventId::Header(names) if names.iter().any(|n| n == "ce_source") => {
+            let remedy = "ce_id, which is taken together with ce_source";
+            report.fault(&event_id.key("header"), "ce_source alone names no event", remedy);
+        }
+        EventId::Field(path) if !path.split('.').all(is_ident) => {
+            report.fault(
+                &event_id.key("field"),
+                "not the name of a field",
+                "a field, like `unique_id` or `meta.id`",
+            );
+        }
+        _ => {}
+    }
+}
+
+fn check_handler(pipeline: &Pipeline, at: &At, report: &mut Report<'_>) {
+    match &pipeline.handler {
+        Handler::Http(http) => check_http(http, pipeline, &at.key("http"), report),
+        Handler::Simulate(simulate) => {
+            let at = at.key("simulate");
+            let sum = simulate.dead_ratio.0 + simulate.permanent_ratio.0;
+            if report.clean(&at) && sum > 1.0 {
+                let problem =
+                    format!("dead_ratio and permanent_ratio are shares of the failing events and add up to {sum}");
+                report.fault(&at.key("dead_ratio"), problem, "together at most 1");
+            }
+        }
+        Handler::Log(_) => {}
+    }
+}
+
+fn check_http(http: &HttpHandler, pipeline: &Pipeline, at: &At, report: &mut Report<'_>) {
+    let url = at.key(if http.url.file.is_some() { "url_file" } else { "url" });
+    check_http_url(&http.url, &url, "http://localhost:8080/orders", report);
+    let timeout = at.key("timeout");
+    if report.clean(&timeout) && http.timeout > pipeline.handler_timeout {
+        report.fault_with(
+            &timeout,
+            Some(show_duration(http.timeout)),
+            "longer than handler_timeout, which would cancel it before",
+            format!(
+                "at most {}, or a longer handler_timeout",
+                show_duration(pipeline.handler_timeout)
+            ),
+        );
+    }
+    for (name, value) in http.headers.reveal() {
+        let file = http.headers.0.get(name).is_some_and(|p| p.file.is_some());
+        let here = at
+            .key("headers")
+            .key(&if file { format!("{name}_file") } else { name.to_owned() });
+        if reqwest::header::HeaderName::from_bytes(name.as_bytes()).is_err() {
+            report.fault(&here, "not a header name", "letters, digits and hyphens");
+        } else if reqwest::header::HeaderValue::from_str(value).is_err() {
+            report.fault(
+                &here,
+                "holds a character that a header cannot carry",
+                "one line of printable text",
+            );
+        }
+    }
+}
+
+/// What no two pipelines may share.
+fn check_shared(pipelines: &[Pipeline], report: &mut Report<'_>) {
+    let mut ladders: HashMap<(&str, &str), &str> = HashMap::new();
+    let mut topics: HashMap<&str, (&str, String)> = HashMap::new();
+    for pipeline in pipelines {
+        let at = At::of(&["pipelines", &pipeline.name]);
+        if !report.clean(&at.key("topic")) {
+            continue;
+        }
+        let key = (pipeline.topic.as_str(), pipeline.group.as_str());
+        if let Some(other) = ladders.insert(key, &pipeline.name) {
+            report.fault_with(
+                &at.key("group"),
+                Some(pipeline.group.clone()),
+                format!(
+                    "pipeline {other} has the same topic, {}, and the same group",
+                    pipeline.topic
+                ),
+                "a group of its own for each pipeline on a topic",
+            );
+            continue; // every topic made from them is the same, too
+        }
+        for (i, (stage, topic)) in pipeline.stages().into_iter().enumerate().skip(1) {
+            let here = match stage.as_str() {
+                "dlq" => at.key("dlq").key("name"),
+                _ => at.key("retries").index(i - 1).key("name"),
+            };
+            if let Some((other, its)) = topics.get(topic).filter(|(other, _)| *other != pipeline.name) {
+                report.fault_with(
+                    &here,
+                    Some(topic.to_owned()),
+                    format!(
+                        "{stage} has the topic of {its} in pipeline {other}: each would execute the other's events"
+                    ),
+                    "a topic of its own for each stage of each pipeline",
+                );
+            }
+            topics.insert(topic, (&pipeline.name, stage));
+        }
+    }
+    for main in pipelines {
+        let at = At::of(&["pipelines", &main.name, "topic"]);
+        if let Some((other, stage)) = topics.get(main.topic.as_str())
+            && *other != main.name
+            && stage != "dlq"
+        {
+            let problem = format!("the main topic is {stage} in pipeline {other}, whose events wait there");
+            report.fault(&at, problem, "a main topic that is no retry topic");
+        }
+    }
+}

@@ -1,0 +1,471 @@
+//! Every key of the configuration, declared once: name, type, default, range, meaning.
+//!
+//! The structs made here are what the layers say, key by key; [`super::check`] turns them into [`super::Config`].
+//! Defaults are YAML, just as a user would write them.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use figment::value::Value;
+
+use super::choices::{
+    CompatHeaders, Framing, HttpBody, LogFormat, OnUnavailable, Order, StatusClass, Store, Tombstones,
+};
+use super::report::{At, Report};
+use super::schema::{Entry, KeyDoc, Out, Setting, section};
+use super::secret::{Endpoint, Properties};
+use super::settings::{ByteSize, Ratio, chosen, map};
+use super::yaml::Node;
+
+section! {
+    /// The whole file.
+    pub(super) struct Keys {
+        /// Kafka: where it is and how this process is its client.
+        kafka: Kafka = "{}";
+        /// Redis: where deduplication records are kept.
+        redis: Redis = "{}";
+        /// Any key of a pipeline, for all pipelines; a pipeline's own key wins.
+        defaults: Defaults = "{}";
+        /// One ladder each: a consumer group over a main topic. The name is yours.
+        pipelines: Pipelines = "{}";
+        /// Static member id, one per process: a restart within the session keeps its partitions.
+        instance: Option<String> = "null";
+        /// Health, metrics and status server.
+        admin: Admin = "{}";
+        /// Traces and logs.
+        telemetry: Telemetry = "{}";
+    }
+}
+
+section! {
+    /// Kafka: where it is and how this process is its client.
+    pub struct Kafka {
+        /// Bootstrap servers, `host:port`, separated by commas.
+        brokers: String = "localhost:9092";
+        /// Any librdkafka property for every client: security.protocol, sasl.*, ssl.* and so on; `<name>_file` for secrets.
+        properties: Properties = "{}";
+        /// Properties for consumers only.
+        consumer_properties: Properties = "{}";
+        /// Properties for producers only.
+        producer_properties: Properties = "{}";
+        /// How long Kafka and Redis may be unreachable at start before the process gives up (exit code 69).
+        startup_timeout: Duration = "30s" in "1s" ..= "1h";
+        /// How long running handlers may go on when partitions are taken away or the process stops.
+        drain_timeout: Duration = "10s" in "0s" ..= "1h";
+        /// After this much silence a member counts as dead and its partitions move.
+        session_timeout: Duration = "15s" in "1s" ..= "30m";
+        /// Longest time between two polls before a member counts as stuck.
+        max_poll_interval: Duration = "5m" in "10s" ..= "1d";
+        /// How long one record may wait for its acknowledgement before it is produced again.
+        message_timeout: Duration = "2m" in "2m" ..= "1d";
+    }
+}
+
+section! {
+    /// Redis: where deduplication records are kept.
+    pub struct Redis {
+        /// Server and database; rediss:// for TLS. `url_file` names a file that holds it.
+        url: Endpoint = "redis://localhost:6379/0";
+        /// First part of every record's key; clusters that share a Redis need different ones.
+        prefix: String = "idem";
+    }
+}
+
+section! {
+    /// Health, metrics and status server.
+    pub struct Admin {
+        /// Address, like `0.0.0.0:9464`. Without one: 127.0.0.1, port 9464 + index of the stage, or a free port.
+        listen: Option<String> = "null";
+    }
+}
+
+section! {
+    /// Traces and logs.
+    pub struct Telemetry {
+        /// Where traces go (OTLP over gRPC); none without one.
+        otlp_endpoint: Option<Endpoint> = "null";
+        /// Share of events that are traced.
+        sample_ratio: Ratio = "1.0" in "0" ..= "1";
+        /// `text` for people, `json` for machines.
+        log_format: LogFormat = "text";
+    }
+}
+
+section! {
+    /// The keys of one pipeline, as written.
+    pub(super) struct PipelineKeys {
+        /// Main topic.
+        topic: String;
+        /// Consumer group; without one the pipeline's name.
+        group: Option<String> = "null";
+        /// Full name of the Protobuf message, like `shop.v1.OrderPlaced`.
+        message: String;
+        /// File with a compiled descriptor set that holds the message; without one the built-in protos.
+        descriptor_set: Option<PathBuf> = "null";
+        /// `plain` Protobuf bytes, or `confluent`: behind a schema registry's magic byte, schema id and message index.
+        framing: Framing = "plain";
+        /// Partitions of topics that are created.
+        partitions: u32 = "6" in "1" ..= "100000";
+        /// Replicas of topics that are created.
+        replication: u16 = "1" in "1" ..= "1000";
+        /// The retry stages in order, at most 16; their delays rise strictly. `[]`: failures go to the DLQ at once.
+        retries: Vec<Rung> = "[{ delay: 5s }, { delay: 30s }, { delay: 5m }]";
+        /// How long retry topics keep records; must be longer than the ladder.
+        retention: Duration = "7d" in "1m" ..= "36500d";
+        /// Where events end that failed for good.
+        dlq: DlqKeys = "{}";
+        /// Handlers in flight per stage and process.
+        concurrency: usize = "64" in "1" ..= "100000";
+        /// `stage`: within a stage and partition handlers of one key run one at a time in order; `none`: they need not.
+        order: Order = "stage";
+        /// What becomes of null values: `dead_letter`, `deliver` to the handler, or `skip`.
+        tombstones: Tombstones = "dead_letter";
+        /// An event older than this at a failure goes to the DLQ, reason `expired`; without one it never expires.
+        max_event_age: Option<Duration> = "null" in "1s" ..= "36500d";
+        /// Where the event id is found: `header: [names]`, the first that is there, or `field: name`; else the record's origin.
+        event_id: EventId = "{ header: [x-ladder-event-id, ce_id, MessageID] }";
+        /// How concurrent and repeated executions are prevented.
+        idempotency: IdempotencyKeys = "{}";
+        /// What executes events: exactly one of http, log, simulate.
+        handler: Handler;
+        /// One execution is cancelled after this long and counts as a transient failure.
+        handler_timeout: Duration = "30s" in "1ms" ..= "1d";
+        /// How much is held in memory per partition.
+        window: Window = "{}";
+        /// How often the last stage may repeat because a target asked for a longer wait (Retry-After).
+        max_deferrals: u32 = "10" in "0" ..= "1000";
+        /// Headers that other tools read on DLQ records: kafka, spring, or `[]` for none.
+        compat_headers: Vec<CompatHeaders> = "[kafka, spring]";
+        /// Start even when a topic's settings could lose events (compacted, too short a retention). Say why in a comment.
+        allow_unsafe_topics: bool = "false";
+    }
+}
+
+section! {
+    /// One retry stage, as written.
+    pub(super) struct Rung {
+        /// How long an event waits here before it is tried again.
+        delay: Duration = "required" in "1ms" ..= "365d";
+        /// Name of the topic; without one `<topic>.<group>.retry-N`.
+        name: Option<String> = "null";
+        /// Longer by a random share of the delay, at most `10 %`, so that failures do not come back all at once.
+        jitter: Ratio = "0.0" in "0" ..= "0.1";
+        /// Handlers in flight on this stage; without one the pipeline's `concurrency`.
+        concurrency: Option<usize> = "null" in "1" ..= "100000";
+    }
+}
+
+section! {
+    /// The dead letter queue, as written.
+    pub(super) struct DlqKeys {
+        /// How long it keeps records.
+        retention: Duration = "30d" in "1m" ..= "36500d";
+        /// Name of the topic; without one `<topic>.<group>.dlq`.
+        name: Option<String> = "null";
+    }
+}
+
+section! {
+    /// Deduplication of one pipeline, as written.
+    pub(super) struct IdempotencyKeys {
+        /// `redis`, `memory` (this process only, lost at its end) or `off`.
+        store: Store = "redis";
+        /// How long a claim lasts without renewal: what a crash costs the event that it hit.
+        lease: Duration = "15s" in "3s" ..= "10m";
+        /// How long a finished event is remembered; at least 24h and twice the ladder.
+        done_ttl: Duration = "24h" in "1s" ..= "365d";
+        /// How long a moved event is remembered; without one as long as `done_ttl`, never shorter.
+        handed_ttl: Option<Duration> = "null" in "1s" ..= "365d";
+        /// With the store down: `pause` until it is back, or `process` without it (repeats become possible).
+        on_unavailable: OnUnavailable = "pause";
+    }
+}
+
+section! {
+    /// How much is held in memory per partition.
+    pub struct Window {
+        /// Events that wait for their due time; a full window pauses the partition.
+        waiting: usize = "200" in "1" ..= "1000000";
+        /// The same in bytes; whichever is reached first.
+        waiting_bytes: ByteSize = "4MiB" in "64KiB" ..= "1GiB";
+        /// Events that were started and whose offsets are not committed yet.
+        in_flight: usize = "1000" in "1" ..= "1000000";
+    }
+}
+
+section! {
+    /// Calls a URL for each event.
+    pub struct HttpHandler {
+        /// Where to POST. A user and password in it become `Authorization: Basic`. `url_file` names a file that holds it.
+        url: Endpoint;
+        /// From the start of an execution to the answer; shorter than `handler_timeout`.
+        timeout: Duration = "10s" in "1ms" ..= "1h";
+        /// For a new connection, within `timeout`.
+        connect_timeout: Duration = "5s" in "1ms" ..= "1h";
+        /// `protobuf`: the bytes untouched; `json`: their proto3 JSON mapping.
+        body: HttpBody = "protobuf";
+        /// Overrides what a status means: `404: transient`; done, transient or permanent.
+        classify: Classify = "{}";
+        /// Sent with every request; `<name>_file` for secrets.
+        headers: Properties = "{}";
+        /// How long an unused connection is kept; below the 5s after which common servers close it.
+        pool_idle_timeout: Duration = "4s" in "0s" ..= "1h";
+        /// How many unused connections are kept.
+        pool_max_idle: usize = "64" in "0" ..= "100000";
+    }
+}
+
+section! {
+    /// Succeeds and fails by a seeded rule: for the demo, for load and for tests.
+    pub struct SimulateHandler {
+        /// Another seed, other events that fail.
+        seed: u64 = "0";
+        /// Share of all events that fail at first.
+        fail_ratio: Ratio = "0.2" in "0" ..= "1";
+        /// Share of these that fail at every attempt: they end in the DLQ as `exhausted`.
+        dead_ratio: Ratio = "0.1" in "0" ..= "1";
+        /// Share of these that fail permanently: they go to the DLQ at once.
+        permanent_ratio: Ratio = "0.05" in "0" ..= "1";
+        /// The others of these fail 1 to this many times, then succeed.
+        max_failures: u32 = "3" in "1" ..= "1000";
+        /// How long each execution takes at least.
+        latency: Duration = "0s" in "0s" ..= "1h";
+        /// How much longer at most.
+        jitter: Duration = "0s" in "0s" ..= "1h";
+        /// File that records every execution, one line each.
+        record: Option<PathBuf> = "null";
+        /// Whether each line of `record` is on the disk before the execution goes on.
+        fsync: bool = "false";
+    }
+}
+
+section! {
+    /// Writes a log line for each event and succeeds.
+    pub struct LogHandler {}
+}
+
+/// What HTTP statuses mean where it is not the usual.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Classify(pub BTreeMap<u16, StatusClass>);
+
+impl Setting for Classify {
+    fn expects() -> String {
+        "a map from status to done, transient or permanent, like `{ 404: transient }`".to_owned()
+    }
+    fn read(value: &Value, at: &At, report: &mut Report<'_>) -> Option<Self> {
+        let Some(entries) = map(value, report) else {
+            report.fault(at, "not a map", Self::expects());
+            return None;
+        };
+        let mut read = BTreeMap::new();
+        for (status, class) in entries {
+            let here = at.key(&status);
+            let class = StatusClass::read(&class, &here, report);
+            match status.parse::<u16>().ok().filter(|s| (200..600).contains(s)) {
+                Some(status) => read.extend(class.map(|c| (status, c))),
+                None => report.fault(
+                    &here,
+                    "not a status that an answer ends with",
+                    "a status from 200 to 599",
+                ),
+            }
+        }
+        Some(Self(read))
+    }
+    fn show(&self) -> Out {
+        Out::Map(
+            self.0
+                .iter()
+                .map(|(s, c)| Entry::new(s.to_string(), c.show()))
+                .collect(),
+        )
+    }
+}
+
+/// Where the event id is found; else it is the record's origin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EventId {
+    /// The first of these headers that is there and not empty.
+    Header(Vec<String>),
+    /// A field of the message.
+    Field(String),
+}
+
+impl Setting for EventId {
+    fn expects() -> String {
+        "`{ header: [names] }` or `{ field: name }`".to_owned()
+    }
+    fn read(value: &Value, at: &At, report: &mut Report<'_>) -> Option<Self> {
+        let (kind, value) = chosen(value, &["header", "field"], "source", at, report)?;
+        let here = at.key(&kind);
+        match kind.as_str() {
+            // One name need not stand in brackets.
+            "header" => match report.untext(&value) {
+                Value::String(..) => String::read(&value, &here, report).map(|name| Self::Header(vec![name])),
+                _ => Vec::read(&value, &here, report).map(Self::Header),
+            },
+            _ => String::read(&value, &here, report).map(Self::Field),
+        }
+    }
+    fn show(&self) -> Out {
+        Out::Map(vec![match self {
+            Self::Header(names) => Entry::new("header", names.show()),
+            Self::Field(name) => Entry::new("field", name.show()),
+        }])
+    }
+}
+
+/// What executes events.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Handler {
+    /// Calls a URL.
+    Http(HttpHandler),
+    /// Writes a log line.
+    Log(LogHandler),
+    /// Succeeds and fails by a seeded rule.
+    Simulate(SimulateHandler),
+}
+
+impl Handler {
+    const KINDS: [&str; 3] = ["http", "log", "simulate"];
+
+    /// The key that chooses it.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Http(_) => "http",
+            Self::Log(_) => "log",
+            Self::Simulate(_) => "simulate",
+        }
+    }
+}
+
+impl Setting for Handler {
+    fn expects() -> String {
+        "a map with exactly one of http, log, simulate".to_owned()
+    }
+    fn read(value: &Value, at: &At, report: &mut Report<'_>) -> Option<Self> {
+        if map(value, report).is_some_and(|m| m.contains_key("postgres")) {
+            report.fault(
+                &at.key("postgres"),
+                "the postgres handler is not available in this version",
+                "one of http, log, simulate",
+            );
+            return None;
+        }
+        let (kind, value) = chosen(value, &Self::KINDS, "handler", at, report)?;
+        let here = at.key(&kind);
+        match kind.as_str() {
+            "http" => HttpHandler::read(&value, &here, report).map(Self::Http),
+            "log" => LogHandler::read(&value, &here, report).map(Self::Log),
+            _ => SimulateHandler::read(&value, &here, report).map(Self::Simulate),
+        }
+    }
+    fn stand_in() -> Option<Self> {
+        Some(Self::Log(LogHandler {}))
+    }
+    fn show(&self) -> Out {
+        let shown = match self {
+            Self::Http(h) => h.show(),
+            Self::Log(h) => h.show(),
+            Self::Simulate(h) => h.show(),
+        };
+        let mut entries = vec![Entry::new(self.kind(), shown)];
+        for kind in Self::KINDS.iter().filter(|k| **k != self.kind()) {
+            entries.push(Entry {
+                off: true,
+                ..Entry::new(*kind, other_kind(kind))
+            });
+        }
+        Out::Map(entries)
+    }
+    fn keys(path: &str, out: &mut Vec<KeyDoc>) {
+        for kind in Self::KINDS {
+            keys_of_kind(kind, &format!("{path}.{kind}"), out);
+        }
+    }
+}
+
+fn keys_of_kind(kind: &str, path: &str, out: &mut Vec<KeyDoc>) {
+    match kind {
+        "http" => HttpHandler::keys(path, out),
+        "log" => LogHandler::keys(path, out),
+        _ => SimulateHandler::keys(path, out),
+    }
+}
+
+/// A handler that was not chosen, with its defaults: what `--all` shows as a comment.
+fn other_kind(kind: &str) -> Out {
+    let mut keys = Vec::new();
+    keys_of_kind(kind, "", &mut keys);
+    let entry = |k: KeyDoc| {
+        let default = k.default.unwrap_or("http://localhost:8080/orders");
+        let value = super::yaml::parse(default).unwrap_or(Node::Null);
+        Entry {
+            doc: k.doc.to_owned(),
+            ..Entry::new(k.path.trim_start_matches('.'), Out::Scalar(value))
+        }
+    };
+    Out::Map(keys.into_iter().map(entry).collect())
+}
+
+/// The section `defaults`: what it holds is read with each pipeline that it is merged into, so that it is judged there.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Defaults;
+
+impl Setting for Defaults {
+    fn expects() -> String {
+        "a map of pipeline keys".to_owned()
+    }
+    fn read(value: &Value, at: &At, report: &mut Report<'_>) -> Option<Self> {
+        if map(value, report).is_none() {
+            report.fault(at, "not a map", Self::expects());
+            return None;
+        }
+        Some(Self)
+    }
+    /// Empty: what was in it stands in the pipelines.
+    fn show(&self) -> Out {
+        Out::Map(Vec::new())
+    }
+}
+
+/// The section `pipelines`: keys by name, `defaults` already merged in.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Pipelines(pub(super) BTreeMap<String, PipelineKeys>);
+
+impl Setting for Pipelines {
+    fn expects() -> String {
+        "a map from pipeline name to its keys".to_owned()
+    }
+    fn read(value: &Value, at: &At, report: &mut Report<'_>) -> Option<Self> {
+        let Some(entries) = map(value, report) else {
+            report.fault(at, "not a map", Self::expects());
+            return None;
+        };
+        let mut read = BTreeMap::new();
+        for (name, own) in entries {
+            let here = at.key(&name);
+            let starts = name.starts_with(|c: char| c.is_ascii_alphanumeric());
+            if !starts || name.len() > 100 || !name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) {
+                let remedy = "at most 100 letters, digits, `-`, `_`, `.`, a letter or digit first";
+                report.fault_with(&here, None, "not a name for a pipeline", remedy);
+            }
+            let own = report.untext(&own);
+            let keys = PipelineKeys::read(&report.with_defaults(own), &here, report);
+            read.extend(keys.map(|keys| (name, keys)));
+        }
+        Some(Self(read))
+    }
+    fn show(&self) -> Out {
+        Out::Map(
+            self.0
+                .iter()
+                .map(|(name, keys)| Entry::new(name, keys.show()))
+                .collect(),
+        )
+    }
+    fn keys(path: &str, out: &mut Vec<KeyDoc>) {
+        PipelineKeys::keys(&format!("{path}.<name>"), out);
+    }
+}
