@@ -18,12 +18,7 @@ fn run(dir: &Path, env: &[(&str, &str)], args: &[&str]) -> Output {
             command.env_remove(name);
         }
     }
-    command
-        .current_dir(dir)
-        .envs(env.iter().copied())
-        .args(args)
-        .output()
-        .unwrap()
+    command.current_dir(dir).envs(env.iter().copied()).args(args).output().unwrap()
 }
 
 fn text(bytes: &[u8]) -> &str {
@@ -39,14 +34,7 @@ fn check_says_what_each_pipeline_resolves_to() {
     let output = pipeline(GOOD, &[], &["config", "check"]);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     let out = text(&output.stdout);
-    for part in [
-        "ok: topics.yaml",
-        "pipeline orders",
-        "orders.g.retry-3",
-        "after 5m",
-        "handler log",
-        "group g.dlq",
-    ] {
+    for part in ["ok: topics.yaml", "pipeline orders", "orders.g.retry-3", "after 5m", "handler log", "group g.dlq"] {
         assert!(out.contains(part), "no `{part}` in {out}");
     }
     let output = pipeline(GOOD, &[], &["config", "check", "--json"]);
@@ -60,13 +48,9 @@ fn faults_go_to_standard_error_and_exit_with_64() {
     let output = pipeline(BAD, &[("PIPELINE_REDIS__URL", "http://x")], &["config", "check"]);
     assert_eq!((output.status.code(), text(&output.stdout)), (Some(64), ""));
     let err = text(&output.stderr);
-    for part in [
-        "3 faults",
-        "kafak",
-        "did you mean `kafka`?",
-        "retries[0].delay = 5 (topics.yaml)",
-        "(PIPELINE_REDIS__URL)",
-    ] {
+    for part in
+        ["3 faults", "kafak", "did you mean `kafka`?", "retries[0].delay = 5 (topics.yaml)", "(PIPELINE_REDIS__URL)"]
+    {
         assert!(err.contains(part), "no `{part}` in {err}");
     }
     assert_eq!(pipeline(BAD, &[], &["config", "print"]).status.code(), Some(64));
@@ -77,15 +61,9 @@ fn faults_as_json_go_to_standard_output_alone() {
     let output = pipeline(BAD, &[], &["config", "check", "--json"]);
     assert_eq!((output.status.code(), text(&output.stderr)), (Some(64), ""));
     let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(
-        (json["ok"].as_bool(), json["faults"].as_array().unwrap().len()),
-        (Some(false), 2)
-    );
+    assert_eq!((json["ok"].as_bool(), json["faults"].as_array().unwrap().len()), (Some(false), 2));
     let delay = &json["faults"][1];
-    assert_eq!(
-        (&delay["path"], &delay["value"]),
-        (&"pipelines.orders.retries[0].delay".into(), &"5".into())
-    );
+    assert_eq!((&delay["path"], &delay["value"]), (&"pipelines.orders.retries[0].delay".into(), &"5".into()));
     assert_eq!(delay["source"], "topics.yaml");
 }
 
@@ -96,10 +74,7 @@ fn what_is_printed_is_a_valid_file() {
         let output = pipeline(GOOD, &env, args);
         assert_eq!(output.status.code(), Some(0));
         let printed = text(&output.stdout);
-        assert!(
-            printed.contains("redis://:***@localhost:6379/0") && !printed.contains("hunter2"),
-            "{printed}"
-        );
+        assert!(printed.contains("redis://:***@localhost:6379/0") && !printed.contains("hunter2"), "{printed}");
         let again = pipeline(printed, &[], &["config", "check"]);
         assert_eq!(again.status.code(), Some(0), "{}", text(&again.stderr));
     }
@@ -117,32 +92,17 @@ fn bad_flags_and_missing_files_exit_with_64() {
         assert_eq!(output.status.code(), Some(64), "{args:?}");
         assert!(!output.stderr.is_empty(), "{args:?}");
     }
-    assert_eq!(
-        pipeline(GOOD, &[("PIPELINE_PROFILE", "none")], &["config", "check"])
-            .status
-            .code(),
-        Some(64)
-    );
-    assert_eq!(
-        pipeline(GOOD, &[], &["config", "check", "--help"]).status.code(),
-        Some(0)
-    );
+    assert_eq!(pipeline(GOOD, &[("PIPELINE_PROFILE", "none")], &["config", "check"]).status.code(), Some(64));
+    assert_eq!(pipeline(GOOD, &[], &["config", "check", "--help"]).status.code(), Some(0));
 }
 
 #[test]
 fn the_shipped_files_pass() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    for (env, file) in [
-        (&[][..], "topics.yaml"),
-        (&[("PIPELINE_PROFILE", "dev")], "topics.yaml"),
-        (&[], "examples/two-groups.yaml"),
-    ] {
+    for (env, file) in
+        [(&[][..], "topics.yaml"), (&[("PIPELINE_PROFILE", "dev")], "topics.yaml"), (&[], "examples/two-groups.yaml")]
+    {
         let output = run(root, env, &["config", "check", "--config", file]);
-        assert_eq!(
-            output.status.code(),
-            Some(0),
-            "{file} {env:?}: {}",
-            text(&output.stderr)
-        );
+        assert_eq!(output.status.code(), Some(0), "{file} {env:?}: {}", text(&output.stderr));
     }
 }

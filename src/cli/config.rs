@@ -59,19 +59,12 @@ pub(crate) fn run(
     match args.action {
         Action::Check { json: true } => {
             let pipelines: Vec<_> = loaded.config.pipelines.iter().map(summary_json).collect();
-            writeln!(
-                out,
-                "{}",
-                json!({ "ok": true, "files": loaded.files, "pipelines": pipelines })
-            )?;
+            writeln!(out, "{}", json!({ "ok": true, "files": loaded.files, "pipelines": pipelines }))?;
         }
         Action::Check { json: false } => write!(out, "{}", summary(&loaded))?,
         Action::Print { all, json: true } => writeln!(out, "{:#}", loaded.print_json(all))?,
         Action::Print { all: true, json: false } => write!(out, "{}", loaded.print_all())?,
-        Action::Print {
-            all: false,
-            json: false,
-        } => write!(out, "{}", loaded.print())?,
+        Action::Print { all: false, json: false } => write!(out, "{}", loaded.print())?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -97,15 +90,8 @@ pub(crate) fn refuse(
 fn summary(loaded: &Loaded) -> String {
     let config = &loaded.config;
     let files: Vec<_> = loaded.files.iter().map(|f| f.display().to_string()).collect();
-    let from = if files.is_empty() {
-        "no file".to_owned()
-    } else {
-        files.join(" < ")
-    };
-    let mut text = format!(
-        "ok: {from}\nkafka {}   redis {}\n",
-        config.kafka.brokers, config.redis.url
-    );
+    let from = if files.is_empty() { "no file".to_owned() } else { files.join(" < ") };
+    let mut text = format!("ok: {from}\nkafka {}   redis {}\n", config.kafka.brokers, config.redis.url);
     for pipeline in &config.pipelines {
         text.push_str(&format!(
             "\npipeline {}   message {}   handler {}   deduplication {}   order {}\n",

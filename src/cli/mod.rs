@@ -32,11 +32,7 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(e) => {
             let code = if e.use_stderr() { config::EXIT_CONFIG } else { 0 };
-            return if e.print().is_ok() {
-                ExitCode::from(code)
-            } else {
-                ExitCode::FAILURE
-            };
+            return if e.print().is_ok() { ExitCode::from(code) } else { ExitCode::FAILURE };
         }
     };
     let sources = Sources::new(cli.config).env(std::env::vars_os());

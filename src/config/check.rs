@@ -23,12 +23,7 @@ pub(super) fn build(keys: &Keys, report: &mut Report<'_>) -> Option<Config> {
     check_kafka(keys, report);
     check_redis(keys, report);
     check_process(keys, report);
-    let pipelines: Vec<Pipeline> = keys
-        .pipelines
-        .0
-        .iter()
-        .map(|(name, p)| pipeline(name, p, report))
-        .collect();
+    let pipelines: Vec<Pipeline> = keys.pipelines.0.iter().map(|(name, p)| pipeline(name, p, report)).collect();
     if pipelines.is_empty() && report.clean(&At::of(&["pipelines"])) {
         let remedy = "at least one pipeline, in ./topics.yaml or in the file that --config names";
         report.fault(&At::of(&["pipelines"]), "there is none", remedy);
@@ -66,11 +61,7 @@ fn check_kafka(keys: &Keys, report: &mut Report<'_>) {
     ] {
         check_properties(properties, &at.key(key), report);
     }
-    let (drain, poll, session) = (
-        at.key("drain_timeout"),
-        at.key("max_poll_interval"),
-        at.key("session_timeout"),
-    );
+    let (drain, poll, session) = (at.key("drain_timeout"), at.key("max_poll_interval"), at.key("session_timeout"));
     if report.clean(&drain) && report.clean(&poll) && kafka.drain_timeout >= kafka.max_poll_interval {
         report.fault_with(
             &drain,
@@ -91,11 +82,7 @@ fn check_kafka(keys: &Keys, report: &mut Report<'_>) {
 
 fn check_properties(properties: &Properties, at: &At, report: &mut Report<'_>) {
     for (name, property) in &properties.0 {
-        let here = if property.file.is_some() {
-            at.key(&format!("{name}_file"))
-        } else {
-            at.key(name)
-        };
+        let here = if property.file.is_some() { at.key(&format!("{name}_file")) } else { at.key(name) };
         if let Some(rule) = reserved(name) {
             report.fault(&here, format!("may not be set: {}", rule.reason), rule.remedy);
         } else if let Some(problem) = refused(name, &property.value) {
@@ -115,17 +102,9 @@ fn check_redis(keys: &Keys, report: &mut Report<'_>) {
         let remedy = "redis://host:port/db, rediss:// for TLS, redis+unix:///path of a socket";
         report.fault(&url, format!("the scheme `{scheme}` is none of Redis"), remedy);
     } else if cfg!(not(feature = "tls")) && ["rediss", "valkeys"].contains(&scheme) {
-        report.fault(
-            &url,
-            "this build has no TLS",
-            "a build with the feature `tls`, or redis://",
-        );
+        report.fault(&url, "this build has no TLS", "a build with the feature `tls`, or redis://");
     } else if let Err(e) = redis::IntoConnectionInfo::into_connection_info(endpoint.reveal()) {
-        report.fault(
-            &url,
-            format!("not a url of Redis: {e}").to_lowercase(),
-            "redis://host:port/db",
-        );
+        report.fault(&url, format!("not a url of Redis: {e}").to_lowercase(), "redis://host:port/db");
     }
 }
 
@@ -134,29 +113,16 @@ fn check_process(keys: &Keys, report: &mut Report<'_>) {
     if let Some(id) = &keys.instance
         && !is_kafka_name(id)
     {
-        report.fault(
-            &instance,
-            "not a name for a member",
-            "at most 249 letters, digits, `-`, `_`, `.`",
-        );
+        report.fault(&instance, "not a name for a member", "at most 249 letters, digits, `-`, `_`, `.`");
     }
     let listen = At::of(&["admin", "listen"]);
     if let Some(address) = &keys.admin.listen
         && address.replace("localhost", "127.0.0.1").parse::<SocketAddr>().is_err()
     {
-        report.fault(
-            &listen,
-            "not an address",
-            "ip:port, like `127.0.0.1:9464` or `0.0.0.0:9464`",
-        );
+        report.fault(&listen, "not an address", "ip:port, like `127.0.0.1:9464` or `0.0.0.0:9464`");
     }
     if let Some(endpoint) = &keys.telemetry.otlp_endpoint {
-        check_http_url(
-            endpoint,
-            &At::of(&["telemetry"]).key("otlp_endpoint"),
-            "http://localhost:4317",
-            report,
-        );
+        check_http_url(endpoint, &At::of(&["telemetry"]).key("otlp_endpoint"), "http://localhost:4317", report);
     }
 }
 
@@ -164,11 +130,7 @@ fn check_http_url(endpoint: &Endpoint, at: &At, example: &str, report: &mut Repo
     let url = endpoint.url();
     match url.scheme() {
         "https" if cfg!(not(feature = "tls")) => {
-            report.fault(
-                at,
-                "this build has no TLS",
-                "a build with the feature `tls`, or http://",
-            );
+            report.fault(at, "this build has no TLS", "a build with the feature `tls`, or http://");
         }
         "http" | "https" if url.has_host() => {}
         _ => report.fault(at, "not a url of HTTP", format!("like {example}")),
@@ -207,10 +169,7 @@ fn pipeline(name: &str, keys: &PipelineKeys, report: &mut Report<'_>) -> Pipelin
         replication: keys.replication,
         retries,
         retention: keys.retention,
-        dlq: Dlq {
-            topic: keys.dlq.name.clone().unwrap_or_else(|| derived("dlq")),
-            retention: keys.dlq.retention,
-        },
+        dlq: Dlq { topic: keys.dlq.name.clone().unwrap_or_else(|| derived("dlq")), retention: keys.dlq.retention },
         concurrency: keys.concurrency,
         order: keys.order,
         tombstones: keys.tombstones,
@@ -262,11 +221,7 @@ fn check_names(pipeline: &Pipeline, keys: &PipelineKeys, at: &At, report: &mut R
         if is_kafka_name(topic) {
             continue;
         }
-        let problem = if by_hand {
-            "not a topic name"
-        } else {
-            "the name made from topic and group is too long"
-        };
+        let problem = if by_hand { "not a topic name" } else { "the name made from topic and group is too long" };
         report.fault_with(&at, Some(topic.clone()), problem, remedy);
     }
 }
@@ -292,19 +247,10 @@ fn check_ladder(pipeline: &Pipeline, at: &At, report: &mut Report<'_>) {
     }
     let mut seen: HashMap<&str, String> = HashMap::from([(pipeline.topic.as_str(), "main".to_owned())]);
     for (i, (stage, topic)) in pipeline.stages().into_iter().enumerate().skip(1) {
-        let here = if stage == "dlq" {
-            at.key("dlq").key("name")
-        } else {
-            retries.index(i - 1).key("name")
-        };
+        let here = if stage == "dlq" { at.key("dlq").key("name") } else { retries.index(i - 1).key("name") };
         if let Some(other) = seen.get(topic) {
             let problem = format!("{stage} has the topic of {other}");
-            report.fault_with(
-                &here,
-                Some(topic.to_owned()),
-                problem,
-                "a topic of its own for each stage",
-            );
+            report.fault_with(&here, Some(topic.to_owned()), problem, "a topic of its own for each stage");
         }
         seen.insert(topic, stage);
     }
@@ -341,15 +287,8 @@ fn check_times(pipeline: &Pipeline, keys: &PipelineKeys, at: &At, report: &mut R
         && report.clean(&handed_ttl)
         && pipeline.idempotency.handed_ttl < pipeline.idempotency.done_ttl
     {
-        let remedy = format!(
-            "at least done_ttl, {}, or nothing",
-            show_duration(pipeline.idempotency.done_ttl)
-        );
-        report.fault(
-            &handed_ttl,
-            "moved events would be forgotten before finished ones",
-            remedy,
-        );
+        let remedy = format!("at least done_ttl, {}, or nothing", show_duration(pipeline.idempotency.done_ttl));
+        report.fault(&handed_ttl, "moved events would be forgotten before finished ones", remedy);
     }
 }
 
@@ -360,11 +299,7 @@ fn check_message(pipeline: &Pipeline, at: &At, report: &mut Report<'_>) {
     };
     let message = at.key("message");
     if report.clean(&message) && !pipeline.message.split('.').all(is_ident) {
-        report.fault(
-            &message,
-            "not the full name of a message",
-            "package and message, like `shop.v1.OrderPlaced`",
-        );
+        report.fault(&message, "not the full name of a message", "package and message, like `shop.v1.OrderPlaced`");
     }
     if let Some(file) = &pipeline.descriptor_set
         && !file.is_file()
@@ -376,22 +311,14 @@ fn check_message(pipeline: &Pipeline, at: &At, report: &mut Report<'_>) {
     let event_id = at.key("event_id");
     match &pipeline.event_id {
         EventId::Header(names) if names.is_empty() => {
-            report.fault(
-                &event_id.key("header"),
-                "empty",
-                "at least one header name, or leave event_id out",
-            );
+            report.fault(&event_id.key("header"), "empty", "at least one header name, or leave event_id out");
         }
         EventId::Header(names) if names.iter().any(|n| n == "ce_source") => {
             let remedy = "ce_id, which is taken together with ce_source";
             report.fault(&event_id.key("header"), "ce_source alone names no event", remedy);
         }
         EventId::Field(path) if !path.split('.').all(is_ident) => {
-            report.fault(
-                &event_id.key("field"),
-                "not the name of a field",
-                "a field, like `unique_id` or `meta.id`",
-            );
+            report.fault(&event_id.key("field"), "not the name of a field", "a field, like `unique_id` or `meta.id`");
         }
         _ => {}
     }
@@ -422,25 +349,16 @@ fn check_http(http: &HttpHandler, pipeline: &Pipeline, at: &At, report: &mut Rep
             &timeout,
             Some(show_duration(http.timeout)),
             "longer than handler_timeout, which would cancel it before",
-            format!(
-                "at most {}, or a longer handler_timeout",
-                show_duration(pipeline.handler_timeout)
-            ),
+            format!("at most {}, or a longer handler_timeout", show_duration(pipeline.handler_timeout)),
         );
     }
     for (name, value) in http.headers.reveal() {
         let file = http.headers.0.get(name).is_some_and(|p| p.file.is_some());
-        let here = at
-            .key("headers")
-            .key(&if file { format!("{name}_file") } else { name.to_owned() });
+        let here = at.key("headers").key(&if file { format!("{name}_file") } else { name.to_owned() });
         if reqwest::header::HeaderName::from_bytes(name.as_bytes()).is_err() {
             report.fault(&here, "not a header name", "letters, digits and hyphens");
         } else if reqwest::header::HeaderValue::from_str(value).is_err() {
-            report.fault(
-                &here,
-                "holds a character that a header cannot carry",
-                "one line of printable text",
-            );
+            report.fault(&here, "holds a character that a header cannot carry", "one line of printable text");
         }
     }
 }
@@ -459,10 +377,7 @@ fn check_shared(pipelines: &[Pipeline], report: &mut Report<'_>) {
             report.fault_with(
                 &at.key("group"),
                 Some(pipeline.group.clone()),
-                format!(
-                    "pipeline {other} has the same topic, {}, and the same group",
-                    pipeline.topic
-                ),
+                format!("pipeline {other} has the same topic, {}, and the same group", pipeline.topic),
                 "a group of its own for each pipeline on a topic",
             );
             continue; // every topic made from them is the same, too

@@ -18,55 +18,44 @@ pub(super) fn reserved(name: &str) -> Option<Reserved> {
         "bootstrap.servers" | "metadata.broker.list" => ("has a key of its own", "kafka.brokers"),
         "session.timeout.ms" => ("has a key of its own", "kafka.session_timeout"),
         "max.poll.interval.ms" => ("has a key of its own", "kafka.max_poll_interval"),
-        "message.timeout.ms" | "delivery.timeout.ms" => (
-            "has a key of its own, and below 120 s slow acknowledgements would count as lost",
-            "kafka.message_timeout",
-        ),
+        "message.timeout.ms" | "delivery.timeout.ms" => {
+            ("has a key of its own, and below 120 s slow acknowledgements would count as lost", "kafka.message_timeout")
+        }
         "group.instance.id" => ("has a key of its own", "instance"),
-        "group.id" => (
-            "the stages' groups follow from the pipeline, or two ladders would share offsets",
-            "group in the pipeline",
-        ),
-        "enable.auto.offset.store" => (
-            "stored at delivery, offsets of unfinished events would be committed: events lost",
-            REMOVE,
-        ),
+        "group.id" => {
+            ("the stages' groups follow from the pipeline, or two ladders would share offsets", "group in the pipeline")
+        }
+        "enable.auto.offset.store" => {
+            ("stored at delivery, offsets of unfinished events would be committed: events lost", REMOVE)
+        }
         "enable.auto.commit" | "auto.commit.enable" => ("without it no offset would ever be committed", REMOVE),
-        "auto.offset.reset" => (
-            "events that were produced before the first start, or after a reset, would be skipped",
-            REMOVE,
-        ),
+        "auto.offset.reset" => {
+            ("events that were produced before the first start, or after a reset, would be skipped", REMOVE)
+        }
         "offset.store.method" | "offset.store.path" => {
             ("offsets must be in the group, where the next member finds them", REMOVE)
         }
         "enable.idempotence" => ("without it hops could be reordered and doubled", REMOVE),
-        "acks" | "request.required.acks" => (
-            "an event leaves a topic only after all in-sync replicas have its next copy",
-            REMOVE,
-        ),
+        "acks" | "request.required.acks" => {
+            ("an event leaves a topic only after all in-sync replicas have its next copy", REMOVE)
+        }
         "max.in.flight" | "max.in.flight.requests.per.connection" => ("more than 5 would reorder hops", REMOVE),
         "retries" | "message.send.max.retries" => ("the idempotent producer must be free to repeat", REMOVE),
-        "delivery.report.only.error" => (
-            "acknowledgements would never be told, and no event would leave its topic",
-            REMOVE,
-        ),
+        "delivery.report.only.error" => {
+            ("acknowledgements would never be told, and no event would leave its topic", REMOVE)
+        }
         "transactional.id" => ("offsets are committed by the consumer, not in transactions", REMOVE),
-        "partition.assignment.strategy" => (
-            "cooperative-sticky keeps the partitions that do not move running",
-            REMOVE,
-        ),
+        "partition.assignment.strategy" => ("cooperative-sticky keeps the partitions that do not move running", REMOVE),
         "group.protocol" | "group.remote.assignor" => {
             ("only the classic protocol fences a stalled member in time", REMOVE)
         }
-        "partitioner" => (
-            "hops by key must reach the partition that Java's default would choose: murmur2_random",
-            REMOVE,
-        ),
+        "partitioner" => {
+            ("hops by key must reach the partition that Java's default would choose: murmur2_random", REMOVE)
+        }
         "enable.partition.eof" => ("the end of a partition is no event", REMOVE),
-        "allow.auto.create.topics" => (
-            "a topic made by the broker could be compacted or forget events too soon",
-            "pipeline topics create",
-        ),
+        "allow.auto.create.topics" => {
+            ("a topic made by the broker could be compacted or forget events too soon", "pipeline topics create")
+        }
         _ => return None,
     };
     Some(Reserved { reason, remedy })
@@ -78,11 +67,7 @@ pub(super) fn refused(name: &str, value: &str) -> Option<String> {
     config.set(name, value);
     match config.create_native_config() {
         Err(KafkaError::ClientConfig(_, text, ..)) => {
-            let text = if value.is_empty() {
-                text
-            } else {
-                text.replace(value, "…")
-            };
+            let text = if value.is_empty() { text } else { text.replace(value, "…") };
             Some(format!("librdkafka refuses it: {}", text.trim_end_matches('.')))
         }
         Err(_) => Some("librdkafka refuses it".to_owned()),

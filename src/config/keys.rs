@@ -264,22 +264,13 @@ impl Setting for Classify {
             let class = StatusClass::read(&class, &here, report);
             match status.parse::<u16>().ok().filter(|s| (200..600).contains(s)) {
                 Some(status) => read.extend(class.map(|c| (status, c))),
-                None => report.fault(
-                    &here,
-                    "not a status that an answer ends with",
-                    "a status from 200 to 599",
-                ),
+                None => report.fault(&here, "not a status that an answer ends with", "a status from 200 to 599"),
             }
         }
         Some(Self(read))
     }
     fn show(&self) -> Out {
-        Out::Map(
-            self.0
-                .iter()
-                .map(|(s, c)| Entry::new(s.to_string(), c.show()))
-                .collect(),
-        )
+        Out::Map(self.0.iter().map(|(s, c)| Entry::new(s.to_string(), c.show())).collect())
     }
 }
 
@@ -372,10 +363,7 @@ impl Setting for Handler {
         };
         let mut entries = vec![Entry::new(self.kind(), shown)];
         for kind in Self::KINDS.iter().filter(|k| **k != self.kind()) {
-            entries.push(Entry {
-                off: true,
-                ..Entry::new(*kind, other_kind(kind))
-            });
+            entries.push(Entry { off: true, ..Entry::new(*kind, other_kind(kind)) });
         }
         Out::Map(entries)
     }
@@ -401,10 +389,7 @@ fn other_kind(kind: &str) -> Out {
     let entry = |k: KeyDoc| {
         let default = k.default.unwrap_or("http://localhost:8080/orders");
         let value = super::yaml::parse(default).unwrap_or(Node::Null);
-        Entry {
-            doc: k.doc.to_owned(),
-            ..Entry::new(k.path.trim_start_matches('.'), Out::Scalar(value))
-        }
+        Entry { doc: k.doc.to_owned(), ..Entry::new(k.path.trim_start_matches('.'), Out::Scalar(value)) }
     };
     Out::Map(keys.into_iter().map(entry).collect())
 }
@@ -458,12 +443,7 @@ impl Setting for Pipelines {
         Some(Self(read))
     }
     fn show(&self) -> Out {
-        Out::Map(
-            self.0
-                .iter()
-                .map(|(name, keys)| Entry::new(name, keys.show()))
-                .collect(),
-        )
+        Out::Map(self.0.iter().map(|(name, keys)| Entry::new(name, keys.show())).collect())
     }
     fn keys(path: &str, out: &mut Vec<KeyDoc>) {
         PipelineKeys::keys(&format!("{path}.<name>"), out);

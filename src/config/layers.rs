@@ -22,18 +22,10 @@ const PROFILE: &str = "PIPELINE_PROFILE";
 /// Set by Azure Pipelines on every agent; not meant for us.
 const FOREIGN: [&str; 1] = ["PIPELINE_WORKSPACE"];
 /// Maps of which exactly one key is chosen: naming one in a later layer replaces the one of an earlier layer.
-const CHOICES: [(&str, &[&str]); 2] = [
-    ("handler", &["http", "postgres", "log", "simulate"]),
-    ("event_id", &["header", "field"]),
-];
+const CHOICES: [(&str, &[&str]); 2] =
+    [("handler", &["http", "postgres", "log", "simulate"]), ("event_id", &["header", "field"])];
 /// librdkafka properties with an underscore in their name; in all others a variable's `_` stands for a dot.
-const UNDERSCORED: [&str; 5] = [
-    "ssl_key",
-    "ssl_certificate",
-    "ssl_ca",
-    "ssl_engine_id",
-    "ssl_engine_location",
-];
+const UNDERSCORED: [&str; 5] = ["ssl_key", "ssl_certificate", "ssl_ca", "ssl_engine_id", "ssl_engine_location"];
 
 /// Where a configuration comes from.
 #[derive(Clone, Default)]
@@ -58,18 +50,12 @@ impl fmt::Debug for Sources {
 impl Sources {
     /// The file `file` (`--config F`), which must exist; without one `./topics.yaml` where there is one. No environment.
     pub fn new(file: Option<PathBuf>) -> Self {
-        Self {
-            file,
-            ..Self::default()
-        }
+        Self { file, ..Self::default() }
     }
 
     /// YAML text in place of files: for programs and tests that have none. No profile either.
     pub fn inline(name: &str, yaml: &str) -> Self {
-        Self {
-            text: Some((name.to_owned(), yaml.to_owned())),
-            ..Self::default()
-        }
+        Self { text: Some((name.to_owned(), yaml.to_owned())), ..Self::default() }
     }
 
     /// With this environment; only `PIPELINE_…` is looked at. The process's own is `std::env::vars_os()`.
@@ -123,11 +109,7 @@ impl Sources {
                 });
                 continue;
             };
-            figment = figment.merge(Layer::of_text(
-                Metadata::named(name.clone()).source(ENVIRONMENT),
-                path,
-                value,
-            ));
+            figment = figment.merge(Layer::of_text(Metadata::named(name.clone()).source(ENVIRONMENT), path, value));
         }
         for (flag, path, value) in &self.flags {
             let path = path.split('.').map(str::to_owned).collect();
@@ -169,10 +151,7 @@ impl Sources {
             source: None,
         };
         if !profile.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) {
-            faults.push(profile_fault(
-                "is not a name".to_owned(),
-                "letters, digits, `-`, `_`, like `dev` or `prod`",
-            ));
+            faults.push(profile_fault("is not a name".to_owned(), "letters, digits, `-`, `_`, like `dev` or `prod`"));
             return files;
         }
         let candidates = profile_files(&base, profile);
@@ -193,9 +172,7 @@ impl Sources {
 /// `topics.<profile>.yaml` beside the file; beside a file of another name its own `<name>.<profile>.yaml` comes first.
 fn profile_files(base: &Path, profile: &str) -> Vec<PathBuf> {
     let beside = |name: String| base.with_file_name(name);
-    let stem = base
-        .file_stem()
-        .map_or_else(|| "topics".to_owned(), |s| s.to_string_lossy().into_owned());
+    let stem = base.file_stem().map_or_else(|| "topics".to_owned(), |s| s.to_string_lossy().into_owned());
     let mut files = vec![beside(format!("{stem}.{profile}.yaml"))];
     if stem != "topics" {
         files.push(beside(format!("topics.{profile}.yaml")));
@@ -222,11 +199,7 @@ impl Merged {
 
     /// Whether a value came as text that may stand for a number, a list and so on: from a variable or a flag.
     pub(super) fn is_text_layer(&self, tag: Tag) -> bool {
-        self.figment
-            .get_metadata(tag)
-            .and_then(|m| m.source.as_ref())
-            .and_then(|s| s.custom())
-            .is_some()
+        self.figment.get_metadata(tag).and_then(|m| m.source.as_ref()).and_then(|s| s.custom()).is_some()
     }
 }
 
@@ -238,45 +211,25 @@ fn root(figment: &Figment) -> Value {
 fn add_yaml(figment: Figment, name: &str, text: &str, faults: &mut Vec<Fault>) -> Figment {
     let mut fault = |path: String, problem: String, remedy: &str| {
         let source = Some(name.to_owned()).filter(|n| *n != path);
-        faults.push(Fault {
-            path,
-            value: None,
-            problem,
-            remedy: remedy.to_owned(),
-            source,
-        });
+        faults.push(Fault { path, value: None, problem, remedy: remedy.to_owned(), source });
     };
     let node = match yaml::parse(text) {
         Ok(node) => node,
         Err(e) => {
-            fault(
-                name.to_owned(),
-                format!("not valid YAML: {e}"),
-                "YAML as in the shipped topics.yaml",
-            );
+            fault(name.to_owned(), format!("not valid YAML: {e}"), "YAML as in the shipped topics.yaml");
             return figment;
         }
     };
     let mut duplicates = Vec::new();
-    let value = node.into_value(Tag::Default, &mut Vec::new(), &mut |path| {
-        duplicates.push(path.join("."))
-    });
+    let value = node.into_value(Tag::Default, &mut Vec::new(), &mut |path| duplicates.push(path.join(".")));
     for path in duplicates {
-        fault(
-            path,
-            "stands twice in one map".to_owned(),
-            "each key once; the first one would be lost",
-        );
+        fault(path, "stands twice in one map".to_owned(), "each key once; the first one would be lost");
     }
     match value {
         Value::Dict(_, dict) => figment.merge(Layer::new(Metadata::named(name.to_owned()), dict)),
         Value::Empty(..) => figment,
         _ => {
-            fault(
-                name.to_owned(),
-                "not a map of settings".to_owned(),
-                "keys such as kafka:, redis:, pipelines:",
-            );
+            fault(name.to_owned(), "not a map of settings".to_owned(), "keys such as kafka:, redis:, pipelines:");
             figment
         }
     }
@@ -344,10 +297,7 @@ fn clear_alternatives(key: &str, value: &mut Value) {
         if matches!(v, Value::Dict(..)) {
             clear_alternatives(k, v);
         } else if !matches!(v, Value::Array(..)) {
-            marks.push(
-                k.strip_suffix("_file")
-                    .map_or_else(|| format!("{k}_file"), str::to_owned),
-            );
+            marks.push(k.strip_suffix("_file").map_or_else(|| format!("{k}_file"), str::to_owned));
         }
     }
     for mark in marks {
@@ -368,12 +318,7 @@ fn env_path(name: &str, figment: &Figment) -> Option<Vec<String>> {
         let lower = segment.to_ascii_lowercase();
         let existing = here.and_then(Value::as_dict);
         let fold = |s: &str| s.to_ascii_lowercase().replace(['-', '.'], "_");
-        let spelled = || {
-            existing?
-                .iter()
-                .find(|(k, v)| fold(k) == lower && !is_cleared(v))
-                .map(|(k, _)| k.clone())
-        };
+        let spelled = || existing?.iter().find(|(k, v)| fold(k) == lower && !is_cleared(v)).map(|(k, _)| k.clone());
         let parts: Vec<&str> = path.iter().map(String::as_str).collect();
         let key = match parts.as_slice() {
             ["pipelines"] => spelled().unwrap_or(lower),
@@ -391,11 +336,7 @@ fn env_path(name: &str, figment: &Figment) -> Option<Vec<String>> {
 
 fn property_name(lower: &str) -> String {
     let (stem, file) = lower.strip_suffix("_file").map_or((lower, ""), |s| (s, "_file"));
-    let stem = if UNDERSCORED.contains(&stem) {
-        stem.to_owned()
-    } else {
-        stem.replace('_', ".")
-    };
+    let stem = if UNDERSCORED.contains(&stem) { stem.to_owned() } else { stem.replace('_', ".") };
     stem + file
 }
 

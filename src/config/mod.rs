@@ -50,10 +50,7 @@ pub struct Loaded {
 impl std::fmt::Debug for Loaded {
     /// Without the raw layers, which hold secrets.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Loaded")
-            .field("config", &self.config)
-            .field("files", &self.files)
-            .finish_non_exhaustive()
+        f.debug_struct("Loaded").field("config", &self.config).field("files", &self.files).finish_non_exhaustive()
     }
 }
 
@@ -70,11 +67,7 @@ impl Loaded {
 
     /// As [`Loaded::print`] or, with `all`, [`Loaded::print_all`], as JSON.
     pub fn print_json(&self, all: bool) -> serde_json::Value {
-        print::json(&if all {
-            self.keys.show()
-        } else {
-            print::merged(&self.merged)
-        })
+        print::json(&if all { self.keys.show() } else { print::merged(&self.merged) })
     }
 }
 
@@ -89,12 +82,9 @@ pub fn load(sources: &Sources) -> Result<Loaded, Faults> {
     let config = keys.as_ref().and_then(|keys| check::build(keys, &mut report));
     let faults = report.into_faults();
     match (keys, config) {
-        (Some(keys), Some(config)) if faults.is_empty() => Ok(Loaded {
-            config,
-            files: merged.files.clone(),
-            keys,
-            merged,
-        }),
+        (Some(keys), Some(config)) if faults.is_empty() => {
+            Ok(Loaded { config, files: merged.files.clone(), keys, merged })
+        }
         _ => Err(Faults(faults)),
     }
 }

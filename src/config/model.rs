@@ -91,11 +91,7 @@ pub struct Pipeline {
 impl Pipeline {
     /// Every stage in order: name and topic, `main` first and `dlq` last.
     pub fn stages(&self) -> Vec<(String, &str)> {
-        let retries = self
-            .retries
-            .iter()
-            .enumerate()
-            .map(|(i, r)| (format!("retry-{}", i + 1), r.topic.as_str()));
+        let retries = self.retries.iter().enumerate().map(|(i, r)| (format!("retry-{}", i + 1), r.topic.as_str()));
         std::iter::once(("main".to_owned(), self.topic.as_str()))
             .chain(retries)
             .chain([("dlq".to_owned(), self.dlq.topic.as_str())])
@@ -104,11 +100,7 @@ impl Pipeline {
 
     /// Consumer group of a stage.
     pub fn stage_group(&self, stage: &str) -> String {
-        if stage == "main" {
-            self.group.clone()
-        } else {
-            format!("{}.{stage}", self.group)
-        }
+        if stage == "main" { self.group.clone() } else { format!("{}.{stage}", self.group) }
     }
 
     /// The longest way through the ladder: the sum of the delays with their jitter.
@@ -119,9 +111,7 @@ impl Pipeline {
 
 /// The sum of the delays with their jitter, saturating.
 pub(super) fn ladder_length(retries: &[Retry]) -> Duration {
-    retries.iter().fold(Duration::ZERO, |sum, r| {
-        sum.saturating_add(r.delay.saturating_add(r.delay.mul_f64(r.jitter)))
-    })
+    retries.iter().fold(Duration::ZERO, |sum, r| sum.saturating_add(r.delay.saturating_add(r.delay.mul_f64(r.jitter))))
 }
 
 /// One retry stage.

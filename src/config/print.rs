@@ -35,11 +35,8 @@ impl Layers<'_> {
     fn tree(&self, path: &str, key: &str, value: &Value) -> Out {
         match value {
             Value::Dict(_, dict) => {
-                let mut entries: Vec<_> = dict
-                    .iter()
-                    .filter(|(_, v)| !is_cleared(v))
-                    .map(|(k, v)| self.entry(path, k, v))
-                    .collect();
+                let mut entries: Vec<_> =
+                    dict.iter().filter(|(_, v)| !is_cleared(v)).map(|(k, v)| self.entry(path, k, v)).collect();
                 entries.sort_by_key(|(position, _)| *position);
                 Out::Map(entries.into_iter().map(|(_, entry)| entry).collect())
             }
@@ -58,27 +55,11 @@ impl Layers<'_> {
             ("pipelines", _) => "pipelines.<name>".to_owned(),
             (path, key) => format!("{path}.{key}"),
         };
-        let declared = if key == "defaults" {
-            key
-        } else {
-            path.strip_suffix("_file").unwrap_or(&path)
-        };
+        let declared = if key == "defaults" { key } else { path.strip_suffix("_file").unwrap_or(&path) };
         let position = self.order.get(declared).copied().unwrap_or(usize::MAX);
-        let from = if matches!(value, Value::Dict(..)) {
-            None
-        } else {
-            self.merged.origin(value.tag())
-        };
-        let note = from
-            .filter(|from| Some(from) != self.first.as_ref())
-            .unwrap_or_default();
-        (
-            position,
-            Entry {
-                note,
-                ..Entry::new(key, self.tree(&path, key, value))
-            },
-        )
+        let from = if matches!(value, Value::Dict(..)) { None } else { self.merged.origin(value.tag()) };
+        let note = from.filter(|from| Some(from) != self.first.as_ref()).unwrap_or_default();
+        (position, Entry { note, ..Entry::new(key, self.tree(&path, key, value)) })
     }
 }
 
@@ -96,15 +77,7 @@ fn write_map(entries: &[Entry], indent: usize, comments: bool, text: &mut String
         if entry.off {
             if comments {
                 let mut block = String::new();
-                write_map(
-                    &[Entry {
-                        off: false,
-                        ..entry.clone()
-                    }],
-                    0,
-                    comments,
-                    &mut block,
-                );
+                write_map(&[Entry { off: false, ..entry.clone() }], 0, comments, &mut block);
                 block.lines().for_each(|line| push(indent, &format!("# {line}"), text));
             }
             continue;
@@ -113,10 +86,7 @@ fn write_map(entries: &[Entry], indent: usize, comments: bool, text: &mut String
             if i > 0 && indent == 0 {
                 text.push('\n');
             }
-            entry
-                .doc
-                .lines()
-                .for_each(|line| push(indent, &format!("# {line}"), text));
+            entry.doc.lines().for_each(|line| push(indent, &format!("# {line}"), text));
         }
         write_entry(entry, indent, comments, text);
     }
@@ -124,11 +94,7 @@ fn write_map(entries: &[Entry], indent: usize, comments: bool, text: &mut String
 
 fn write_entry(entry: &Entry, indent: usize, comments: bool, text: &mut String) {
     let key = quote(&entry.key);
-    let note = if entry.note.is_empty() {
-        String::new()
-    } else {
-        format!("   # {}", entry.note)
-    };
+    let note = if entry.note.is_empty() { String::new() } else { format!("   # {}", entry.note) };
     match &entry.value {
         Out::Map(entries) if !entries.is_empty() => {
             push(indent, &format!("{key}:{note}"), text);
@@ -171,13 +137,9 @@ fn node(out: &Out) -> Node {
     match out {
         Out::Scalar(node) => node.clone(),
         Out::List(items) => Node::List(items.iter().map(node).collect()),
-        Out::Map(entries) => Node::Map(
-            entries
-                .iter()
-                .filter(|e| !e.off)
-                .map(|e| (e.key.clone(), node(&e.value)))
-                .collect(),
-        ),
+        Out::Map(entries) => {
+            Node::Map(entries.iter().filter(|e| !e.off).map(|e| (e.key.clone(), node(&e.value))).collect())
+        }
     }
 }
 

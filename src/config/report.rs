@@ -30,11 +30,7 @@ impl At {
     }
 
     fn last_key(&self) -> &str {
-        self.0
-            .iter()
-            .rev()
-            .find(|k| !k.starts_with('['))
-            .map_or("", String::as_str)
+        self.0.iter().rev().find(|k| !k.starts_with('[')).map_or("", String::as_str)
     }
 }
 
@@ -56,10 +52,7 @@ pub(super) struct Report<'a> {
 
 impl<'a> Report<'a> {
     pub(super) fn new(merged: &'a Merged) -> Self {
-        Self {
-            merged,
-            faults: Vec::new(),
-        }
+        Self { merged, faults: Vec::new() }
     }
 
     pub(super) fn into_faults(self) -> Vec<Fault> {
@@ -70,14 +63,9 @@ impl<'a> Report<'a> {
     pub(super) fn clean(&self, at: &At) -> bool {
         let (here, inherited) = (at.to_string(), at.inherited().map(|d| d.to_string()));
         let below = |fault: &str, path: &str| {
-            fault
-                .strip_prefix(path)
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+            fault.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
         };
-        !self
-            .faults
-            .iter()
-            .any(|f| below(&f.path, &here) || inherited.as_ref().is_some_and(|d| below(&f.path, d)))
+        !self.faults.iter().any(|f| below(&f.path, &here) || inherited.as_ref().is_some_and(|d| below(&f.path, d)))
     }
 
     /// Something is wrong with the value at `at`. A value that a pipeline has from `defaults` is told there, once.
@@ -96,17 +84,9 @@ impl<'a> Report<'a> {
         remedy: impl Into<String>,
     ) {
         let found = self.find(at);
-        let path = found
-            .as_ref()
-            .map_or_else(|| at.to_string(), |(path, _)| path.to_string());
+        let path = found.as_ref().map_or_else(|| at.to_string(), |(path, _)| path.to_string());
         let source = found.and_then(|(_, v)| v).and_then(|v| self.merged.origin(v.tag()));
-        let fault = Fault {
-            path,
-            value: shown,
-            problem: problem.into(),
-            remedy: remedy.into(),
-            source,
-        };
+        let fault = Fault { path, value: shown, problem: problem.into(), remedy: remedy.into(), source };
         if !self.faults.contains(&fault) {
             self.faults.push(fault);
         }
@@ -205,18 +185,9 @@ pub(super) fn mask_node(key: &str, node: Node) -> Node {
     match node {
         Node::Map(entries) => {
             let name = |k: &str| {
-                if secret::is_secret_key(key) {
-                    key.to_owned()
-                } else {
-                    k.to_owned()
-                }
+                if secret::is_secret_key(key) { key.to_owned() } else { k.to_owned() }
             };
-            Node::Map(
-                entries
-                    .into_iter()
-                    .map(|(k, v)| (k.clone(), mask_node(&name(&k), v)))
-                    .collect(),
-            )
+            Node::Map(entries.into_iter().map(|(k, v)| (k.clone(), mask_node(&name(&k), v))).collect())
         }
         Node::List(items) => Node::List(items.into_iter().map(|n| mask_node(key, n)).collect()),
         Node::Text(s) => Node::Text(secret::masked(key, &s)),

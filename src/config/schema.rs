@@ -47,13 +47,7 @@ pub(super) struct Entry {
 
 impl Entry {
     pub(super) fn new(key: impl Into<String>, value: Out) -> Self {
-        Self {
-            key: key.into(),
-            value,
-            doc: String::new(),
-            note: String::new(),
-            off: false,
-        }
+        Self { key: key.into(), value, doc: String::new(), note: String::new(), off: false }
     }
 }
 
@@ -114,10 +108,7 @@ pub(super) fn open(value: &Value, at: &At, known: &[(&str, bool)], report: &mut 
         if !is_known {
             let remedy = match nearest(key, known.iter().map(|(k, _)| *k)) {
                 Some(near) => format!("did you mean `{near}`?"),
-                None => format!(
-                    "one of {}",
-                    known.iter().map(|(k, _)| *k).collect::<Vec<_>>().join(", ")
-                ),
+                None => format!("one of {}", known.iter().map(|(k, _)| *k).collect::<Vec<_>>().join(", ")),
             };
             let here = at.key(key);
             match nearest(key, SECRET_WORDS) {
@@ -134,11 +125,7 @@ pub(super) fn open(value: &Value, at: &At, known: &[(&str, bool)], report: &mut 
 pub(super) fn field<T: Setting>(dict: &Dict, declared: &Declared, at: &At, report: &mut Report<'_>) -> Option<T> {
     let file_key = format!("{}_file", declared.key);
     let named_file = if T::FROM_FILE { dict.get(&file_key) } else { None };
-    let here = if named_file.is_some() {
-        at.key(&file_key)
-    } else {
-        at.key(declared.key)
-    };
+    let here = if named_file.is_some() { at.key(&file_key) } else { at.key(declared.key) };
     let read = match (dict.get(declared.key), named_file) {
         (Some(_), Some(_)) => {
             report.fault(&here, format!("stands beside `{}`", declared.key), "one of the two");
@@ -276,10 +263,7 @@ pub(super) fn declared_entry<T: Setting>(key: &str, value: &T, doc: &str, defaul
         None => Entry::new(key, value.show()),
     };
     if let Some(default) = default.filter(|d| *d != "{}") {
-        doc.push_str(&format!(
-            " Default: {}.",
-            if default == "null" { "none" } else { default }
-        ));
+        doc.push_str(&format!(" Default: {}.", if default == "null" { "none" } else { default }));
     }
     entry.doc = doc;
     entry
@@ -293,16 +277,7 @@ pub(super) fn declared_keys<T: Setting>(
     default: Option<&'static str>,
     out: &mut Vec<KeyDoc>,
 ) {
-    let path = if path.is_empty() {
-        key.to_owned()
-    } else {
-        format!("{path}.{key}")
-    };
-    out.push(KeyDoc {
-        path: path.clone(),
-        default,
-        doc: doc.trim(),
-        expects: T::expects(),
-    });
+    let path = if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+    out.push(KeyDoc { path: path.clone(), default, doc: doc.trim(), expects: T::expects() });
     T::keys(&path, out);
 }

@@ -17,36 +17,14 @@ pub(super) fn is_secret_key(key: &str) -> bool {
     if key.ends_with("_file") || key.ends_with("_location") || key.ends_with("_url") {
         return false;
     }
-    let words = [
-        "password",
-        "passwd",
-        "passphrase",
-        "secret",
-        "token",
-        "credential",
-        "cookie",
-        "authorization",
-    ];
-    let keys = [
-        "api_key",
-        "apikey",
-        "access_key",
-        "private_key",
-        "ssl_key",
-        "ssl_key_pem",
-        "x_auth",
-        "bearer_config",
-    ];
+    let words = ["password", "passwd", "passphrase", "secret", "token", "credential", "cookie", "authorization"];
+    let keys = ["api_key", "apikey", "access_key", "private_key", "ssl_key", "ssl_key_pem", "x_auth", "bearer_config"];
     words.iter().chain(&keys).any(|w| key.contains(w))
 }
 
 /// `text` fit to be shown as the value of `key`.
 pub(super) fn masked(key: &str, text: &str) -> String {
-    if is_secret_key(key) {
-        MASK.to_owned()
-    } else {
-        mask_url(text)
-    }
+    if is_secret_key(key) { MASK.to_owned() } else { mask_url(text) }
 }
 
 /// `text` without the password and the secret query parameters that a URL in it may carry.
@@ -71,16 +49,7 @@ pub(super) fn mask_url(text: &str) -> String {
     if secret_query {
         let pairs: Vec<(String, String)> = url
             .query_pairs()
-            .map(|(k, v)| {
-                (
-                    k.to_string(),
-                    if is_secret_query(&k) {
-                        MASK.to_owned()
-                    } else {
-                        v.to_string()
-                    },
-                )
-            })
+            .map(|(k, v)| (k.to_string(), if is_secret_query(&k) { MASK.to_owned() } else { v.to_string() }))
             .collect();
         url.query_pairs_mut().clear().extend_pairs(pairs);
     }
@@ -157,11 +126,7 @@ impl Properties {
 impl fmt::Debug for Properties {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let shown = |(k, p): (&String, &Property)| {
-            let value = if p.file.is_some() {
-                MASK.to_owned()
-            } else {
-                masked(k, &p.value)
-            };
+            let value = if p.file.is_some() { MASK.to_owned() } else { masked(k, &p.value) };
             (k.clone(), value)
         };
         f.debug_map().entries(self.0.iter().map(shown)).finish()
@@ -179,21 +144,9 @@ mod tests {
             assert_eq!(masked(key, text), expected, "{key}");
         }
         check("url", "redis://localhost:6379/0", "redis://localhost:6379/0");
-        check(
-            "url",
-            "redis://:hunter2@localhost:6379/0",
-            "redis://:***@localhost:6379/0",
-        );
-        check(
-            "url",
-            "rediss://app:hunter2@cache:6380/1",
-            "rediss://app:***@cache:6380/1",
-        );
-        check(
-            "url",
-            "http://sink:8080/x?token=hunter2&a=1",
-            "http://sink:8080/x?token=***&a=1",
-        );
+        check("url", "redis://:hunter2@localhost:6379/0", "redis://:***@localhost:6379/0");
+        check("url", "rediss://app:hunter2@cache:6380/1", "rediss://app:***@cache:6380/1");
+        check("url", "http://sink:8080/x?token=hunter2&a=1", "http://sink:8080/x?token=***&a=1");
         check("url", "redis://:hunter2@[broken", "redis://***@[broken");
         check("sasl.password", "hunter2", "***");
         check("ssl.key.password", "hunter2", "***");
@@ -202,11 +155,7 @@ mod tests {
         check("sasl.password_file", "/run/secrets/p", "/run/secrets/p");
         check("Authorization", "Bearer hunter2", "***");
         check("X-Api-Key", "hunter2", "***");
-        check(
-            "sasl.oauthbearer.token.endpoint.url",
-            "https://id/token",
-            "https://id/token",
-        );
+        check("sasl.oauthbearer.token.endpoint.url", "https://id/token", "https://id/token");
         check("sasl.oauthbearer.client.secret", "hunter2", "***");
         check("sasl.username", "app", "app");
     }

@@ -36,11 +36,7 @@ impl Setting for String {
                 report.fault(at, "has a control character", "one line of text");
             }
             Value::String(_, s) => return Some(s.clone()),
-            _ => report.fault(
-                at,
-                "not a text",
-                "a text; put it in quotes where it looks like a number",
-            ),
+            _ => report.fault(at, "not a text", "a text; put it in quotes where it looks like a number"),
         }
         None
     }
@@ -230,11 +226,7 @@ impl<T: Setting> Setting for Vec<T> {
                 return None;
             }
         };
-        let read: Vec<_> = items
-            .iter()
-            .enumerate()
-            .map(|(i, v)| T::read(v, &at.index(i), report))
-            .collect();
+        let read: Vec<_> = items.iter().enumerate().map(|(i, v)| T::read(v, &at.index(i), report)).collect();
         read.into_iter().collect()
     }
     fn show(&self) -> Out {
@@ -248,11 +240,7 @@ impl<T: Setting> Setting for Vec<T> {
 impl Endpoint {
     fn parse(written: &str, file: Option<String>, at: &At, report: &mut Report<'_>) -> Option<Self> {
         match Url::parse(written) {
-            Ok(url) => Some(Self {
-                url,
-                text: written.to_owned(),
-                file,
-            }),
+            Ok(url) => Some(Self { url, text: written.to_owned(), file }),
             Err(e) => {
                 report.fault(at, format!("not a url: {e}"), Self::expects());
                 None
@@ -305,37 +293,15 @@ impl Setting for Properties {
             let (name, property) = match (name.strip_suffix("_file"), &value) {
                 (_, Value::Empty(..)) => continue,
                 (Some(stem), path) => match file_text(path, &here, report) {
-                    Some((file, value)) => (
-                        stem.to_owned(),
-                        Property {
-                            value,
-                            file: Some(file),
-                        },
-                    ),
+                    Some((file, value)) => (stem.to_owned(), Property { value, file: Some(file) }),
                     None => continue,
                 },
                 (None, Value::Array(..) | Value::Dict(..)) => {
-                    report.fault(
-                        &here,
-                        "not a text",
-                        "one text; a name with dots is one key, like `sasl.username`",
-                    );
+                    report.fault(&here, "not a text", "one text; a name with dots is one key, like `sasl.username`");
                     continue;
                 }
-                (None, Value::String(_, s)) => (
-                    name,
-                    Property {
-                        value: s.clone(),
-                        file: None,
-                    },
-                ),
-                (None, scalar) => (
-                    name,
-                    Property {
-                        value: Node::from(scalar).write(),
-                        file: None,
-                    },
-                ),
+                (None, Value::String(_, s)) => (name, Property { value: s.clone(), file: None }),
+                (None, scalar) => (name, Property { value: Node::from(scalar).write(), file: None }),
             };
             if read.insert(name, property).is_some() {
                 report.fault(&here, "given both as text and as a file", "one of the two");
@@ -355,11 +321,7 @@ impl Setting for Properties {
 /// The entries of a map, without those that a later layer cleared.
 pub(super) fn map(value: &Value, report: &mut Report<'_>) -> Option<BTreeMap<String, Value>> {
     match report.untext(value) {
-        Value::Dict(_, dict) => Some(
-            dict.into_iter()
-                .filter(|(_, v)| !super::layers::is_cleared(v))
-                .collect(),
-        ),
+        Value::Dict(_, dict) => Some(dict.into_iter().filter(|(_, v)| !super::layers::is_cleared(v)).collect()),
         Value::Empty(..) => Some(BTreeMap::new()),
         _ => None,
     }
@@ -421,10 +383,8 @@ pub(super) fn chosen(
     let known: Vec<_> = kinds.iter().map(|k| (*k, false)).collect();
     let before = report.clean(at);
     let dict = open(value, at, &known, report)?;
-    let (empty, full): (Vec<_>, Vec<_>) = dict
-        .into_iter()
-        .filter(|(k, _)| kinds.contains(&k.as_str()))
-        .partition(|(_, v)| matches!(v, Value::Empty(..)));
+    let (empty, full): (Vec<_>, Vec<_>) =
+        dict.into_iter().filter(|(k, _)| kinds.contains(&k.as_str())).partition(|(_, v)| matches!(v, Value::Empty(..)));
     let mut named = if full.is_empty() { empty } else { full };
     if named.len() == 1 {
         return named.pop();
@@ -433,11 +393,8 @@ pub(super) fn chosen(
         return None; // the unknown key that was meant to be one is told already
     }
     let names: Vec<_> = named.iter().map(|(k, _)| k.as_str()).collect();
-    let problem = if names.is_empty() {
-        "none is chosen".to_owned()
-    } else {
-        format!("{} at once", names.join(" and "))
-    };
+    let problem =
+        if names.is_empty() { "none is chosen".to_owned() } else { format!("{} at once", names.join(" and ")) };
     report.fault(at, problem, format!("exactly one {what}: {}", kinds.join(", ")));
     None
 }

@@ -6,9 +6,7 @@ use std::time::Duration;
 pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
     let text = text.trim();
     if !text.is_empty() && text.chars().all(|c| c.is_ascii_digit() || c == '.') {
-        return Err(format!(
-            "a number without a unit; `{text}s` are seconds, `{text}ms` milliseconds"
-        ));
+        return Err(format!("a number without a unit; `{text}s` are seconds, `{text}ms` milliseconds"));
     }
     humantime::parse_duration(text).map_err(|e| e.to_string().to_lowercase())
 }
@@ -58,29 +56,20 @@ pub(super) fn parse_size(text: &str) -> Result<u64, String> {
     let text = text.trim();
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (digits, unit) = (&text[..split], text[split..].trim());
-    let number: u64 = digits
-        .parse()
-        .map_err(|_| "not a whole number with a unit".to_owned())?;
+    let number: u64 = digits.parse().map_err(|_| "not a whole number with a unit".to_owned())?;
     if unit.is_empty() {
-        return Err(format!(
-            "a number without a unit; `{number}B` are bytes, `{number}KiB` 1,024 times as many"
-        ));
+        return Err(format!("a number without a unit; `{number}B` are bytes, `{number}KiB` 1,024 times as many"));
     }
     let (_, factor) = SIZES
         .iter()
         .find(|(name, _)| name.eq_ignore_ascii_case(unit))
         .ok_or_else(|| format!("an unknown unit `{unit}`; units are B, KB, MB, GB, KiB, MiB, GiB, TiB"))?;
-    number
-        .checked_mul(*factor)
-        .ok_or_else(|| "more than 2^64 bytes".to_owned())
+    number.checked_mul(*factor).ok_or_else(|| "more than 2^64 bytes".to_owned())
 }
 
 /// Writes a size so that [`parse_size`] reads the same again.
 pub(super) fn show_size(bytes: u64) -> String {
-    let unit = SIZES
-        .iter()
-        .filter(|(_, f)| bytes > 0 && bytes.is_multiple_of(*f))
-        .max_by_key(|(_, f)| *f);
+    let unit = SIZES.iter().filter(|(_, f)| bytes > 0 && bytes.is_multiple_of(*f)).max_by_key(|(_, f)| *f);
     match unit {
         Some((name, factor)) => format!("{}{name}", bytes / factor),
         None => "0B".to_owned(),

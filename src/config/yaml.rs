@@ -34,10 +34,9 @@ impl Node {
             Node::Uint(n) => Value::Num(tag, n.into()),
             Node::Float(n) => Value::Num(tag, n.into()),
             Node::Text(s) => Value::String(tag, s),
-            Node::List(items) => Value::Array(
-                tag,
-                items.into_iter().map(|n| n.into_value(tag, path, duplicate)).collect(),
-            ),
+            Node::List(items) => {
+                Value::Array(tag, items.into_iter().map(|n| n.into_value(tag, path, duplicate)).collect())
+            }
             Node::Map(entries) => {
                 let mut dict = Dict::new();
                 for (key, node) in entries {
@@ -71,10 +70,7 @@ impl Node {
             Node::List(items) => format!("[{}]", items.iter().map(Node::write).collect::<Vec<_>>().join(", ")),
             Node::Map(entries) if entries.is_empty() => "{}".to_owned(),
             Node::Map(entries) => {
-                let inner: Vec<_> = entries
-                    .iter()
-                    .map(|(k, v)| format!("{}: {}", quote(k), v.write()))
-                    .collect();
+                let inner: Vec<_> = entries.iter().map(|(k, v)| format!("{}: {}", quote(k), v.write())).collect();
                 format!("{{ {} }}", inner.join(", "))
             }
         }
@@ -111,15 +107,8 @@ pub(super) fn quote(text: &str) -> String {
         && !text.ends_with([' ', ':'])
         && !text.contains(": ")
         && parse(text) == Ok(Node::Text(text.to_owned()))
-        && !matches!(
-            text.to_ascii_lowercase().as_str(),
-            "yes" | "no" | "on" | "off" | "y" | "n"
-        );
-    if safe {
-        text.to_owned()
-    } else {
-        serde_json::Value::from(text).to_string()
-    }
+        && !matches!(text.to_ascii_lowercase().as_str(), "yes" | "no" | "on" | "off" | "y" | "n");
+    if safe { text.to_owned() } else { serde_json::Value::from(text).to_string() }
 }
 
 impl<'de> Deserialize<'de> for Node {
@@ -192,10 +181,7 @@ mod tests {
 
     #[test]
     fn numbers_as_keys_are_text() {
-        assert_eq!(
-            parse("{404: x}").unwrap(),
-            Node::Map(vec![("404".into(), Node::Text("x".into()))])
-        );
+        assert_eq!(parse("{404: x}").unwrap(), Node::Map(vec![("404".into(), Node::Text("x".into()))]));
     }
 
     proptest::proptest! {

@@ -32,55 +32,23 @@ fn unknown_keys_are_faults_with_the_nearest_known_one() {
     beside("kafka: {broker: x}", "kafka.broker", &["did you mean `brokers`?", "x"]);
     beside("redis: {colour: red}", "redis.colour", &["one of url, prefix"]);
     pipeline("retires: []", "retires", &["did you mean `retries`?"]);
-    pipeline(
-        "retries: [{delay: 5s, dely: 1s}]",
-        "retries[0].dely",
-        &["did you mean `delay`?"],
-    );
+    pipeline("retries: [{delay: 5s, dely: 1s}]", "retries[0].dely", &["did you mean `delay`?"]);
     pipeline("idempotency: {ttl: 1h}", "idempotency.ttl", &["unknown key"]);
-    beside(
-        "defaults: {concurency: 3}",
-        "defaults.concurency",
-        &["did you mean `concurrency`?"],
-    );
+    beside("defaults: {concurency: 3}", "defaults.concurency", &["did you mean `concurrency`?"]);
 }
 
 #[test]
 fn durations_sizes_and_shares_need_their_unit() {
-    pipeline(
-        "retries: [{delay: 5}]",
-        "retries[0].delay",
-        &["= 5 ", "without a unit", "`5s` are seconds"],
-    );
-    pipeline(
-        "retries: [{delay: soon}]",
-        "retries[0].delay",
-        &["not a duration", "`250ms`"],
-    );
+    pipeline("retries: [{delay: 5}]", "retries[0].delay", &["= 5 ", "without a unit", "`5s` are seconds"]);
+    pipeline("retries: [{delay: soon}]", "retries[0].delay", &["not a duration", "`250ms`"]);
     pipeline("retries: [{}]", "retries[0].delay", &["missing", "a duration as text"]);
     pipeline("retries: [{delay: 0s}]", "retries[0].delay", &["out of range"]);
     pipeline("retention: 604800", "retention", &["`604800s` are seconds"]);
-    pipeline(
-        "window: {waiting_bytes: 4194304}",
-        "window.waiting_bytes",
-        &["without a unit", "`4MiB`"],
-    );
-    pipeline(
-        "window: {waiting_bytes: 1KiB}",
-        "window.waiting_bytes",
-        &["from 64KiB to 1GiB"],
-    );
-    pipeline(
-        "retries: [{delay: 5s, jitter: 20 %}]",
-        "retries[0].jitter",
-        &["20 %", "out of range", "from 0 to 0.1"],
-    );
+    pipeline("window: {waiting_bytes: 4194304}", "window.waiting_bytes", &["without a unit", "`4MiB`"]);
+    pipeline("window: {waiting_bytes: 1KiB}", "window.waiting_bytes", &["from 64KiB to 1GiB"]);
+    pipeline("retries: [{delay: 5s, jitter: 20 %}]", "retries[0].jitter", &["20 %", "out of range", "from 0 to 0.1"]);
     pipeline("retries: [{delay: 5s, jitter: 10}]", "retries[0].jitter", &["`10 %`"]);
-    beside(
-        "telemetry: {sample_ratio: 2}",
-        "telemetry.sample_ratio",
-        &["from 0 to 1"],
-    );
+    beside("telemetry: {sample_ratio: 2}", "telemetry.sample_ratio", &["from 0 to 1"]);
 }
 
 #[test]
@@ -93,24 +61,12 @@ fn wrong_types_are_faults() {
     pipeline("replication: 0", "replication", &["from 1"]);
     pipeline("retries: {delay: 5s}", "retries", &["not a list"]);
     pipeline("dlq: none", "dlq", &["not a map"]);
-    pipeline(
-        "allow_unsafe_topics: maybe",
-        "allow_unsafe_topics",
-        &["`true` or `false`"],
-    );
+    pipeline("allow_unsafe_topics: maybe", "allow_unsafe_topics", &["`true` or `false`"]);
     pipeline("group: 7", "group", &["not a text", "quotes"]);
     beside("admin: {listen: here}", "admin.listen", &["0.0.0.0:9464"]);
     beside("instance: a b", "instance", &["a b", "letters"]);
-    beside(
-        "telemetry: {otlp_endpoint: localhost}",
-        "telemetry.otlp_endpoint",
-        &["not a url"],
-    );
-    beside(
-        "telemetry: {log_format: jsn}",
-        "telemetry.log_format",
-        &["did you mean `json`?"],
-    );
+    beside("telemetry: {otlp_endpoint: localhost}", "telemetry.otlp_endpoint", &["not a url"]);
+    beside("telemetry: {log_format: jsn}", "telemetry.log_format", &["did you mean `json`?"]);
     check("pipelines: [orders]", "pipelines", &["not a map"]);
     check("[1, 2]", "topics.yaml", &["not a map of settings"]);
     check("a: b: c", "topics.yaml", &["not valid YAML", "line 1"]);
@@ -121,84 +77,35 @@ fn wrong_types_are_faults() {
 #[test]
 fn words_are_chosen_from_a_list() {
     pipeline("tombstones: deadletter", "tombstones", &["did you mean `dead_letter`?"]);
-    pipeline(
-        "order: ladder",
-        "order",
-        &["not available in this version", "none, stage"],
-    );
+    pipeline("order: ladder", "order", &["not available in this version", "none, stage"]);
     pipeline("framing: avro", "framing", &["one of plain, confluent"]);
-    pipeline(
-        "compat_headers: [kafka, sprig]",
-        "compat_headers[1]",
-        &["did you mean `spring`?"],
-    );
-    pipeline(
-        "idempotency: {store: valkey}",
-        "idempotency.store",
-        &["redis, memory, off"],
-    );
+    pipeline("compat_headers: [kafka, sprig]", "compat_headers[1]", &["did you mean `spring`?"]);
+    pipeline("idempotency: {store: valkey}", "idempotency.store", &["redis, memory, off"]);
     pipeline("event_id: {header: []}", "event_id.header", &["at least one"]);
-    pipeline(
-        "event_id: {headers: [a]}",
-        "event_id.headers",
-        &["did you mean `header`?"],
-    );
-    pipeline(
-        "event_id: {header: [a], field: b}",
-        "event_id",
-        &["at once", "exactly one"],
-    );
+    pipeline("event_id: {headers: [a]}", "event_id.headers", &["did you mean `header`?"]);
+    pipeline("event_id: {header: [a], field: b}", "event_id", &["at once", "exactly one"]);
 }
 
 #[test]
 fn delays_rise_strictly() {
-    pipeline(
-        "retries: [{delay: 5s}, {delay: 5s}]",
-        "retries[1].delay",
-        &["= 5s", "not longer than", "rise strictly"],
-    );
-    pipeline(
-        "retries: [{delay: 5s}, {delay: 1s}, {delay: 9s}]",
-        "retries[1].delay",
-        &["more than 5s"],
-    );
+    pipeline("retries: [{delay: 5s}, {delay: 5s}]", "retries[1].delay", &["= 5s", "not longer than", "rise strictly"]);
+    pipeline("retries: [{delay: 5s}, {delay: 1s}, {delay: 9s}]", "retries[1].delay", &["more than 5s"]);
     let many: Vec<_> = (1..=17).map(|i| format!("{{delay: {i}s}}")).collect();
-    pipeline(
-        &format!("retries: [{}]", many.join(", ")),
-        "retries",
-        &["17 retry stages", "at most 16"],
-    );
+    pipeline(&format!("retries: [{}]", many.join(", ")), "retries", &["17 retry stages", "at most 16"]);
     assert_eq!(config(&with("retries: []")).pipelines[0].retries.len(), 0);
-    assert_eq!(
-        config(&with(&format!("retries: [{}]", many[..16].join(", ")))).pipelines[0]
-            .retries
-            .len(),
-        16
-    );
+    assert_eq!(config(&with(&format!("retries: [{}]", many[..16].join(", ")))).pipelines[0].retries.len(), 16);
 }
 
 #[test]
 fn every_stage_has_a_topic_of_its_own() {
     let two = |a: &str, b: &str| format!("retries: [{{delay: 1s, name: {a}}}, {{delay: 2s, name: {b}}}]");
     pipeline(&two("x", "x"), "retries[1].name", &["retry-2 has the topic of retry-1"]);
-    pipeline(
-        &two("x", "orders"),
-        "retries[1].name",
-        &["retry-2 has the topic of main"],
-    );
+    pipeline(&two("x", "orders"), "retries[1].name", &["retry-2 has the topic of main"]);
     pipeline("dlq: {name: orders}", "dlq.name", &["dlq has the topic of main"]);
-    pipeline(
-        "dlq: {name: orders.orders.retry-2}",
-        "dlq.name",
-        &["dlq has the topic of retry-2"],
-    );
+    pipeline("dlq: {name: orders.orders.retry-2}", "dlq.name", &["dlq has the topic of retry-2"]);
     pipeline("dlq: {name: a topic}", "dlq.name", &["not a topic name"]);
     pipeline("group: größe", "group", &["not a name that topics"]);
-    check(
-        &LEAST.replace("topic: orders", "topic: o/rders"),
-        "pipelines.orders.topic",
-        &["not a topic name"],
-    );
+    check(&LEAST.replace("topic: orders", "topic: o/rders"), "pipelines.orders.topic", &["not a topic name"]);
 }
 
 #[test]
@@ -207,33 +114,13 @@ fn pipelines_share_neither_group_nor_retry_topics() {
         let least = "message: shop.v1.OrderPlaced, handler: {log: {}}";
         format!("pipelines: {{a: {{{least}, {a}}}, b: {{{least}, {b}}}}}")
     };
-    check(
-        &two("topic: t, group: g", "topic: t, group: g"),
-        "pipelines.b.group",
-        &["pipeline a", "same group"],
-    );
+    check(&two("topic: t, group: g", "topic: t, group: g"), "pipelines.b.group", &["pipeline a", "same group"]);
     let named = |topic: &str| format!("topic: t, retries: [{{delay: 1s, name: {topic}}}]");
-    check(
-        &two(&named("r"), &named("r")),
-        "pipelines.b.retries[0].name",
-        &["retry-1 in pipeline a"],
-    );
-    check(
-        &two("topic: t, dlq: {name: d}", "topic: t, dlq: {name: d}"),
-        "pipelines.b.dlq.name",
-        &["dlq in pipeline a"],
-    );
-    check(
-        &two("topic: t", "topic: t.a.retry-1"),
-        "pipelines.b.topic",
-        &["retry-1 in pipeline a"],
-    );
+    check(&two(&named("r"), &named("r")), "pipelines.b.retries[0].name", &["retry-1 in pipeline a"]);
+    check(&two("topic: t, dlq: {name: d}", "topic: t, dlq: {name: d}"), "pipelines.b.dlq.name", &["dlq in pipeline a"]);
+    check(&two("topic: t", "topic: t.a.retry-1"), "pipelines.b.topic", &["retry-1 in pipeline a"]);
     assert_eq!(config(&two("topic: t", "topic: t")).pipelines.len(), 2);
-    assert_eq!(
-        config(&two("topic: t", "topic: t.a.dlq")).pipelines.len(),
-        2,
-        "a DLQ may be somebody's main topic"
-    );
+    assert_eq!(config(&two("topic: t", "topic: t.a.dlq")).pipelines.len(), 2, "a DLQ may be somebody's main topic");
 }
 
 #[test]
@@ -243,37 +130,17 @@ fn times_agree_with_each_other() {
         "retention",
         &["7d", "while they wait", "more than 16d"],
     );
-    pipeline(
-        "idempotency: {done_ttl: 1h}",
-        "idempotency.done_ttl",
-        &["1h", "at least 24h"],
-    );
+    pipeline("idempotency: {done_ttl: 1h}", "idempotency.done_ttl", &["1h", "at least 24h"]);
     pipeline(
         "retention: 9d, retries: [{delay: 2d}]",
         "idempotency.done_ttl",
         &["24h", "at least 4d", "twice the ladder"],
     );
-    pipeline(
-        "idempotency: {handed_ttl: 23h}",
-        "idempotency.handed_ttl",
-        &["at least done_ttl"],
-    );
+    pipeline("idempotency: {handed_ttl: 23h}", "idempotency.handed_ttl", &["at least done_ttl"]);
     pipeline("idempotency: {lease: 1s}", "idempotency.lease", &["from 3s to 10m"]);
-    pipeline(
-        "handler_timeout: 5s, handler: {http: {url: 'http://x/'}}",
-        "handler",
-        &["stands twice"],
-    );
-    beside(
-        "kafka: {drain_timeout: 5m}",
-        "kafka.drain_timeout",
-        &["kafka.max_poll_interval", "less than 5m"],
-    );
-    beside(
-        "kafka: {max_poll_interval: 12s}",
-        "kafka.session_timeout",
-        &["15s", "at most 12s"],
-    );
+    pipeline("handler_timeout: 5s, handler: {http: {url: 'http://x/'}}", "handler", &["stands twice"]);
+    beside("kafka: {drain_timeout: 5m}", "kafka.drain_timeout", &["kafka.max_poll_interval", "less than 5m"]);
+    beside("kafka: {max_poll_interval: 12s}", "kafka.session_timeout", &["15s", "at most 12s"]);
     beside("kafka: {message_timeout: 60s}", "kafka.message_timeout", &["from 2m"]);
 }
 
@@ -284,31 +151,11 @@ fn exactly_one_handler() {
     check(&handler("{}"), at, &["none is chosen", "http, log, simulate"]);
     check(&handler("null"), at, &["none is chosen"]);
     check(&handler("{log: {}, simulate: {}}"), at, &["log and simulate at once"]);
-    check(
-        &handler("{htpt: {}}"),
-        "pipelines.orders.handler.htpt",
-        &["did you mean `http`?"],
-    );
-    check(
-        &handler("{postgres: {}}"),
-        "pipelines.orders.handler.postgres",
-        &["not available in this version"],
-    );
-    check(
-        &handler("{http: {}}"),
-        "pipelines.orders.handler.http.url",
-        &["missing"],
-    );
-    check(
-        &handler("{http: {url: 'ftp://x/'}}"),
-        "pipelines.orders.handler.http.url",
-        &["not a url of HTTP"],
-    );
-    check(
-        &handler("{http: {url: x}}"),
-        "pipelines.orders.handler.http.url",
-        &["not a url"],
-    );
+    check(&handler("{htpt: {}}"), "pipelines.orders.handler.htpt", &["did you mean `http`?"]);
+    check(&handler("{postgres: {}}"), "pipelines.orders.handler.postgres", &["not available in this version"]);
+    check(&handler("{http: {}}"), "pipelines.orders.handler.http.url", &["missing"]);
+    check(&handler("{http: {url: 'ftp://x/'}}"), "pipelines.orders.handler.http.url", &["not a url of HTTP"]);
+    check(&handler("{http: {url: x}}"), "pipelines.orders.handler.http.url", &["not a url"]);
     check(
         &handler("{http: {url: 'http://x/', timeout: 40s}}"),
         "pipelines.orders.handler.http.timeout",
@@ -335,10 +182,7 @@ fn exactly_one_handler() {
         &["together at most 1"],
     );
     assert_eq!(config(&handler("{log: null}")).pipelines[0].handler.kind(), "log");
-    assert_eq!(
-        config(&handler("{http: null, log: {}}")).pipelines[0].handler.kind(),
-        "log"
-    );
+    assert_eq!(config(&handler("{http: null, log: {}}")).pipelines[0].handler.kind(), "log");
 }
 
 #[test]
@@ -353,46 +197,24 @@ fn a_pipeline_needs_topic_message_and_handler() {
             ("pipelines.orders.handler", "missing"),
         ]
     );
-    check(
-        &LEAST.replace("shop.v1.OrderPlaced", "shop/v1"),
-        "pipelines.orders.message",
-        &["shop.v1.OrderPlaced"],
-    );
+    check(&LEAST.replace("shop.v1.OrderPlaced", "shop/v1"), "pipelines.orders.message", &["shop.v1.OrderPlaced"]);
     pipeline("descriptor_set: no/such/file", "descriptor_set", &["no such file"]);
 }
 
 #[test]
 fn redis_urls_are_checked() {
-    beside(
-        "redis: {url: 'http://localhost'}",
-        "redis.url",
-        &["`http`", "rediss:// for TLS"],
-    );
-    beside(
-        "redis: {url: 'redis://localhost/x'}",
-        "redis.url",
-        &["not a url of redis"],
-    );
+    beside("redis: {url: 'http://localhost'}", "redis.url", &["`http`", "rediss:// for TLS"]);
+    beside("redis: {url: 'redis://localhost/x'}", "redis.url", &["not a url of redis"]);
     beside(
         "redis: {url: ['redis://a', 'redis://b']}",
         "redis.url",
         &["Redis Cluster", "not available in this version"],
     );
     for url in ["redis://a", "redis+unix:///run/redis.sock", "valkey://:p@h:1/2"] {
-        assert_eq!(
-            config(&format!("{LEAST}\nredis: {{url: '{url}'}}")).redis.url.reveal(),
-            url
-        );
+        assert_eq!(config(&format!("{LEAST}\nredis: {{url: '{url}'}}")).redis.url.reveal(), url);
     }
     if cfg!(feature = "tls") {
-        assert_eq!(
-            config(&format!("{LEAST}\nredis: {{url: 'rediss://a'}}"))
-                .redis
-                .url
-                .url()
-                .scheme(),
-            "rediss"
-        );
+        assert_eq!(config(&format!("{LEAST}\nredis: {{url: 'rediss://a'}}")).redis.url.url().scheme(), "rediss");
     } else {
         beside("redis: {url: 'rediss://a'}", "redis.url", &["no TLS"]);
     }
@@ -422,34 +244,15 @@ fn properties_that_the_promise_rests_on_are_refused_with_their_reason() {
             ("delivery.report.only.error", "true", "acknowledgements"),
             ("allow.auto.create.topics", "true", "topics create"),
         ] {
-            beside(
-                &format!("kafka: {{{section}: {{{name}: {value}}}}}"),
-                &format!("kafka.{section}.{name}"),
-                &[word],
-            );
+            beside(&format!("kafka: {{{section}: {{{name}: {value}}}}}"), &format!("kafka.{section}.{name}"), &[word]);
         }
     }
-    beside(
-        "kafka: {properties: {no.such.thing: 1}}",
-        "kafka.properties.no.such.thing",
-        &["No such configuration"],
-    );
-    beside(
-        "kafka: {properties: {security.protocol: tls}}",
-        "kafka.properties.security.protocol",
-        &["Invalid value"],
-    );
-    beside(
-        "kafka: {properties: {sasl: {password: x}}}",
-        "kafka.properties.sasl",
-        &["one key", "password: \"***\""],
-    );
+    beside("kafka: {properties: {no.such.thing: 1}}", "kafka.properties.no.such.thing", &["No such configuration"]);
+    beside("kafka: {properties: {security.protocol: tls}}", "kafka.properties.security.protocol", &["Invalid value"]);
+    beside("kafka: {properties: {sasl: {password: x}}}", "kafka.properties.sasl", &["one key", "password: \"***\""]);
     beside("kafka: {brokers: 'localhost:kafka'}", "kafka.brokers", &["host:port"]);
     let fine = "kafka: {properties: {socket.keepalive.enable: true, linger.ms: 5}, brokers: 'a:1, b:2,[::1]:3'}";
-    assert_eq!(
-        config(&format!("{LEAST}\n{fine}")).kafka.properties.get("linger.ms"),
-        Some("5")
-    );
+    assert_eq!(config(&format!("{LEAST}\n{fine}")).kafka.properties.get("linger.ms"), Some("5"));
 }
 
 #[test]

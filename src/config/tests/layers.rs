@@ -28,18 +28,12 @@ fn at(dir: &Path, file: &str) -> Sources {
 fn a_pipeline_without_further_keys_has_the_defaults() {
     let config = config(LEAST);
     let p = &config.pipelines[0];
-    assert_eq!(
-        (p.topic.as_str(), p.group.as_str(), p.dlq.topic.as_str()),
-        ("orders", "orders", "orders.orders.dlq")
-    );
+    assert_eq!((p.topic.as_str(), p.group.as_str(), p.dlq.topic.as_str()), ("orders", "orders", "orders.orders.dlq"));
     assert_eq!(seconds(&config), [5, 30, 300]);
     assert_eq!(p.retries[2].topic, "orders.orders.retry-3");
     assert_eq!(p.idempotency.lease, Duration::from_secs(15));
     assert_eq!(p.idempotency.handed_ttl, p.idempotency.done_ttl);
-    assert_eq!(
-        (p.window.waiting, p.window.waiting_bytes.0, p.window.in_flight),
-        (200, 4 << 20, 1000)
-    );
+    assert_eq!((p.window.waiting, p.window.waiting_bytes.0, p.window.in_flight), (200, 4 << 20, 1000));
     assert_eq!((p.partitions, p.concurrency, p.max_deferrals), (6, 64, 10));
     assert_eq!(p.max_event_age, None);
     assert_eq!(config.kafka.session_timeout, Duration::from_secs(15));
@@ -51,14 +45,8 @@ fn a_pipeline_without_further_keys_has_the_defaults() {
 #[test]
 fn each_layer_wins_over_the_one_below() {
     let dir = dir(&[
-        (
-            "topics.yaml",
-            &format!("{LEAST}\nkafka: {{brokers: file:1}}\nredis: {{prefix: file}}"),
-        ),
-        (
-            "topics.prod.yaml",
-            "kafka: {brokers: profile:1, session_timeout: 20s}\ninstance: profile",
-        ),
+        ("topics.yaml", &format!("{LEAST}\nkafka: {{brokers: file:1}}\nredis: {{prefix: file}}")),
+        ("topics.prod.yaml", "kafka: {brokers: profile:1, session_timeout: 20s}\ninstance: profile"),
     ]);
     let file = at(dir.path(), "topics.yaml");
     let brokers = |sources: &Sources| loaded(sources).config.kafka.brokers;
@@ -66,20 +54,13 @@ fn each_layer_wins_over_the_one_below() {
     assert_eq!(brokers(&file), "file:1");
     let profile = [("PIPELINE_PROFILE", "prod")];
     assert_eq!(brokers(&file.clone().env(profile)), "profile:1");
-    let env = file.env([
-        profile[0],
-        ("PIPELINE_KAFKA__BROKERS", "env:1"),
-        ("OTHER_KAFKA__BROKERS", "x:1"),
-    ]);
+    let env = file.env([profile[0], ("PIPELINE_KAFKA__BROKERS", "env:1"), ("OTHER_KAFKA__BROKERS", "x:1")]);
     assert_eq!(brokers(&env), "env:1");
     let flag = env.flag("--brokers", "kafka.brokers", "flag:1");
     let config = loaded(&flag).config;
     assert_eq!(config.kafka.brokers, "flag:1");
     assert_eq!(config.redis.prefix, "file", "maps merge deep");
-    assert_eq!(
-        (config.kafka.session_timeout, config.instance),
-        (Duration::from_secs(20), Some("profile".to_owned()))
-    );
+    assert_eq!((config.kafka.session_timeout, config.instance), (Duration::from_secs(20), Some("profile".to_owned())));
 }
 
 #[test]
@@ -88,36 +69,20 @@ fn lists_replace() {
         ("topics.yaml", &with("retries: [{delay: 5s}, {delay: 6s}]")),
         ("topics.dev.yaml", "pipelines: {orders: {retries: [{delay: 1s}]}}"),
     ]);
-    assert_eq!(
-        seconds(&loaded(&at(dir.path(), "topics.yaml").env([("PIPELINE_PROFILE", "dev")])).config),
-        [1]
-    );
+    assert_eq!(seconds(&loaded(&at(dir.path(), "topics.yaml").env([("PIPELINE_PROFILE", "dev")])).config), [1]);
 }
 
 #[test]
 fn a_profile_must_have_its_file() {
-    let dir = dir(&[
-        ("topics.yaml", LEAST),
-        ("other.yaml", LEAST),
-        ("topics.dev.yaml", "instance: dev"),
-    ]);
+    let dir = dir(&[("topics.yaml", LEAST), ("other.yaml", LEAST), ("topics.dev.yaml", "instance: dev")]);
     let told = faults(&at(dir.path(), "topics.yaml").env([("PIPELINE_PROFILE", "prod")]));
     assert_eq!((told.0.len(), told.0[0].path.as_str()), (1, "PIPELINE_PROFILE"));
     assert!(told.to_string().contains("topics.prod.yaml"), "{told}");
     let told = faults(&at(dir.path(), "topics.yaml").env([("PIPELINE_PROFILE", "../x")]));
     assert!(told.to_string().contains("is not a name"), "{told}");
     let beside = loaded(&at(dir.path(), "other.yaml").env([("PIPELINE_PROFILE", "dev")]));
-    assert_eq!(
-        beside.config.instance.as_deref(),
-        Some("dev"),
-        "topics.<profile>.yaml stands beside any file"
-    );
-    assert_eq!(
-        loaded(&at(dir.path(), "topics.yaml").env([("PIPELINE_PROFILE", "")]))
-            .config
-            .instance,
-        None
-    );
+    assert_eq!(beside.config.instance.as_deref(), Some("dev"), "topics.<profile>.yaml stands beside any file");
+    assert_eq!(loaded(&at(dir.path(), "topics.yaml").env([("PIPELINE_PROFILE", "")])).config.instance, None);
 }
 
 #[test]
@@ -143,20 +108,14 @@ pipelines:
 ";
     let config = loaded(&sources(yaml).env([
         ("PIPELINE_PIPELINES__ORDERS_EU__CONCURRENCY", "8"),
-        (
-            "PIPELINE_PIPELINES__ORDERS_EU__RETRIES",
-            "[{delay: 1s}, {delay: 2s, jitter: 5 %}]",
-        ),
+        ("PIPELINE_PIPELINES__ORDERS_EU__RETRIES", "[{delay: 1s}, {delay: 2s, jitter: 5 %}]"),
         ("PIPELINE_PIPELINES__ORDERS_EU__ALLOW_UNSAFE_TOPICS", "true"),
         ("PIPELINE_PIPELINES__ORDERS_EU__MAX_EVENT_AGE", "1d"),
         ("PIPELINE_PIPELINES__ORDERS_EU__COMPAT_HEADERS", "[]"),
         ("PIPELINE_PIPELINES__ORDERS_EU__GROUP", "7"),
         ("PIPELINE_PIPELINES__ORDERS_EU__HANDLER__HTTP__HEADERS__X_TENANT", "us"),
         ("PIPELINE_PIPELINES__ORDERS_EU__HANDLER__HTTP__HEADERS__X_NEW", "1"),
-        (
-            "PIPELINE_PIPELINES__ORDERS_EU__HANDLER__HTTP__CLASSIFY__404",
-            "transient",
-        ),
+        ("PIPELINE_PIPELINES__ORDERS_EU__HANDLER__HTTP__CLASSIFY__404", "transient"),
         ("PIPELINE_KAFKA__PROPERTIES__SASL_USERNAME", "env"),
         ("PIPELINE_KAFKA__PROPERTIES__SASL_PASSWORD", "null # no: comment"),
         ("PIPELINE_TELEMETRY__SAMPLE_RATIO", "0.5"),
@@ -170,24 +129,12 @@ pipelines:
     assert_eq!((seconds(&config), p.retries[1].jitter), (vec![1, 2], 0.05));
     assert_eq!(p.max_event_age, Some(Duration::from_secs(86_400)));
     assert!(p.compat_headers.is_empty());
-    let super::super::Handler::Http(http) = &p.handler else {
-        panic!("{:?}", p.handler)
-    };
-    assert_eq!(
-        http.headers.reveal().collect::<Vec<_>>(),
-        [("X-Tenant", "us"), ("x-new", "1")]
-    );
+    let super::super::Handler::Http(http) = &p.handler else { panic!("{:?}", p.handler) };
+    assert_eq!(http.headers.reveal().collect::<Vec<_>>(), [("X-Tenant", "us"), ("x-new", "1")]);
     assert_eq!(http.classify.0.len(), 1);
     assert_eq!(config.kafka.properties.get("sasl.username"), Some("env"));
-    assert_eq!(
-        config.kafka.properties.get("sasl.password"),
-        Some("null # no: comment"),
-        "text stays as it is"
-    );
-    assert_eq!(
-        (config.telemetry.sample_ratio.0, config.instance.as_deref()),
-        (0.5, Some("w1"))
-    );
+    assert_eq!(config.kafka.properties.get("sasl.password"), Some("null # no: comment"), "text stays as it is");
+    assert_eq!((config.telemetry.sample_ratio.0, config.instance.as_deref()), (0.5, Some("w1")));
     assert_eq!(config.admin.listen, None, "an empty variable is none");
 }
 
@@ -195,19 +142,10 @@ pipelines:
 fn faults_name_the_layer_that_set_the_value() {
     let told = faults(&sources(LEAST).env([("PIPELINE_KAFAK__BROKERS", "x"), ("PIPELINE_BOGUS", "1")]));
     let told: Vec<_> = told.0.iter().map(|f| (f.path.as_str(), f.source.as_deref())).collect();
-    assert_eq!(
-        told,
-        [
-            ("bogus", Some("PIPELINE_BOGUS")),
-            ("kafak", Some("PIPELINE_KAFAK__BROKERS"))
-        ]
-    );
+    assert_eq!(told, [("bogus", Some("PIPELINE_BOGUS")), ("kafak", Some("PIPELINE_KAFAK__BROKERS"))]);
     let told = faults(&sources(&with("concurrency: no")).env([("PIPELINE_PIPELINES__ORDERS__PARTITIONS", "six")]));
     let told: Vec<_> = told.0.iter().map(|f| f.source.as_deref()).collect();
-    assert_eq!(
-        told,
-        [Some("PIPELINE_PIPELINES__ORDERS__PARTITIONS"), Some("topics.yaml")]
-    );
+    assert_eq!(told, [Some("PIPELINE_PIPELINES__ORDERS__PARTITIONS"), Some("topics.yaml")]);
     let told = faults(&sources(LEAST).flag("--brokers", "kafka.brokers", "a b"));
     assert_eq!(told.0[0].source.as_deref(), Some("--brokers"));
     let told = faults(&sources(LEAST).env([("PIPELINE_KAFKA____BROKERS", "x")]));
@@ -228,21 +166,9 @@ pipelines:
     assert_eq!((a.order, b.order), (Order::Stage, Order::None));
     assert_eq!((a.idempotency.store, b.idempotency.store), (Store::Off, Store::Memory));
     assert_eq!(b.idempotency.lease, Duration::from_secs(5), "maps merge deep");
-    assert_eq!(
-        (a.handler.kind(), b.handler.kind()),
-        ("simulate", "log"),
-        "another kind replaces"
-    );
-    assert_eq!(
-        (a.max_event_age.is_some(), b.max_event_age.is_some()),
-        (true, false),
-        "null is none"
-    );
-    assert_eq!(
-        b.event_id,
-        EventId::Field("id".to_owned()),
-        "another kind replaces the default"
-    );
+    assert_eq!((a.handler.kind(), b.handler.kind()), ("simulate", "log"), "another kind replaces");
+    assert_eq!((a.max_event_age.is_some(), b.max_event_age.is_some()), (true, false), "null is none");
+    assert_eq!(b.event_id, EventId::Field("id".to_owned()), "another kind replaces the default");
 }
 
 #[test]
@@ -256,11 +182,7 @@ fn a_later_layer_chooses_another_handler() {
 
 #[test]
 fn secrets_come_from_files() {
-    let dir = dir(&[
-        ("url", "redis://:hunter2@h:1/0\n"),
-        ("password", "pa ss\n"),
-        ("empty", "\n"),
-    ]);
+    let dir = dir(&[("url", "redis://:hunter2@h:1/0\n"), ("password", "pa ss\n"), ("empty", "\n")]);
     let path = |name: &str| dir.path().join(name).display().to_string();
     let yaml = format!(
         "{LEAST}\nredis: {{url_file: '{}'}}\nkafka: {{properties: {{sasl.password_file: '{}'}}}}",
@@ -270,40 +192,19 @@ fn secrets_come_from_files() {
     let from_files = loaded(&sources(&yaml));
     let printed = from_files.print_all();
     assert!(!printed.contains("hunter2") && !printed.contains("pa ss"), "{printed}");
-    assert_eq!(
-        loaded(&sources(&printed)).config,
-        from_files.config,
-        "the files are named, so that it loads again"
-    );
+    assert_eq!(loaded(&sources(&printed)).config, from_files.config, "the files are named, so that it loads again");
     let config = from_files.config;
     assert_eq!(config.redis.url.reveal(), "redis://:hunter2@h:1/0");
-    assert_eq!(
-        config.kafka.properties.get("sasl.password"),
-        Some("pa ss"),
-        "only the line end goes"
-    );
-    assert!(
-        !format!("{config:?}").contains("hunter2") && !format!("{config:?}").contains("pa ss"),
-        "{config:?}"
-    );
+    assert_eq!(config.kafka.properties.get("sasl.password"), Some("pa ss"), "only the line end goes");
+    assert!(!format!("{config:?}").contains("hunter2") && !format!("{config:?}").contains("pa ss"), "{config:?}");
 
     let env = sources(&format!("{LEAST}\nredis: {{url: 'redis://file:1'}}"));
     let env = env.env([("PIPELINE_REDIS__URL_FILE", path("url"))]);
-    assert_eq!(
-        loaded(&env).config.redis.url.reveal(),
-        "redis://:hunter2@h:1/0",
-        "the later layer wins over `url`"
-    );
-    let env = sources(&yaml).env([
-        ("PIPELINE_REDIS__URL", "redis://env:1"),
-        ("PIPELINE_KAFKA__PROPERTIES__SASL_PASSWORD", "x"),
-    ]);
+    assert_eq!(loaded(&env).config.redis.url.reveal(), "redis://:hunter2@h:1/0", "the later layer wins over `url`");
+    let env = sources(&yaml)
+        .env([("PIPELINE_REDIS__URL", "redis://env:1"), ("PIPELINE_KAFKA__PROPERTIES__SASL_PASSWORD", "x")]);
     let config = loaded(&env).config;
-    assert_eq!(
-        config.redis.url.reveal(),
-        "redis://env:1",
-        "and `url` over an earlier `url_file`"
-    );
+    assert_eq!(config.redis.url.reveal(), "redis://env:1", "and `url` over an earlier `url_file`");
     assert_eq!(config.kafka.properties.get("sasl.password"), Some("x"));
 
     for (file, word) in [("empty", "empty"), ("none", "cannot be read")] {
@@ -320,18 +221,11 @@ fn the_shipped_files_are_valid() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let shipped = at(root, "topics.yaml");
     let config = loaded(&shipped).config;
-    assert_eq!(
-        (seconds(&config), config.pipelines[0].handler.kind()),
-        (vec![5, 30, 300], "simulate")
-    );
+    assert_eq!((seconds(&config), config.pipelines[0].handler.kind()), (vec![5, 30, 300], "simulate"));
     let dev = loaded(&shipped.clone().env([("PIPELINE_PROFILE", "dev")])).config;
     assert_eq!(seconds(&dev), [1, 2, 4]);
     let groups = loaded(&at(root, "examples/two-groups.yaml")).config;
-    let names: Vec<_> = groups
-        .pipelines
-        .iter()
-        .map(|p| (p.group.as_str(), p.topic.as_str()))
-        .collect();
+    let names: Vec<_> = groups.pipelines.iter().map(|p| (p.group.as_str(), p.topic.as_str())).collect();
     assert_eq!(names, [("analytics", "orders"), ("inventory", "orders")]);
     assert_ne!(groups.pipelines[0].handler.kind(), groups.pipelines[1].handler.kind());
 

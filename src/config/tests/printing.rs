@@ -48,17 +48,9 @@ fn print_all_has_every_key_with_its_meaning() {
     for key in keys() {
         let name = key.path.rsplit('.').next().unwrap().trim_end_matches("[]");
         // Of `header` and `field`, of file and value, only the one in use is there.
-        assert!(
-            lines.iter().any(|l| l.starts_with(&format!("{name}:"))),
-            "{} is missing in\n{text}",
-            key.path
-        );
+        assert!(lines.iter().any(|l| l.starts_with(&format!("{name}:"))), "{} is missing in\n{text}", key.path);
         let said = key.doc.lines().next().unwrap();
-        assert!(
-            !said.is_empty() && lines.iter().any(|l| l.contains(said)),
-            "{} has no comment",
-            key.path
-        );
+        assert!(!said.is_empty() && lines.iter().any(|l| l.contains(said)), "{} has no comment", key.path);
     }
 }
 
@@ -66,11 +58,7 @@ fn print_all_has_every_key_with_its_meaning() {
 fn every_default_is_valid_and_every_key_is_told_once() {
     let all: Vec<_> = keys().collect();
     let mut paths: Vec<_> = all.iter().map(|k| k.path.as_str()).collect();
-    for path in [
-        "kafka.brokers",
-        "pipelines.<name>.retries[].delay",
-        "pipelines.<name>.handler.http.url",
-    ] {
+    for path in ["kafka.brokers", "pipelines.<name>.retries[].delay", "pipelines.<name>.handler.http.url"] {
         assert!(paths.contains(&path), "{paths:?}");
     }
     paths.sort_unstable();
@@ -87,10 +75,7 @@ fn every_default_is_valid_and_every_key_is_told_once() {
         if rest.contains("[]") || rest.starts_with("handler") {
             continue;
         }
-        let nested = rest
-            .split('.')
-            .rev()
-            .fold(default.to_owned(), |inner, k| format!("{{ {k}: {inner} }}"));
+        let nested = rest.split('.').rev().fold(default.to_owned(), |inner, k| format!("{{ {k}: {inner} }}"));
         let text = format!("defaults: {nested}\n{LEAST}");
         assert_eq!(loaded(&sources(&text)).config, least, "{text}");
     }
@@ -136,10 +121,7 @@ pipelines:
 #[test]
 fn print_names_the_layers_above_the_file() {
     let text = loaded(&Sources::inline("topics.yaml", LEAST).env([("PIPELINE_KAFKA__BROKERS", "env:1")])).print();
-    assert!(
-        text.contains("  brokers: env:1   # PIPELINE_KAFKA__BROKERS\n"),
-        "{text}"
-    );
+    assert!(text.contains("  brokers: env:1   # PIPELINE_KAFKA__BROKERS\n"), "{text}");
 }
 
 #[test]
