@@ -5,7 +5,7 @@
 //! ```text
 //! start|end <unix_us> <stage> <attempt> <fence> <event_id> <outcome>
 //! ```
-//! Stage (its name) and event id are percent-encoded ([`super::printable`]), so that a line always has seven fields; the
+//! Stage (its name) and event id are percent-encoded (all but printable ASCII, and space, `"`, `%`), so that a line always has seven fields; the
 //! outcome is `-` at the start, and at the end `done`, `transient`, `permanent`, `poison` or `fenced`. A start without an
 //! end is an execution that was cancelled or killed.
 //!
@@ -46,9 +46,7 @@ struct Line {
 
 impl fmt::Debug for Executions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Executions")
-            .field("path", &self.path)
-            .finish_non_exhaustive()
+        f.debug_struct("Executions").field("path", &self.path).finish_non_exhaustive()
     }
 }
 
@@ -61,17 +59,12 @@ impl Executions {
         let file = OpenOptions::new().create(true).append(true).open(path)?;
         let sink = if fsync {
             let (lines, queue) = mpsc::channel();
-            thread::Builder::new()
-                .name("executions".into())
-                .spawn(move || write_synced(&file, &queue))?;
+            thread::Builder::new().name("executions".into()).spawn(move || write_synced(&file, &queue))?;
             Sink::Synced(lines)
         } else {
             Sink::Direct(file)
         };
-        Ok(Self {
-            path: path.to_owned(),
-            sink,
-        })
+        Ok(Self { path: path.to_owned(), sink })
     }
 
     /// Whether [`Executions::start`] and [`Executions::end`] may have to wait.
@@ -140,12 +133,7 @@ fn line(what: &str, event: &Event, now: Timestamp, outcome: &str) -> String {
     let mut text = String::with_capacity(96 + event.id.len());
     let (us, stage, id) = (now.as_micros(), printable(&event.stage_name), printable(&event.id));
     // A `String` takes everything.
-    writeln!(
-        text,
-        "{what} {us} {stage} {} {} {id} {outcome}",
-        event.attempt, event.fence
-    )
-    .ok();
+    writeln!(text, "{what} {us} {stage} {} {} {id} {outcome}", event.attempt, event.fence).ok();
     text
 }
 
@@ -188,14 +176,7 @@ impl Execution {
             "end" => true,
             _ => return None,
         };
-        let decode = |text: &str| {
-            Some(
-                percent_encoding::percent_decode_str(text)
-                    .decode_utf8()
-                    .ok()?
-                    .into_owned(),
-            )
-        };
+        let decode = |text: &str| Some(percent_encoding::percent_decode_str(text).decode_utf8().ok()?.into_owned());
         let execution = Self {
             at: Timestamp::from_micros(fields.next()?.parse().ok()?),
             stage: decode(fields.next()?)?,
@@ -231,10 +212,7 @@ mod tests {
             let event = EventBuilder::new().id("a b\n%é").attempt(3).stage(2, "retry-2").build();
             let executions = Executions::open(&path, fsync).unwrap();
             executions.start(&event, NOW).await.unwrap();
-            executions
-                .end(&event, NOW, &Outcome::Failed(Failure::permanent("no")))
-                .await
-                .unwrap();
+            executions.end(&event, NOW, &Outcome::Failed(Failure::permanent("no"))).await.unwrap();
             assert_eq!(
                 std::fs::read_to_string(&path).unwrap(),
                 "start 784111777000000 retry-2 3 7 a%20b%0A%25%C3%A9 -\n\

@@ -128,11 +128,7 @@ impl<E: StdError + 'static> From<E> for Failure {
             cause = error.source();
         }
         let error: &dyn StdError = &error;
-        if error.is::<prost::DecodeError>() {
-            Failure::poison(message)
-        } else {
-            Failure::transient(message)
-        }
+        if error.is::<prost::DecodeError>() { Failure::poison(message) } else { Failure::transient(message) }
     }
 }
 
@@ -156,10 +152,7 @@ mod tests {
     use crate::ladder::event::FailureClass;
 
     fn run(handler: &dyn Handler) -> Outcome {
-        handler
-            .handle(EventBuilder::new().build())
-            .now_or_never()
-            .expect("ready at once")
+        handler.handle(EventBuilder::new().build()).now_or_never().expect("ready at once")
     }
 
     #[test]
@@ -172,14 +165,8 @@ mod tests {
         assert_eq!(run(&handler_fn(|_| async {})), Outcome::Done);
         assert_eq!(run(&handler_fn(|_| async { Ok::<_, Failure>(()) })), Outcome::Done);
         assert_eq!(run(&handler_fn(|_| async { Outcome::Fenced })), Outcome::Fenced);
-        assert_eq!(
-            run(&handler_fn(|_| async { Ok::<_, Failure>(Outcome::Fenced) })),
-            Outcome::Fenced
-        );
-        assert_eq!(
-            run(&handler_fn(|_| async { Failure::permanent("no") })),
-            Outcome::Failed(Failure::permanent("no"))
-        );
+        assert_eq!(run(&handler_fn(|_| async { Ok::<_, Failure>(Outcome::Fenced) })), Outcome::Fenced);
+        assert_eq!(run(&handler_fn(|_| async { Failure::permanent("no") })), Outcome::Failed(Failure::permanent("no")));
         assert_eq!(
             run(&handler_fn(fallible)),
             Outcome::Failed(Failure::transient("invalid utf-8 sequence of 1 bytes from index 9")),
@@ -206,10 +193,7 @@ mod tests {
 
     #[test]
     fn printable_text_is_injective_and_ascii() {
-        assert_eq!(
-            printable("order-1:é\n\"%\u{7f} /x").to_string(),
-            "order-1:%C3%A9%0A%22%25%7F%20/x"
-        );
+        assert_eq!(printable("order-1:é\n\"%\u{7f} /x").to_string(), "order-1:%C3%A9%0A%22%25%7F%20/x");
         assert_ne!(printable("a\n").to_string(), printable("a%0A").to_string());
     }
 }

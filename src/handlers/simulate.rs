@@ -143,11 +143,7 @@ impl SimulateOptions {
         }
         let always = kind < self.permanent_ratio + self.dead_ratio;
         let failures = 1 + draws.draw(3) % u64::from(self.max_failures.max(1));
-        if always || u64::from(attempt) <= failures {
-            Verdict::Transient
-        } else {
-            Verdict::Done
-        }
+        if always || u64::from(attempt) <= failures { Verdict::Transient } else { Verdict::Done }
     }
 
     /// How long this attempt takes.
@@ -155,10 +151,7 @@ impl SimulateOptions {
         if self.jitter.is_zero() {
             return self.latency;
         }
-        self.latency
-            + self
-                .jitter
-                .mul_f64(Draws::new(self.seed, event_id).share(3 + u64::from(attempt)))
+        self.latency + self.jitter.mul_f64(Draws::new(self.seed, event_id).share(3 + u64::from(attempt)))
     }
 }
 
@@ -167,9 +160,9 @@ struct Draws(u64);
 
 impl Draws {
     fn new(seed: u64, event_id: &str) -> Self {
-        let hash = event_id.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
+        let hash = event_id
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
         Self(hash ^ seed)
     }
 
@@ -194,9 +187,7 @@ pub struct SimulateHandler {
 
 impl std::fmt::Debug for SimulateHandler {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SimulateHandler")
-            .field("options", &self.options)
-            .finish_non_exhaustive()
+        f.debug_struct("SimulateHandler").field("options", &self.options).finish_non_exhaustive()
     }
 }
 
@@ -210,17 +201,10 @@ impl SimulateHandler {
             return Err(fault);
         }
         let open = |path: &PathBuf| {
-            Executions::open(path, options.fsync).map_err(|source| Error::Record {
-                path: path.clone(),
-                source,
-            })
+            Executions::open(path, options.fsync).map_err(|source| Error::Record { path: path.clone(), source })
         };
         let executions = options.record.as_ref().map(open).transpose()?;
-        Ok(Self {
-            options,
-            executions,
-            clock,
-        })
+        Ok(Self { options, executions, clock })
     }
 
     async fn execute(&self, event: Event) -> Outcome {
@@ -283,11 +267,7 @@ mod tests {
         let splitmix = Draws(1_234_567);
         assert_eq!(
             [1, 2, 3].map(|k| splitmix.draw(k)),
-            [
-                6_457_827_717_110_365_317,
-                3_203_168_211_198_807_973,
-                9_817_491_932_198_370_423
-            ]
+            [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423]
         );
     }
 
@@ -330,41 +310,24 @@ mod tests {
     #[test]
     fn extremes_are_exact() {
         let verdicts = |fail_ratio, dead_ratio, permanent_ratio| -> Vec<Verdict> {
-            let options = SimulateOptions {
-                fail_ratio,
-                dead_ratio,
-                permanent_ratio,
-                ..SimulateOptions::default()
-            };
+            let options = SimulateOptions { fail_ratio, dead_ratio, permanent_ratio, ..SimulateOptions::default() };
             (0..1_000).map(|n| options.verdict(&n.to_string(), 50)).collect()
         };
         assert!(verdicts(0.0, 1.0, 0.0).iter().all(|v| *v == Verdict::Done));
         assert!(verdicts(1.0, 1.0, 0.0).iter().all(|v| *v == Verdict::Transient));
         assert!(verdicts(1.0, 0.0, 1.0).iter().all(|v| *v == Verdict::Permanent));
-        assert!(
-            verdicts(1.0, 0.0, 0.0).iter().all(|v| *v == Verdict::Done),
-            "all recover in the end"
-        );
+        assert!(verdicts(1.0, 0.0, 0.0).iter().all(|v| *v == Verdict::Done), "all recover in the end");
     }
 
     #[test]
     fn another_seed_fails_other_events() {
         let failing = |seed| -> Vec<u32> {
-            let options = SimulateOptions {
-                seed,
-                fail_ratio: 0.5,
-                ..SimulateOptions::default()
-            };
-            (0..1_000)
-                .filter(|n| options.verdict(&n.to_string(), 1) != Verdict::Done)
-                .collect()
+            let options = SimulateOptions { seed, fail_ratio: 0.5, ..SimulateOptions::default() };
+            (0..1_000).filter(|n| options.verdict(&n.to_string(), 1) != Verdict::Done).collect()
         };
         assert_eq!(failing(1), failing(1));
         let same = failing(1).iter().filter(|n| failing(2).contains(n)).count();
-        assert!(
-            (150..350).contains(&same),
-            "{same} of about 500 in common; chance gives 250"
-        );
+        assert!((150..350).contains(&same), "{same} of about 500 in common; chance gives 250");
     }
 
     #[test]
@@ -380,36 +343,23 @@ mod tests {
         });
         let event = EventBuilder::new().id("a").build();
         let outcome = handler.handle(event).now_or_never();
-        assert_eq!(
-            outcome,
-            Some(Outcome::Failed(Failure::permanent("simulated permanent failure")))
-        );
+        assert_eq!(outcome, Some(Outcome::Failed(Failure::permanent("simulated permanent failure"))));
         let text = std::fs::read_to_string(path).unwrap();
-        let outcomes: Vec<_> = text
-            .lines()
-            .map(|line| Execution::parse(line).unwrap().outcome)
-            .collect();
+        let outcomes: Vec<_> = text.lines().map(|line| Execution::parse(line).unwrap().outcome).collect();
         assert_eq!(outcomes, [None, Some("permanent".to_owned())]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn latency_is_drawn_from_its_range() {
         let (latency, jitter) = (Duration::from_millis(50), Duration::from_millis(100));
-        let handler = handler(SimulateOptions {
-            latency,
-            jitter,
-            ..SimulateOptions::default()
-        });
+        let handler = handler(SimulateOptions { latency, jitter, ..SimulateOptions::default() });
         let mut seen = std::collections::BTreeSet::new();
         for n in 0..50 {
             let started = tokio::time::Instant::now();
             handler.handle(EventBuilder::new().id(&n.to_string()).build()).await;
             // The runtime's timers tick in milliseconds.
             let took = started.elapsed();
-            assert!(
-                took >= latency && took <= latency + jitter + Duration::from_millis(1),
-                "{took:?}"
-            );
+            assert!(took >= latency && took <= latency + jitter + Duration::from_millis(1), "{took:?}");
             seen.insert(took);
         }
         assert!(seen.len() > 20, "{seen:?}");
@@ -452,38 +402,17 @@ mod tests {
         };
         let default = SimulateOptions::default;
         check(default(), &[]);
+        check(SimulateOptions { dead_ratio: 0.9, permanent_ratio: 0.1, ..default() }, &[]);
         check(
-            SimulateOptions {
-                dead_ratio: 0.9,
-                permanent_ratio: 0.1,
-                ..default()
-            },
-            &[],
-        );
-        check(
-            SimulateOptions {
-                fail_ratio: 1.5,
-                max_failures: 0,
-                ..default()
-            },
+            SimulateOptions { fail_ratio: 1.5, max_failures: 0, ..default() },
             &[
                 "fail_ratio is 1.5; it must be from 0 to 1",
                 "max_failures is 0; it must be at least 1 (use fail_ratio to let fewer events fail)",
             ],
         );
+        check(SimulateOptions { dead_ratio: f64::NAN, ..default() }, &["dead_ratio is NaN; it must be from 0 to 1"]);
         check(
-            SimulateOptions {
-                dead_ratio: f64::NAN,
-                ..default()
-            },
-            &["dead_ratio is NaN; it must be from 0 to 1"],
-        );
-        check(
-            SimulateOptions {
-                dead_ratio: 0.75,
-                permanent_ratio: 0.5,
-                ..default()
-            },
+            SimulateOptions { dead_ratio: 0.75, permanent_ratio: 0.5, ..default() },
             &[
                 "dead_ratio and permanent_ratio are shares of the failing events and add up to 1.25; at most 1 is possible",
             ],
@@ -492,14 +421,8 @@ mod tests {
 
     #[test]
     fn a_record_that_cannot_be_opened_is_an_error_with_its_path() {
-        let options = SimulateOptions {
-            record: Some("/nonexistent/dir/file".into()),
-            ..SimulateOptions::default()
-        };
+        let options = SimulateOptions { record: Some("/nonexistent/dir/file".into()), ..SimulateOptions::default() };
         let error = SimulateHandler::new(options, Arc::new(FixedClock)).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "cannot open the executions file /nonexistent/dir/file"
-        );
+        assert_eq!(error.to_string(), "cannot open the executions file /nonexistent/dir/file");
     }
 }

@@ -17,10 +17,7 @@ pub(crate) struct FixedClock;
 
 impl Clock for FixedClock {
     fn now(&self) -> Now {
-        Now {
-            wall: NOW,
-            boot: std::time::Duration::ZERO,
-        }
+        Now { wall: NOW, boot: std::time::Duration::ZERO }
     }
 }
 
@@ -44,12 +41,7 @@ impl EventBuilder {
                 stage_name: "main".into(),
                 fence: 7,
                 deadline: NOW,
-                origin: Origin {
-                    topic: "orders".into(),
-                    partition: 3,
-                    offset: 42,
-                    timestamp_ms: 1_763_726_400_123,
-                },
+                origin: Origin { topic: "orders".into(), partition: 3, offset: 42, timestamp_ms: 1_763_726_400_123 },
                 record: Arc::new(Record {
                     partition: 3,
                     offset: 42,
@@ -111,17 +103,11 @@ impl EventBuilder {
     }
 
     pub(crate) fn header(mut self, name: &str, value: &[u8]) -> Self {
-        self.record.headers.push((
-            Bytes::copy_from_slice(name.as_bytes()),
-            Some(Bytes::copy_from_slice(value)),
-        ));
+        self.record.headers.push((Bytes::copy_from_slice(name.as_bytes()), Some(Bytes::copy_from_slice(value))));
         self
     }
 
     pub(crate) fn build(self) -> Event {
-        Event {
-            record: Arc::new(self.record),
-            ..self.event
-        }
+        Event { record: Arc::new(self.record), ..self.event }
     }
 }

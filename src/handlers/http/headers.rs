@@ -103,10 +103,7 @@ pub(super) fn for_event(constant: &HeaderMap, event: &Event) -> HeaderMap {
     // Not a clone: that would have no room for what follows and grow twice.
     let mut headers = HeaderMap::with_capacity(constant.len() + 16);
     headers.extend(constant.iter().map(|(name, value)| (name.clone(), value.clone())));
-    let mut values = Values {
-        headers,
-        buffer: BytesMut::with_capacity(512),
-    };
+    let mut values = Values { headers, buffer: BytesMut::with_capacity(512) };
 
     let id = values.put(&CE_ID, |b| encode(b, printable(&event.id)));
     values.headers.insert(&IDEMPOTENCY_KEY, id);
@@ -127,14 +124,8 @@ pub(super) fn for_event(constant: &HeaderMap, event: &Event) -> HeaderMap {
         values.headers.insert(&TOMBSTONE, HeaderValue::from_static("true"));
     }
 
-    let key_omitted = event
-        .record
-        .key
-        .as_ref()
-        .is_some_and(|key| !values.put_short(&KEY, key, UNRESERVED));
-    let correlation_id = event
-        .header("correlation-id")
-        .or_else(|| event.header("x-correlation-id"));
+    let key_omitted = event.record.key.as_ref().is_some_and(|key| !values.put_short(&KEY, key, UNRESERVED));
+    let correlation_id = event.header("correlation-id").or_else(|| event.header("x-correlation-id"));
     let correlation_omitted = correlation_id.is_some_and(|id| !values.put_short(&CORRELATION_ID, id, PRINTABLE));
     let omitted = match (key_omitted, correlation_omitted) {
         (false, false) => None,
@@ -205,11 +196,8 @@ fn rfc3339(ms: i64) -> Option<humantime::Rfc3339Timestamp> {
 
 /// W3C Trace Context, section 3.2: `version-trace id-parent id-flags`, longer only in a later version than 00.
 fn is_traceparent(value: &[u8]) -> bool {
-    let hex = |range: std::ops::Range<usize>| {
-        value[range]
-            .iter()
-            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(b))
-    };
+    let hex =
+        |range: std::ops::Range<usize>| value[range].iter().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(b));
     let some = |range: std::ops::Range<usize>| value[range].iter().any(|b| *b != b'0');
     let length = match value.len() {
         55 => true,
@@ -261,10 +249,7 @@ mod tests {
             .header("x-correlation-id", b"session-5")
             .header("x-other", b"stays in Kafka");
         let headers = headers(event);
-        let mut got: Vec<_> = headers
-            .iter()
-            .map(|(name, value)| (name.as_str(), value.to_str().unwrap()))
-            .collect();
+        let mut got: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
         got.sort_unstable();
         assert_eq!(
             got,
@@ -291,11 +276,7 @@ mod tests {
     #[test]
     fn ids_are_encoded_as_cloudevents_says_and_the_idempotency_key_is_the_same() {
         for name in ["ce-id", "idempotency-key"] {
-            check(
-                EventBuilder::new().id("a b\r\nX: y\"é%€"),
-                name,
-                Some("a%20b%0D%0AX:%20y%22%C3%A9%25%E2%82%AC"),
-            );
+            check(EventBuilder::new().id("a b\r\nX: y\"é%€"), name, Some("a%20b%0D%0AX:%20y%22%C3%A9%25%E2%82%AC"));
             check(EventBuilder::new().id(""), name, Some(""));
         }
         let long = "é".repeat(10_000);
@@ -306,11 +287,7 @@ mod tests {
     #[test]
     fn keys_are_percent_encoded_and_a_null_key_has_no_header() {
         let name = "x-ladder-key";
-        check(
-            EventBuilder::new().key(Some(b"a/b c\n\x00\xff~")),
-            name,
-            Some("a%2Fb%20c%0A%00%FF~"),
-        );
+        check(EventBuilder::new().key(Some(b"a/b c\n\x00\xff~")), name, Some("a%2Fb%20c%0A%00%FF~"));
         check(EventBuilder::new().key(Some(b"")), name, Some(""));
         check(EventBuilder::new().key(None), name, None);
         check(EventBuilder::new().key(None), "x-ladder-omitted", None);
@@ -328,11 +305,7 @@ mod tests {
         let correlation = EventBuilder::new().header("correlation-id", &[b'c'; MAX_OPTIONAL + 1]);
         check(correlation, omitted, Some("X-Correlation-Id"));
         let longest = "k".repeat(MAX_OPTIONAL);
-        check(
-            EventBuilder::new().key(Some(longest.as_bytes())),
-            "x-ladder-key",
-            Some(&longest),
-        );
+        check(EventBuilder::new().key(Some(longest.as_bytes())), "x-ladder-key", Some(&longest));
         check(EventBuilder::new().key(Some(longest.as_bytes())), omitted, None);
     }
 
@@ -341,35 +314,17 @@ mod tests {
         let name = "x-correlation-id";
         check(EventBuilder::new(), name, None);
         check(EventBuilder::new().header("correlation-id", b"one"), name, Some("one"));
-        check(
-            EventBuilder::new().header("x-correlation-id", b"two"),
-            name,
-            Some("two"),
-        );
-        let both = EventBuilder::new()
-            .header("x-correlation-id", b"two")
-            .header("correlation-id", b"one");
+        check(EventBuilder::new().header("x-correlation-id", b"two"), name, Some("two"));
+        let both = EventBuilder::new().header("x-correlation-id", b"two").header("correlation-id", b"one");
         check(both, name, Some("one"));
-        check(
-            EventBuilder::new().header("correlation-id", b"\xff\n"),
-            name,
-            Some("%FF%0A"),
-        );
+        check(EventBuilder::new().header("correlation-id", b"\xff\n"), name, Some("%FF%0A"));
     }
 
     #[test]
     fn times_that_rfc_3339_cannot_say_are_left_out() {
         let name = "ce-time";
-        check(
-            EventBuilder::new().origin_timestamp(0),
-            name,
-            Some("1970-01-01T00:00:00.000Z"),
-        );
-        check(
-            EventBuilder::new().origin_timestamp(253_402_300_799_999),
-            name,
-            Some("9999-12-31T23:59:59.999Z"),
-        );
+        check(EventBuilder::new().origin_timestamp(0), name, Some("1970-01-01T00:00:00.000Z"));
+        check(EventBuilder::new().origin_timestamp(253_402_300_799_999), name, Some("9999-12-31T23:59:59.999Z"));
         for ms in [-1, i64::MIN, 253_402_300_800_000, i64::MAX] {
             check(EventBuilder::new().origin_timestamp(ms), name, None);
         }
@@ -387,10 +342,7 @@ mod tests {
         let valid = |value: &str| is_traceparent(value.as_bytes());
         assert!(valid(PARENT));
         assert!(valid(&PARENT.replacen("00", "cc", 1)));
-        assert!(valid(&format!(
-            "{}-what-the-future-will-be-like",
-            PARENT.replacen("00", "cc", 1)
-        )));
+        assert!(valid(&format!("{}-what-the-future-will-be-like", PARENT.replacen("00", "cc", 1))));
         for broken in [
             "",
             &PARENT[..54],
@@ -408,9 +360,7 @@ mod tests {
         }
         let state_alone = EventBuilder::new().header("tracestate", b"vendor=1");
         check(state_alone, "tracestate", None);
-        let broken_state = EventBuilder::new()
-            .header("traceparent", PARENT.as_bytes())
-            .header("tracestate", b"a\n");
+        let broken_state = EventBuilder::new().header("traceparent", PARENT.as_bytes()).header("tracestate", b"a\n");
         check(broken_state, "tracestate", None);
     }
 

@@ -41,16 +41,10 @@ impl Server {
     async fn start<R: IntoResponse>(answer: impl Fn() -> R + Clone + Send + Sync + 'static) -> Self {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let serve = move |State(seen): State<Arc<Mutex<Vec<Seen>>>>, uri: Uri, headers: HeaderMap, body: Bytes| {
-            seen.lock().unwrap().push(Seen {
-                path: uri.to_string(),
-                headers,
-                body,
-            });
+            seen.lock().unwrap().push(Seen { path: uri.to_string(), headers, body });
             std::future::ready(answer().into_response())
         };
-        let app = Router::new()
-            .fallback(axum::routing::post(serve))
-            .with_state(seen.clone());
+        let app = Router::new().fallback(axum::routing::post(serve)).with_state(seen.clone());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/orders", listener.local_addr().unwrap());
         let connections = Arc::new(AtomicUsize::new(0));
@@ -59,12 +53,7 @@ impl Server {
             counter.fetch_add(1, Ordering::SeqCst);
         });
         let task = tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
-        Self {
-            url,
-            seen,
-            connections,
-            task,
-        }
+        Self { url, seen, connections, task }
     }
 
     fn requests(&self) -> usize {
@@ -104,19 +93,11 @@ fn word(outcome: &Outcome) -> &'static str {
 async fn check_status(status: u16, overrides: &[(u16, Class)], expect: &str) {
     let server = Server::start(move || StatusCode::from_u16(status).unwrap()).await;
     let classify = overrides.iter().copied().collect();
-    let outcome = call(HttpOptions {
-        classify,
-        ..HttpOptions::new(&server.url)
-    })
-    .await;
+    let outcome = call(HttpOptions { classify, ..HttpOptions::new(&server.url) }).await;
     assert_eq!(word(&outcome), expect, "{status} with {overrides:?}");
     assert_eq!(server.requests(), 1, "{status}: one execution is one request");
     if let Outcome::Failed(failure) = outcome {
-        assert!(
-            failure.message.contains(&format!("status {status}")),
-            "{}",
-            failure.message
-        );
+        assert!(failure.message.contains(&format!("status {status}")), "{}", failure.message);
         assert_eq!(failure.retry_after, None);
     }
 }
@@ -129,9 +110,9 @@ async fn each_status_has_the_meaning_of_the_contract() {
     for status in [401, 403, 408, 425, 429, 500, 501, 502, 503, 504, 511, 599] {
         check_status(status, &[], "transient").await;
     }
-    for status in [
-        300, 301, 302, 303, 304, 307, 308, 400, 402, 404, 405, 406, 407, 409, 410, 411, 413, 415, 422, 431, 499,
-    ] {
+    for status in
+        [300, 301, 302, 303, 304, 307, 308, 400, 402, 404, 405, 406, 407, 409, 410, 411, 413, 415, 422, 431, 499]
+    {
         check_status(status, &[], "permanent").await;
     }
     check_status(412, &[], "fenced").await;
@@ -157,18 +138,8 @@ async fn retry_after_counts_on_429_and_503_in_both_forms() {
         let server =
             Server::start(move || (StatusCode::from_u16(status).unwrap(), [(RETRY_AFTER.as_str(), value)])).await;
         let classify = classify.iter().copied().collect();
-        let failure = failed(
-            call(HttpOptions {
-                classify,
-                ..HttpOptions::new(&server.url)
-            })
-            .await,
-        );
-        assert_eq!(
-            failure.retry_after,
-            expect.map(Duration::from_secs),
-            "{status} {value:?}"
-        );
+        let failure = failed(call(HttpOptions { classify, ..HttpOptions::new(&server.url) }).await);
+        assert_eq!(failure.retry_after, expect.map(Duration::from_secs), "{status} {value:?}");
     }
     check(429, "120", &[], Some(120)).await;
     check(503, "Sun, 06 Nov 1994 08:50:37 GMT", &[], Some(60)).await;
@@ -196,12 +167,7 @@ async fn the_request_carries_payload_and_headers() {
     options.headers.insert("X-Api-Key".into(), "s3cret".into());
     options.headers.insert("User-Agent".into(), "shop".into());
     let payload: Vec<u8> = (0..=255).cycle().take(100_000).collect();
-    let event = EventBuilder::new()
-        .payload(&payload)
-        .id("o 1\n")
-        .key(None)
-        .attempt(4)
-        .stage(3, "retry-3");
+    let event = EventBuilder::new().payload(&payload).id("o 1\n").key(None).attempt(4).stage(3, "retry-3");
     assert_eq!(handler(options).handle(event.build()).await, Outcome::Done);
 
     let seen = server.seen.lock().unwrap();
@@ -245,12 +211,7 @@ async fn hostile_events_arrive_whole() {
     assert_eq!(handler.handle(event.build()).await, Outcome::Done);
     let seen = server.seen.lock().unwrap();
     let headers = &seen[0].headers;
-    assert_eq!(
-        percent_encoding::percent_decode(headers["ce-id"].as_bytes())
-            .decode_utf8()
-            .unwrap(),
-        id
-    );
+    assert_eq!(percent_encoding::percent_decode(headers["ce-id"].as_bytes()).decode_utf8().unwrap(), id);
     assert_eq!(headers["x-ladder-omitted"], "X-Ladder-Key");
     assert_eq!(headers["x-correlation-id"], "%0D%0AX-Forged:%201");
     assert!(!headers.contains_key("x-ladder-key"));
@@ -265,22 +226,13 @@ async fn json_is_made_by_the_mapping_and_its_refusal_is_poison() {
         Ok(text) => Ok(format!("{{\"text\":\"{text}\"}}")),
         Err(_) => Err("invalid utf-8".to_owned()),
     });
-    let handler = handler(HttpOptions {
-        body: Body::Json(mapping),
-        ..HttpOptions::new(&server.url)
-    });
-    assert_eq!(
-        handler.handle(EventBuilder::new().payload(b"hello").build()).await,
-        Outcome::Done
-    );
+    let handler = handler(HttpOptions { body: Body::Json(mapping), ..HttpOptions::new(&server.url) });
+    assert_eq!(handler.handle(EventBuilder::new().payload(b"hello").build()).await, Outcome::Done);
     assert_eq!(
         handler.handle(EventBuilder::new().payload(b"\xff").build()).await,
         Outcome::Failed(Failure::poison("shop.v1.OrderPlaced has no json form: invalid utf-8"))
     );
-    assert_eq!(
-        handler.handle(EventBuilder::new().tombstone().build()).await,
-        Outcome::Done
-    );
+    assert_eq!(handler.handle(EventBuilder::new().tombstone().build()).await, Outcome::Done);
 
     let seen = server.seen.lock().unwrap();
     assert_eq!(seen.len(), 2, "what cannot be mapped is not sent");
@@ -297,12 +249,7 @@ async fn a_failing_answer_is_told_with_the_beginning_of_its_body() {
         let body = body.into();
         let server = Server::start(move || (StatusCode::SERVICE_UNAVAILABLE, body.clone())).await;
         let message = failed(call(HttpOptions::new(&server.url)).await).message;
-        let host = server
-            .url
-            .strip_prefix("http://")
-            .unwrap()
-            .strip_suffix("/orders")
-            .unwrap();
+        let host = server.url.strip_prefix("http://").unwrap().strip_suffix("/orders").unwrap();
         assert_eq!(message, format!("{host}: status 503{expect}"));
     }
     check("", "").await;
@@ -328,11 +275,7 @@ async fn a_refused_connection_is_transient_and_names_the_target() {
 async fn an_unknown_host_is_transient() {
     let failure = failed(call(HttpOptions::new("http://no-such-host.invalid/")).await);
     assert_eq!(failure.class, FailureClass::Transient);
-    assert!(
-        failure.message.starts_with("no-such-host.invalid:80: cannot connect: "),
-        "{}",
-        failure.message
-    );
+    assert!(failure.message.starts_with("no-such-host.invalid:80: cannot connect: "), "{}", failure.message);
 }
 
 /// A server that treats each connection with `serve` once a request's head has come.
@@ -362,43 +305,25 @@ async fn a_server_that_hangs_is_a_transient_time_out() {
     })
     .await;
     let started = std::time::Instant::now();
-    let failure = failed(
-        call(HttpOptions {
-            timeout: Duration::from_millis(150),
-            ..HttpOptions::new(&url)
-        })
-        .await,
-    );
+    let failure = failed(call(HttpOptions { timeout: Duration::from_millis(150), ..HttpOptions::new(&url) }).await);
     assert!((Duration::from_millis(150)..Duration::from_secs(5)).contains(&started.elapsed()));
     assert_eq!(failure.class, FailureClass::Transient);
-    assert!(
-        failure.message.ends_with(": timed out after 150ms"),
-        "{}",
-        failure.message
-    );
+    assert!(failure.message.ends_with(": timed out after 150ms"), "{}", failure.message);
     server.abort();
 }
 
 #[tokio::test]
 async fn broken_connections_and_broken_answers_are_transient() {
-    for answer in [
-        "",
-        "HTTP/1.1 200",
-        "HTTP/1.1 200 OK\r\nContent-",
-        "garbage\r\n\r\n",
-        "HTTP/1.1 101 Switching\r\n\r\n",
-    ] {
+    for answer in
+        ["", "HTTP/1.1 200", "HTTP/1.1 200 OK\r\nContent-", "garbage\r\n\r\n", "HTTP/1.1 101 Switching\r\n\r\n"]
+    {
         let (url, server) = bare(move |mut stream| async move {
             stream.write_all(answer.as_bytes()).await.unwrap();
         })
         .await;
         let failure = failed(call(HttpOptions::new(&url)).await);
         assert_eq!(failure.class, FailureClass::Transient, "{answer:?}");
-        assert!(
-            failure.message.starts_with(&url[7..url.len() - 1]),
-            "{answer:?}: {}",
-            failure.message
-        );
+        assert!(failure.message.starts_with(&url[7..url.len() - 1]), "{answer:?}: {}", failure.message);
         server.abort();
     }
 }
@@ -413,11 +338,7 @@ async fn the_status_decides_although_the_body_breaks_off_or_never_ends() {
             stream.write_all(answer.as_bytes()).await.unwrap();
         })
         .await;
-        assert_eq!(
-            word(&call(HttpOptions::new(&url)).await),
-            expect,
-            "breaks off: {answer:?}"
-        );
+        assert_eq!(word(&call(HttpOptions::new(&url)).await), expect, "breaks off: {answer:?}");
         server.abort();
 
         let (url, server) = bare(move |mut stream| async move {
@@ -425,10 +346,7 @@ async fn the_status_decides_although_the_body_breaks_off_or_never_ends() {
             std::future::pending::<()>().await;
         })
         .await;
-        let options = HttpOptions {
-            timeout: Duration::from_millis(200),
-            ..HttpOptions::new(&url)
-        };
+        let options = HttpOptions { timeout: Duration::from_millis(200), ..HttpOptions::new(&url) };
         let outcome = call(options).await;
         assert_eq!(word(&outcome), expect, "never ends: {answer:?}");
         if let Outcome::Failed(failure) = outcome {
@@ -462,34 +380,31 @@ async fn a_connection_is_used_again_whatever_the_answer() {
             handler.handle(EventBuilder::new().build()).await;
         }
         assert_eq!(server.requests(), 100);
-        assert_eq!(
-            server.connections.load(Ordering::SeqCst),
-            1,
-            "status {status}, {length} bytes"
-        );
+        assert_eq!(server.connections.load(Ordering::SeqCst), 1, "status {status}, {length} bytes");
     }
 }
 
 #[tokio::test]
 async fn a_connection_that_the_server_closed_while_idle_is_replaced() {
-    let (url, server) = bare(|mut stream| async move {
-        // Kept alive by its answer, then closed all the same.
-        stream
-            .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-            .await
-            .unwrap();
-        stream.shutdown().await.unwrap();
-        let mut end = Vec::new();
-        stream.read_to_end(&mut end).await.ok();
+    let (closed, mut closings) = tokio::sync::mpsc::unbounded_channel();
+    let (url, server) = bare(move |mut stream| {
+        let closed = closed.clone();
+        async move {
+            // Kept alive by its answer, then closed all the same.
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+            stream.shutdown().await.unwrap();
+            let mut end = Vec::new();
+            stream.read_to_end(&mut end).await.ok();
+            closed.send(()).ok();
+        }
     })
     .await;
     let handler = handler(HttpOptions::new(&url));
-    assert_eq!(handler.handle(EventBuilder::new().build()).await, Outcome::Done);
-    // Loopback delivers the close at once; the client's own task has to see it.
-    for _ in 0..100 {
-        tokio::task::yield_now().await;
+    for _ in 0..3 {
+        assert_eq!(handler.handle(EventBuilder::new().build()).await, Outcome::Done);
+        // The client has seen it and closed its own end.
+        closings.recv().await.unwrap();
     }
-    assert_eq!(handler.handle(EventBuilder::new().build()).await, Outcome::Done);
     server.abort();
 }
 
@@ -498,98 +413,5 @@ async fn credentials_in_the_url_become_basic_authorization() {
     let server = Server::start(|| StatusCode::OK).await;
     let url = server.url.replace("http://", "http://user:pass@");
     assert_eq!(call(HttpOptions::new(url)).await, Outcome::Done);
-    assert_eq!(
-        server.seen.lock().unwrap()[0].headers["authorization"],
-        "Basic dXNlcjpwYXNz"
-    );
-}
-
-#[test]
-fn debug_masks_secrets() {
-    let mut options = HttpOptions::new("https://user:hunter2@example.com:8443/orders?token=hunter2#hunter2");
-    options
-        .headers
-        .insert("Authorization-2".into(), "Bearer hunter2".into());
-    options.classify.insert(404, Class::Transient);
-    let handler = handler(options.clone());
-    for debug in [format!("{options:?}"), format!("{handler:?}"), format!("{handler:#?}")] {
-        assert!(!debug.contains("hunter2"), "{debug}");
-        assert!(debug.contains("https://***@example.com:8443/orders?***"), "{debug}");
-        assert!(debug.contains("Authorization-2") && debug.contains("404"), "{debug}");
-    }
-    assert!(!format!("{:?}", HttpOptions::new("user:hunter2@host:1:1")).contains("hunter2"));
-}
-
-#[test]
-fn faults_are_all_reported_and_hold_no_secret() {
-    let check = |change: &dyn Fn(&mut HttpOptions), expect: &[&str]| {
-        let mut options = HttpOptions::new("http://localhost:8080/orders");
-        change(&mut options);
-        let faults: Vec<_> = options.faults().iter().map(ToString::to_string).collect();
-        assert_eq!(faults, expect);
-        assert_eq!(
-            HttpHandler::new(options, Arc::new(FixedClock)).is_ok(),
-            expect.is_empty()
-        );
-    };
-    let header = |name: &'static str, value: &'static str| {
-        move |o: &mut HttpOptions| {
-            o.headers.insert(name.into(), value.into());
-        }
-    };
-    check(&|_| {}, &[]);
-    check(&header("Authorization", "Bearer x"), &[]);
-    check(&header("Host", "shop"), &[]);
-    check(
-        &header("x bad", "hunter2"),
-        &["headers: `x bad` is not a header name; expected letters, digits and hyphens"],
-    );
-    check(
-        &header("x-a", "hunter2\n"),
-        &["headers: the value of `x-a` holds a line break or another character that a header cannot carry"],
-    );
-    for name in [
-        "Content-Type",
-        "CE-ID",
-        "ce-subject",
-        "Idempotency-Key",
-        "X-Ladder-Fence",
-        "TraceParent",
-        "Connection",
-    ] {
-        check(
-            &header(name, "1"),
-            &[&format!(
-                "headers: `{name}` is set by the handler itself or by the protocol and cannot be configured; remove it"
-            )],
-        );
-    }
-    check(
-        &|o| o.url = "localhost:8080".into(),
-        &["url: scheme `localhost` cannot be called; expected http://host[:port]/path or https://…"],
-    );
-    check(
-        &|o| o.url = "/orders".into(),
-        &["url: relative URL without a base; expected http://host[:port]/path or https://…"],
-    );
-    check(
-        &|o| {
-            o.url = "http://u:p@host/".into();
-            o.timeout = Duration::ZERO;
-            o.connect_timeout = Duration::ZERO;
-            o.classify
-                .extend([(100, Class::Done), (200, Class::Done), (600, Class::Done)]);
-            header("X-A", "1")(o);
-            header("x-a", "2")(o);
-            header("authorization", "hunter2")(o);
-        },
-        &[
-            "timeout is 0; it must be longer, for example 10s",
-            "connect_timeout is 0; it must be longer, for example 10s",
-            "classify: 100 is not a status that an answer ends with; expected 200 to 599",
-            "classify: 600 is not a status that an answer ends with; expected 200 to 599",
-            "headers: `x-a` is there twice, in other capitals",
-            "url: has a user or password although headers has `Authorization`; keep one of them",
-        ],
-    );
+    assert_eq!(server.seen.lock().unwrap()[0].headers["authorization"], "Basic dXNlcjpwYXNz");
 }
