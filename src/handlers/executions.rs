@@ -5,7 +5,7 @@
 //! ```text
 //! start|end <unix_us> <stage> <attempt> <fence> <event_id> <outcome>
 //! ```
-//! Stage (its name) and event id are percent-encoded ([`super::printable`]), so that a line always has seven fields; the
+//! Stage (its name) and event id are percent-encoded (all but printable ASCII, and space, `"`, `%`), so that a line always has seven fields; the
 //! outcome is `-` at the start, and at the end `done`, `transient`, `permanent`, `poison` or `fenced`. A start without an
 //! end is an execution that was cancelled or killed.
 //!

@@ -25,10 +25,10 @@
 //! What is left to others: the mapping to JSON (`messages`), what happens next (`ladder::route`), deadline and lease.
 
 mod headers;
+mod options;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
 use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
@@ -36,10 +36,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderValue, RETRY_AFTER};
+use reqwest::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, Method, Request, Response, StatusCode, Url, redirect};
 use tokio::time::{Instant, timeout_at};
 
+pub use self::options::{Body, Class, Error, HttpOptions, JsonMapping};
 use super::retry_after;
 use crate::ladder::event::{Failure, Outcome};
 use crate::stage::clock::Clock;
@@ -53,156 +54,6 @@ const MAX_BODY_TIME: Duration = Duration::from_secs(1);
 
 /// Bytes of a failing answer's body that go into the failure's message.
 const BODY_SHOWN: usize = 200;
-
-/// Makes the proto3 JSON of Protobuf bytes, or says why they are no such message.
-pub type JsonMapping = Arc<dyn Fn(&[u8]) -> Result<String, String> + Send + Sync>;
-
-/// What the request's body is.
-#[derive(Clone)]
-pub enum Body {
-    /// The Protobuf bytes (the record's value without any schema registry framing), as `application/x-protobuf`.
-    Protobuf,
-    /// Their proto3 JSON mapping, as `application/json`.
-    Json(JsonMapping),
-}
-
-impl Body {
-    fn content_type(&self) -> &'static str {
-        match self {
-            Body::Protobuf => "application/x-protobuf",
-            Body::Json(_) => "application/json",
-        }
-    }
-}
-
-impl fmt::Debug for Body {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Body::Protobuf => "Protobuf",
-            Body::Json(_) => "Json",
-        })
-    }
-}
-
-/// What a status may be declared to mean.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Class {
-    /// The effect happened.
-    Done,
-    /// May succeed later.
-    Transient,
-    /// Will never succeed.
-    Permanent,
-}
-
-/// Where and how to call. `Debug` masks what may be secret.
-#[derive(Clone)]
-pub struct HttpOptions {
-    /// `http://` or, with the feature `tls`, `https://`. A user and password in it become `Authorization: Basic`.
-    pub url: String,
-    /// From the start of an execution to the head of the answer; should be shorter than the engine's deadline.
-    pub timeout: Duration,
-    /// For a new connection, within `timeout`.
-    pub connect_timeout: Duration,
-    /// What the body is.
-    pub body: Body,
-    /// Overrides the meaning of a status, 200 to 599; also of 412.
-    pub classify: BTreeMap<u16, Class>,
-    /// Sent with every request; values may be secret. Headers that the handler itself sets are faults.
-    pub headers: BTreeMap<String, String>,
-    /// How long an unused connection is kept. The default, 4 s, is below the 5 s after which common servers close it: a
-    /// request that meets such a close fails.
-    pub pool_idle_timeout: Duration,
-    /// How many unused connections are kept.
-    pub pool_max_idle: usize,
-}
-
-impl HttpOptions {
-    /// The defaults: 10 s, 5 s to connect, Protobuf, no overrides, no headers.
-    pub fn new(url: impl Into<String>) -> Self {
-        Self {
-            url: url.into(),
-            timeout: Duration::from_secs(10),
-            connect_timeout: Duration::from_secs(5),
-            body: Body::Protobuf,
-            classify: BTreeMap::new(),
-            headers: BTreeMap::new(),
-            pool_idle_timeout: Duration::from_secs(4),
-            pool_max_idle: 1024,
-        }
-    }
-
-    /// Everything that is wrong with these options; empty when nothing is.
-    pub fn faults(&self) -> Vec<Error> {
-        let mut faults = Vec::new();
-        let url = parse_url(&self.url).map_err(|fault| faults.push(fault)).ok();
-        if self.timeout.is_zero() {
-            faults.push(Error::ZeroTimeout("timeout"));
-        }
-        if self.connect_timeout.is_zero() {
-            faults.push(Error::ZeroTimeout("connect_timeout"));
-        }
-        faults.extend(self.classify.keys().filter(|s| !(200..600).contains(*s)).map(|s| Error::Status(*s)));
-        let (headers, bad_headers) = headers::configured(&self.headers);
-        faults.extend(bad_headers);
-        if headers.contains_key(AUTHORIZATION) && url.is_some_and(|url| has_credentials(&url)) {
-            faults.push(Error::TwoAuthorizations);
-        }
-        faults
-    }
-}
-
-impl fmt::Debug for HttpOptions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let headers: BTreeMap<_, _> = self.headers.keys().map(|name| (name, "***")).collect();
-        f.debug_struct("HttpOptions")
-            .field("url", &masked(&self.url))
-            .field("timeout", &self.timeout)
-            .field("connect_timeout", &self.connect_timeout)
-            .field("body", &self.body)
-            .field("classify", &self.classify)
-            .field("headers", &headers)
-            .field("pool_idle_timeout", &self.pool_idle_timeout)
-            .field("pool_max_idle", &self.pool_max_idle)
-            .finish()
-    }
-}
-
-/// Why there is no such handler. No text holds a header's value or the URL.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// It cannot be called.
-    #[error("url: {0}; expected http://host[:port]/path or https://…")]
-    Url(String),
-    /// Built without TLS.
-    #[error("url: https needs the feature `tls`, which this build does not have; use http or build with the feature")]
-    NoTls,
-    /// Nothing happens in no time.
-    #[error("{0} is 0; it must be longer, for example 10s")]
-    ZeroTimeout(&'static str),
-    /// It is no final status.
-    #[error("classify: {0} is not a status that an answer ends with; expected 200 to 599")]
-    Status(u16),
-    /// Not a header's name.
-    #[error("headers: `{0}` is not a header name; expected letters, digits and hyphens")]
-    HeaderName(String),
-    /// Not a header's value.
-    #[error("headers: the value of `{0}` holds a line break or another character that a header cannot carry")]
-    HeaderValue(String),
-    /// The same header twice.
-    #[error("headers: `{0}` is there twice, in other capitals")]
-    DuplicateHeader(String),
-    /// The handler sets it, or the protocol.
-    #[error("headers: `{0}` is set by the handler itself or by the protocol and cannot be configured; remove it")]
-    ReservedHeader(String),
-    /// Both in the URL and in the headers.
-    #[error("url: has a user or password although headers has `Authorization`; keep one of them")]
-    TwoAuthorizations,
-    /// The client could not be built.
-    #[error("cannot set up the HTTP client")]
-    Client(#[source] reqwest::Error),
-}
 
 /// Calls a URL for each event.
 pub struct HttpHandler {
@@ -254,7 +105,7 @@ impl HttpHandler {
         let (configured, _) = headers::configured(&options.headers);
         // The client's own builder turns user and password into a header.
         let template = client
-            .post(parse_url(&options.url)?)
+            .post(options::parse_url(&options.url)?)
             .headers(headers::constant(configured, &options.body))
             .build()
             .map_err(|e| Error::Client(e.without_url()))?;
@@ -387,33 +238,4 @@ async fn read(mut response: Response, beginning: &mut Vec<u8>) {
             return;
         }
     }
-}
-
-fn parse_url(text: &str) -> Result<Url, Error> {
-    let url = Url::parse(text).map_err(|e| Error::Url(e.to_string()))?;
-    match url.scheme() {
-        "http" => {}
-        "https" if cfg!(feature = "tls") => {}
-        "https" => return Err(Error::NoTls),
-        other => return Err(Error::Url(format!("scheme `{other}` cannot be called"))),
-    }
-    // The client converts it for each request; better to fail now.
-    axum::http::Uri::try_from(url.as_str()).map_err(|e| Error::Url(e.to_string()))?;
-    Ok(url)
-}
-
-fn has_credentials(url: &Url) -> bool {
-    !url.username().is_empty() || url.password().is_some()
-}
-
-/// The URL as it may be shown.
-fn masked(text: &str) -> String {
-    // Without a host nobody knows which part of it is secret.
-    let Some(url) = Url::parse(text).ok().filter(Url::has_host) else {
-        return "***".to_owned();
-    };
-    let user = if has_credentials(&url) { "***@" } else { "" };
-    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
-    let query = if url.query().is_some() || url.fragment().is_some() { "?***" } else { "" };
-    format!("{}://{user}{}{port}{}{query}", url.scheme(), url.host_str().unwrap_or_default(), url.path())
 }

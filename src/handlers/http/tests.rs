@@ -386,21 +386,25 @@ async fn a_connection_is_used_again_whatever_the_answer() {
 
 #[tokio::test]
 async fn a_connection_that_the_server_closed_while_idle_is_replaced() {
-    let (url, server) = bare(|mut stream| async move {
-        // Kept alive by its answer, then closed all the same.
-        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
-        stream.shutdown().await.unwrap();
-        let mut end = Vec::new();
-        stream.read_to_end(&mut end).await.ok();
+    let (closed, mut closings) = tokio::sync::mpsc::unbounded_channel();
+    let (url, server) = bare(move |mut stream| {
+        let closed = closed.clone();
+        async move {
+            // Kept alive by its answer, then closed all the same.
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+            stream.shutdown().await.unwrap();
+            let mut end = Vec::new();
+            stream.read_to_end(&mut end).await.ok();
+            closed.send(()).ok();
+        }
     })
     .await;
     let handler = handler(HttpOptions::new(&url));
-    assert_eq!(handler.handle(EventBuilder::new().build()).await, Outcome::Done);
-    // Loopback delivers the close at once; the client's own task has to see it.
-    for _ in 0..100 {
-        tokio::task::yield_now().await;
+    for _ in 0..3 {
+        assert_eq!(handler.handle(EventBuilder::new().build()).await, Outcome::Done);
+        // The client has seen it and closed its own end.
+        closings.recv().await.unwrap();
     }
-    assert_eq!(handler.handle(EventBuilder::new().build()).await, Outcome::Done);
     server.abort();
 }
 
@@ -410,82 +414,4 @@ async fn credentials_in_the_url_become_basic_authorization() {
     let url = server.url.replace("http://", "http://user:pass@");
     assert_eq!(call(HttpOptions::new(url)).await, Outcome::Done);
     assert_eq!(server.seen.lock().unwrap()[0].headers["authorization"], "Basic dXNlcjpwYXNz");
-}
-
-#[test]
-fn debug_masks_secrets() {
-    let mut options = HttpOptions::new("https://user:hunter2@example.com:8443/orders?token=hunter2#hunter2");
-    options.headers.insert("Authorization-2".into(), "Bearer hunter2".into());
-    options.classify.insert(404, Class::Transient);
-    let handler = handler(options.clone());
-    for debug in [format!("{options:?}"), format!("{handler:?}"), format!("{handler:#?}")] {
-        assert!(!debug.contains("hunter2"), "{debug}");
-        assert!(debug.contains("https://***@example.com:8443/orders?***"), "{debug}");
-        assert!(debug.contains("Authorization-2") && debug.contains("404"), "{debug}");
-    }
-    assert!(!format!("{:?}", HttpOptions::new("user:hunter2@host:1:1")).contains("hunter2"));
-}
-
-#[test]
-fn faults_are_all_reported_and_hold_no_secret() {
-    let check = |change: &dyn Fn(&mut HttpOptions), expect: &[&str]| {
-        let mut options = HttpOptions::new("http://localhost:8080/orders");
-        change(&mut options);
-        let faults: Vec<_> = options.faults().iter().map(ToString::to_string).collect();
-        assert_eq!(faults, expect);
-        assert_eq!(HttpHandler::new(options, Arc::new(FixedClock)).is_ok(), expect.is_empty());
-    };
-    let header = |name: &'static str, value: &'static str| {
-        move |o: &mut HttpOptions| {
-            o.headers.insert(name.into(), value.into());
-        }
-    };
-    check(&|_| {}, &[]);
-    check(&header("Authorization", "Bearer x"), &[]);
-    check(&header("Host", "shop"), &[]);
-    check(
-        &header("x bad", "hunter2"),
-        &["headers: `x bad` is not a header name; expected letters, digits and hyphens"],
-    );
-    check(
-        &header("x-a", "hunter2\n"),
-        &["headers: the value of `x-a` holds a line break or another character that a header cannot carry"],
-    );
-    for name in
-        ["Content-Type", "CE-ID", "ce-subject", "Idempotency-Key", "X-Ladder-Fence", "TraceParent", "Connection"]
-    {
-        check(
-            &header(name, "1"),
-            &[&format!(
-                "headers: `{name}` is set by the handler itself or by the protocol and cannot be configured; remove it"
-            )],
-        );
-    }
-    check(
-        &|o| o.url = "localhost:8080".into(),
-        &["url: scheme `localhost` cannot be called; expected http://host[:port]/path or https://…"],
-    );
-    check(
-        &|o| o.url = "/orders".into(),
-        &["url: relative URL without a base; expected http://host[:port]/path or https://…"],
-    );
-    check(
-        &|o| {
-            o.url = "http://u:p@host/".into();
-            o.timeout = Duration::ZERO;
-            o.connect_timeout = Duration::ZERO;
-            o.classify.extend([(100, Class::Done), (200, Class::Done), (600, Class::Done)]);
-            header("X-A", "1")(o);
-            header("x-a", "2")(o);
-            header("authorization", "hunter2")(o);
-        },
-        &[
-            "timeout is 0; it must be longer, for example 10s",
-            "connect_timeout is 0; it must be longer, for example 10s",
-            "classify: 100 is not a status that an answer ends with; expected 200 to 599",
-            "classify: 600 is not a status that an answer ends with; expected 200 to 599",
-            "headers: `x-a` is there twice, in other capitals",
-            "url: has a user or password although headers has `Authorization`; keep one of them",
-        ],
-    );
 }
