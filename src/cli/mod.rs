@@ -1,43 +1,173 @@
-//! The `pipeline` command line: one file per command, each thin over the modules below.
+//! The `pipeline` command line: one file per command, each thin over the modules below. Only this module prints.
 
 mod config;
+pub mod produce;
+mod run;
+pub mod topics;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::config::Sources;
+use crate::adapters::kafka::admin::Admin;
+use crate::adapters::kafka::admin::plan::known_topics;
+use crate::app::wire;
+use crate::config::{Config, Sources, load};
 
 /// Non-blocking retries for Kafka: main → retry-1 … retry-N → DLQ.
+///
+/// Without a command it runs stages until SIGINT or SIGTERM, then drains.
 #[derive(Parser, Debug)]
-#[command(name = "pipeline", version, after_help = "Example: pipeline config check")]
+#[command(
+    name = "pipeline",
+    version,
+    after_help = "Examples:\n  pipeline --stage retry-2            run one stage, in any number of processes\n  pipeline demo                       \
+                  the whole ladder in one process, no server needed\n  pipeline config check               what the configuration says\n\n\
+                  Exit codes: 0 fine, 64 bad flags or configuration, 69 Kafka or Redis not reachable or topics missing,\n\
+                  70 fenced by another process with the same `instance`, 1 anything else"
+)]
 struct Cli {
     /// Configuration file; without one ./topics.yaml
     #[arg(long, global = true, value_name = "F")]
     config: Option<PathBuf>,
+    /// Kafka brokers, instead of the configured
+    #[arg(long, global = true, value_name = "HOST:PORT")]
+    brokers: Option<String>,
+    #[command(flatten)]
+    run: run::RunArgs,
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
 }
 
 #[derive(Subcommand, Debug)]
 enum Command {
     /// Check or show the configuration
     Config(config::ConfigArgs),
+    /// Create, check or list the topics of the configured pipelines
+    Topics(topics::TopicsArgs),
+    /// Publish events to a pipeline's main topic, generated ones or from JSON lines
+    #[command(
+        after_help = "Example:\n  pipeline produce --pipeline orders --count 1000 --rate 100 --key-field customer_id"
+    )]
+    Produce(produce::ProduceArgs),
 }
 
 /// Runs the command line and returns its exit code.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(e) => {
-            let code = if e.use_stderr() { config::EXIT_CONFIG } else { 0 };
-            return if e.print().is_ok() { ExitCode::from(code) } else { ExitCode::FAILURE };
+        Err(error) => return usage(&error),
+    };
+    if cli.command.is_some() && !cli.run.is_empty() {
+        let conflict = "--stage and --pipeline before a command: they belong to the call without one";
+        return usage(&Cli::command().error(clap::error::ErrorKind::ArgumentConflict, conflict));
+    }
+    let mut sources = Sources::new(cli.config).env(std::env::vars_os());
+    if let Some(brokers) = cli.brokers {
+        sources = sources.flag("--brokers", "kafka.brokers", brokers);
+    }
+    if let Some(Command::Config(args)) = &cli.command {
+        let code = config::run(args, &sources, &mut std::io::stdout(), &mut std::io::stderr());
+        return code.unwrap_or(ExitCode::FAILURE);
+    }
+    let config = match load(&sources) {
+        Ok(loaded) => loaded.config,
+        Err(faults) => {
+            let code = config::refuse(&faults, false, &mut std::io::stdout(), &mut std::io::stderr());
+            return code.unwrap_or(ExitCode::FAILURE);
         }
     };
-    let sources = Sources::new(cli.config).env(std::env::vars_os());
-    let result = match &cli.command {
-        Command::Config(args) => config::run(args, &sources, &mut std::io::stdout(), &mut std::io::stderr()),
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&format!("no runtime: {error}"), 1),
     };
-    result.unwrap_or(ExitCode::FAILURE)
+    runtime.block_on(async {
+        match cli.command {
+            None => run::run(cli.run, config).await,
+            Some(Command::Topics(args)) => topics(&args, &config).await,
+            Some(Command::Produce(args)) => produce(args, &config).await,
+            Some(Command::Config(_)) => ExitCode::SUCCESS, // dealt with above
+        }
+    })
+}
+
+fn usage(error: &clap::Error) -> ExitCode {
+    let code = if error.use_stderr() { config::EXIT_CONFIG } else { 0 };
+    if error.print().is_ok() { ExitCode::from(code) } else { ExitCode::FAILURE }
+}
+
+/// Tells on stderr why a command failed.
+#[allow(clippy::print_stderr, reason = "the command line talks to a person")]
+fn fail(message: &str, code: u8) -> ExitCode {
+    eprintln!("pipeline: {message}");
+    ExitCode::from(code)
+}
+
+async fn topics(args: &topics::TopicsArgs, config: &Config) -> ExitCode {
+    let pipelines: Vec<_> = config.pipelines.iter().map(wire::topics).collect();
+    let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
+    let (connection, timeout) = (wire::connection(config), config.kafka.startup_timeout);
+    match topics::run(&args.command, connection, timeout, &pipelines, &mut out, &mut err).await {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => fail(&error.to_string(), error.exit_code()),
+    }
+}
+
+async fn produce(args: produce::ProduceArgs, config: &Config) -> ExitCode {
+    let configured = || config.pipelines.iter().map(|p| p.name.as_str()).collect::<Vec<_>>().join(", ");
+    let pipeline = match (&args.pipeline, config.pipelines.as_slice()) {
+        (None, [only]) => only,
+        (None, _) => return fail(&format!("--pipeline is missing; configured: {}", configured()), config::EXIT_CONFIG),
+        (Some(name), _) => match config.pipeline(name) {
+            Some(pipeline) => pipeline,
+            None => {
+                let message = format!("no pipeline is called `{name}`; configured: {}", configured());
+                return fail(&message, config::EXIT_CONFIG);
+            }
+        },
+    };
+    let decoder = match wire::decoder(pipeline) {
+        Ok(decoder) => decoder,
+        Err(error) => return fail(&error.to_string(), config::EXIT_CONFIG),
+    };
+    if args.create_topics {
+        let all: Vec<_> = config.pipelines.iter().map(wire::topics).collect();
+        let created = async {
+            let admin = Admin::connect(wire::connection(config), config.kafka.startup_timeout).await?;
+            let known = known_topics(&all);
+            crate::adapters::kafka::admin::topics::create(&admin, &[wire::topics(pipeline)], &known, false).await
+        };
+        if let Err(error) = created.await {
+            return fail(&error.to_string(), error.exit_code());
+        }
+    }
+    let properties = wire::properties(config);
+    let target = produce::Target {
+        brokers: properties.brokers,
+        properties: properties.common.into_iter().chain(properties.producer).collect(),
+        topic: pipeline.topic.clone(),
+        decoder,
+        startup_timeout: config.kafka.startup_timeout,
+    };
+    let stop = Arc::new(AtomicBool::new(false));
+    tokio::spawn({
+        let stop = Arc::clone(&stop);
+        async move {
+            while tokio::signal::ctrl_c().await.is_ok() {
+                if stop.swap(true, Ordering::Relaxed) {
+                    std::process::exit(1); // a second time: without waiting for acknowledgements
+                }
+            }
+        }
+    });
+    let done = tokio::task::spawn_blocking(move || produce::execute(&args, target, stop)).await;
+    match done {
+        Ok(Ok(true)) => ExitCode::SUCCESS,
+        Ok(Ok(false)) => ExitCode::FAILURE,
+        Ok(Err(error)) => fail(&error.to_string(), error.exit_code()),
+        Err(error) => fail(&format!("produce panicked: {error}"), 1),
+    }
 }

@@ -6,6 +6,7 @@
 //! A handler only says what came of one execution ([`Outcome`]); where the event goes next is decided in
 //! `ladder::route`. Deadlines, panics and leases are the engine's business.
 
+pub mod dead_letters;
 pub mod executions;
 pub mod http;
 pub mod log;

@@ -1,1 +1,3 @@
-//! (being written)
+//! What the process tells of itself: logs.
+
+pub mod logs;

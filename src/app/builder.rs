@@ -1,0 +1,357 @@
+//! From a configuration to running stages, and to their end.
+
+use std::collections::{BTreeSet, HashMap};
+use std::future::Future;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use futures::future::select_all;
+
+use super::engine::{Engine, NoRandomness, Pipeline, RunningStage};
+use super::wire;
+use crate::adapters::kafka::admin::plan::known_topics;
+use crate::adapters::kafka::admin::startup::{StartupOptions, startup_check};
+use crate::adapters::kafka::admin::{self, Admin, TopicState};
+use crate::adapters::kafka::{consumer, producer};
+use crate::adapters::memory::MemoryStore;
+use crate::adapters::redis;
+use crate::config::{self, Config};
+use crate::handlers::dead_letters::DeadLetterLog;
+use crate::stage::context::Partitions;
+use crate::stage::ports::{Handler, IdempotencyStore};
+
+/// Why the stages did not start, or could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A pipeline cannot be built from its configuration.
+    #[error(transparent)]
+    Wire(#[from] wire::Error),
+    /// `--pipeline` names none of the configured.
+    #[error("no pipeline is called `{name}`; configured: {}", configured.join(", "))]
+    UnknownPipeline {
+        /// As given.
+        name: String,
+        /// Those that there are.
+        configured: Vec<String>,
+    },
+    /// `--stage` names no stage of the chosen pipelines.
+    #[error("no chosen pipeline has a stage `{name}`; it is one of {}, or all", stages.join(", "))]
+    UnknownStage {
+        /// As given.
+        name: String,
+        /// Those that there are.
+        stages: Vec<String>,
+    },
+    /// A handler was given for a pipeline that is not configured.
+    #[error("a handler was given for pipeline `{name}`, which is not configured; configured: {}", configured.join(", "))]
+    UnusedHandler {
+        /// As given.
+        name: String,
+        /// Those that there are.
+        configured: Vec<String>,
+    },
+    /// Kafka: not reachable, topics missing or unsafe.
+    #[error(transparent)]
+    Kafka(#[from] admin::Error),
+    /// Redis: not reachable or unfit.
+    #[error(transparent)]
+    Redis(#[from] redis::Error),
+    /// The producer.
+    #[error(transparent)]
+    Producer(#[from] producer::Error),
+    /// A stage's consumer.
+    #[error(transparent)]
+    Consumer(#[from] consumer::Error),
+    /// No random numbers.
+    #[error(transparent)]
+    NoRandomness(#[from] NoRandomness),
+}
+
+impl Error {
+    /// The process's exit code for this error: 64 configuration, 69 not reachable or topics missing, 70 fenced, else 1.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Error::Wire(_)
+            | Error::UnknownPipeline { .. }
+            | Error::UnknownStage { .. }
+            | Error::UnusedHandler { .. }
+            | Error::Producer(producer::Error::Config(_))
+            | Error::Consumer(consumer::Error::Config { .. }) => 64,
+            Error::Kafka(e) => e.exit_code(),
+            Error::Redis(e) => e.exit_code(),
+            Error::Consumer(consumer::Error::Fenced { .. }) => 70,
+            Error::Producer(_) | Error::Consumer(_) | Error::NoRandomness(_) => 1,
+        }
+    }
+}
+
+/// A stage as the command line names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StageName {
+    /// Every stage of the ladder.
+    All,
+    /// `main`, `retry-2`, `dlq`.
+    Named(String),
+}
+
+/// Not the name of a stage.
+#[derive(Debug, thiserror::Error)]
+#[error("`{0}` is no stage; it is main, retry-1 … retry-16, dlq or all")]
+pub struct NoStage(String);
+
+impl FromStr for StageName {
+    type Err = NoStage;
+
+    fn from_str(name: &str) -> Result<Self, NoStage> {
+        let is_retry = name.strip_prefix("retry-").is_some_and(|n| {
+            !n.starts_with('0') && n.parse::<usize>().is_ok_and(|n| (1..=config::MAX_RETRIES).contains(&n))
+        });
+        match name {
+            "all" => Ok(StageName::All),
+            "main" | "dlq" => Ok(StageName::Named(name.to_owned())),
+            _ if is_retry => Ok(StageName::Named(name.to_owned())),
+            _ => Err(NoStage(name.to_owned())),
+        }
+    }
+}
+
+/// Builds and starts the stages of a configuration.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use retry_ladder::app::Builder;
+/// use retry_ladder::config::{Sources, load};
+/// use retry_ladder::handlers::handler_fn;
+/// use retry_ladder::ladder::event::Failure;
+/// use retry_ladder::messages::shop::v1::OrderPlaced;
+/// use retry_ladder::stage::ports::Event;
+///
+/// let config = load(&Sources::new(None))?.config;
+/// let bill = handler_fn(|event: Event| async move {
+///     let order: OrderPlaced = event.decode()?;
+///     println!("billing {}, attempt {}", order.unique_id, event.attempt);
+///     Ok::<(), Failure>(())
+/// });
+/// let app = Builder::new(config).handler("orders", bill).start().await?;
+/// app.run_until(async { drop(tokio::signal::ctrl_c().await) }).await?;
+/// # Ok(()) }
+/// ```
+pub struct Builder {
+    config: Config,
+    handlers: HashMap<String, Arc<dyn Handler>>,
+    pipelines: Vec<String>,
+    stages: Vec<StageName>,
+}
+
+impl Builder {
+    /// All stages of all pipelines, with the handlers that the configuration names.
+    pub fn new(config: Config) -> Self {
+        Self { config, handlers: HashMap::new(), pipelines: Vec::new(), stages: vec![StageName::All] }
+    }
+
+    /// Executes the events of a pipeline with `handler`, whatever the configuration names.
+    #[must_use]
+    pub fn handler(mut self, pipeline: &str, handler: impl Handler) -> Self {
+        self.handlers.insert(pipeline.to_owned(), Arc::new(handler));
+        self
+    }
+
+    /// Only these pipelines; none means all.
+    #[must_use]
+    pub fn pipelines(mut self, names: Vec<String>) -> Self {
+        self.pipelines = names;
+        self
+    }
+
+    /// Only these stages; none means all.
+    #[must_use]
+    pub fn stages(mut self, stages: Vec<StageName>) -> Self {
+        if !stages.is_empty() {
+            self.stages = stages;
+        }
+        self
+    }
+
+    /// Checks the topics, connects to Kafka and Redis, starts the stages.
+    ///
+    /// # Errors
+    /// When anything is missing or not fit; nothing runs then.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime with I/O and time.
+    pub async fn start(self) -> Result<App, Error> {
+        let chosen = self.chosen()?;
+        let configured: Vec<String> = self.config.pipelines.iter().map(|p| p.name.clone()).collect();
+        if let Some(name) = self.handlers.keys().find(|name| !configured.contains(name)) {
+            return Err(Error::UnusedHandler { name: name.clone(), configured });
+        }
+        // Everything that needs no server first, so that a fault is told at once.
+        let mut ladders = Vec::new();
+        for pipeline in &chosen {
+            ladders.push((Arc::new(wire::ladder(pipeline)?), wire::payload_decoder(pipeline)?));
+        }
+        self.check_stages(&chosen)?;
+        let (partitions, batch_size) = self.check_topics(&chosen).await?;
+        let properties = wire::properties(&self.config);
+        let options = producer::Options { message_timeout: self.config.kafka.message_timeout, batch_size };
+        let publisher = Arc::new(producer::KafkaPublisher::new(properties.clone(), options)?);
+        let mut engine = Engine::new(properties, publisher)?;
+        engine.instance = self.config.instance.clone();
+        engine.session_timeout = self.config.kafka.session_timeout;
+        engine.drain_timeout = self.config.kafka.drain_timeout;
+
+        let mut stores = Stores::default();
+        let mut pipelines = Vec::new();
+        for ((pipeline, (ladder, decode)), partitions) in chosen.iter().zip(ladders).zip(partitions) {
+            let handler = match self.handlers.get(&pipeline.name) {
+                Some(handler) => Arc::clone(handler),
+                None => wire::handler(pipeline, &engine.clock)?,
+            };
+            pipelines.push(Pipeline {
+                ladder,
+                message: pipeline.message.as_str().into(),
+                decode: Arc::new(decode),
+                handler,
+                dead_letters: Arc::new(DeadLetterLog::new(Arc::clone(&engine.clock))),
+                store: stores.get(pipeline.idempotency.store, &self.config, &engine).await?,
+                prefix: self.config.redis.prefix.clone(),
+                settings: wire::settings(pipeline),
+                partitions,
+            });
+        }
+        let mut stages = Vec::new();
+        for pipeline in &pipelines {
+            for rung in pipeline.ladder.rungs() {
+                let named = |s: &StageName| match s {
+                    StageName::All => true,
+                    StageName::Named(name) => **name == *rung.name,
+                };
+                if self.stages.iter().any(named) {
+                    tracing::info!(pipeline = %pipeline.ladder.pipeline(), stage = %rung.name, topic = %rung.topic, "stage starts");
+                    stages.push(engine.start(pipeline, rung.index)?);
+                }
+            }
+        }
+        Ok(App { stages })
+    }
+
+    fn chosen(&self) -> Result<Vec<&config::Pipeline>, Error> {
+        for name in &self.pipelines {
+            if self.config.pipeline(name).is_none() {
+                let configured = self.config.pipelines.iter().map(|p| p.name.clone()).collect();
+                return Err(Error::UnknownPipeline { name: name.clone(), configured });
+            }
+        }
+        let wanted = |p: &&config::Pipeline| self.pipelines.is_empty() || self.pipelines.contains(&p.name);
+        Ok(self.config.pipelines.iter().filter(wanted).collect())
+    }
+
+    fn check_stages(&self, chosen: &[&config::Pipeline]) -> Result<(), Error> {
+        let mut stages: Vec<String> = Vec::new();
+        for (name, _) in chosen.iter().flat_map(|p| p.stages()) {
+            if !stages.contains(&name) {
+                stages.push(name);
+            }
+        }
+        for stage in &self.stages {
+            if let StageName::Named(name) = stage
+                && !stages.contains(name)
+            {
+                return Err(Error::UnknownStage { name: name.clone(), stages });
+            }
+        }
+        Ok(())
+    }
+
+    /// Partition counts by pipeline and rung, and the largest batch that every topic takes.
+    async fn check_topics(&self, chosen: &[&config::Pipeline]) -> Result<(Vec<Partitions>, usize), Error> {
+        let admin = Admin::new(wire::connection(&self.config))?;
+        let all: Vec<_> = self.config.pipelines.iter().map(wire::topics).collect();
+        let known = known_topics(&all);
+        let mut counts = Vec::new();
+        let mut batch_size = producer::Options::default().batch_size;
+        for pipeline in chosen {
+            let options = StartupOptions {
+                timeout: self.config.kafka.startup_timeout,
+                allow_unsafe_topics: pipeline.allow_unsafe_topics,
+            };
+            let report = startup_check(&admin, &[wire::topics(pipeline)], &known, options).await?;
+            for warning in &report.warnings {
+                tracing::warn!(pipeline = pipeline.name, "{warning}");
+            }
+            let topics: Vec<_> = pipeline.stages().into_iter().map(|(_, topic)| topic.to_owned()).collect();
+            let count = |topic: &String| report.partitions.get(topic).copied().unwrap_or(0);
+            counts.push(Partitions(topics.iter().map(count).collect()));
+            let described = admin.describe(&topics.into_iter().collect::<BTreeSet<_>>()).await?;
+            for state in described.values() {
+                if let TopicState::Exists(topic) = state
+                    && let Some(limit) = topic.configs.as_ref().ok().and_then(|c| c.get("max.message.bytes"))
+                    && let Ok(limit) = limit.parse::<usize>()
+                {
+                    batch_size = batch_size.min(limit);
+                }
+            }
+        }
+        Ok((counts, batch_size))
+    }
+}
+
+/// One store of each kind for the whole process.
+#[derive(Default)]
+struct Stores {
+    redis: Option<Arc<dyn IdempotencyStore>>,
+    memory: Option<Arc<dyn IdempotencyStore>>,
+}
+
+impl Stores {
+    async fn get(
+        &mut self,
+        kind: config::Store,
+        config: &Config,
+        engine: &Engine,
+    ) -> Result<Arc<dyn IdempotencyStore>, Error> {
+        if kind == config::Store::Redis {
+            if let Some(store) = &self.redis {
+                return Ok(Arc::clone(store));
+            }
+            let options = redis::Options { startup_timeout: config.kafka.startup_timeout, ..redis::Options::default() };
+            let store: Arc<dyn IdempotencyStore> = Arc::new(redis::connect(config.redis.url.reveal(), options).await?);
+            return Ok(Arc::clone(self.redis.insert(store)));
+        }
+        // With `store: off` nothing is ever claimed; the lanes still want something to hold.
+        let memory = || Arc::new(MemoryStore::new(Arc::clone(&engine.clock))) as _;
+        Ok(Arc::clone(self.memory.get_or_insert_with(memory)))
+    }
+}
+
+/// Running stages.
+pub struct App {
+    stages: Vec<RunningStage>,
+}
+
+impl App {
+    /// The stages.
+    pub fn stages(&self) -> &[RunningStage] {
+        &self.stages
+    }
+
+    /// Runs until `shutdown` resolves, then drains. A stage that cannot go on ends the others, too.
+    ///
+    /// # Errors
+    /// The first stage's that could not go on.
+    pub async fn run_until(mut self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+        let first = {
+            let ended = select_all(self.stages.iter_mut().map(|stage| Box::pin(stage.ended())));
+            tokio::select! {
+                () = shutdown => Ok(()),
+                (result, _, _) = ended => result,
+            }
+        };
+        self.stages.iter().for_each(RunningStage::stop);
+        let mut result = first;
+        for stage in &mut self.stages {
+            result = result.and(stage.ended().await);
+        }
+        Ok(result?)
+    }
+}

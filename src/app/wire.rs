@@ -1,0 +1,259 @@
+//! From the configuration to what the engine and the adapters are given. Decides nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::adapters::kafka::Properties;
+use crate::adapters::kafka::admin::Connection;
+use crate::adapters::kafka::admin::plan::{PipelineTopics, RetryTopic};
+use crate::app::decode::PayloadDecoder;
+use crate::config::{self, Config};
+use crate::handlers::http::{self, Body, Class, HttpHandler, HttpOptions};
+use crate::handlers::log::LogHandler;
+use crate::handlers::simulate::{self, SimulateHandler, SimulateOptions};
+use crate::ladder::headers::{CompatHeaders, IdSource};
+use crate::ladder::lane::{Dedup, Order};
+use crate::ladder::rungs::{Ladder, LadderFault, LadderSpec, RetrySpec};
+use crate::messages::{self, Decoder, Framing};
+use crate::stage::clock::Clock;
+use crate::stage::context::{StageSettings, Tombstones};
+use crate::stage::ports::Handler;
+
+/// A pipeline of the configuration that cannot be built.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No such message, or its descriptor set cannot be read.
+    #[error("pipelines.{pipeline}.message: {source}")]
+    Message {
+        /// Name of the pipeline.
+        pipeline: String,
+        /// What is wrong.
+        source: messages::Error,
+    },
+    /// The id field is not in the message.
+    #[error("pipelines.{pipeline}.event_id.field: {source}")]
+    IdField {
+        /// Name of the pipeline.
+        pipeline: String,
+        /// What is wrong.
+        source: messages::Error,
+    },
+    /// The ladder.
+    #[error("pipelines.{pipeline}.{}: {fault}", fault.key())]
+    Ladder {
+        /// Name of the pipeline.
+        pipeline: String,
+        /// What is wrong.
+        fault: LadderFault,
+    },
+    /// The HTTP handler.
+    #[error("pipelines.{pipeline}.handler.http.{source}")]
+    Http {
+        /// Name of the pipeline.
+        pipeline: String,
+        /// What is wrong.
+        source: http::Error,
+    },
+    /// The simulating handler.
+    #[error("pipelines.{pipeline}.handler.simulate.{source}")]
+    Simulate {
+        /// Name of the pipeline.
+        pipeline: String,
+        /// What is wrong.
+        source: simulate::Error,
+    },
+}
+
+/// Brokers and client properties.
+pub fn properties(config: &Config) -> Properties {
+    let kafka = &config.kafka;
+    let map = |p: &config::Properties| p.reveal().map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
+    let mut properties = Properties {
+        brokers: kafka.brokers.clone(),
+        common: map(&kafka.properties),
+        consumer: map(&kafka.consumer_properties),
+        producer: map(&kafka.producer_properties),
+    };
+    let max_poll = kafka.max_poll_interval.max(kafka.session_timeout).as_millis().to_string();
+    properties.consumer.entry("max.poll.interval.ms".into()).or_insert(max_poll);
+    properties
+}
+
+/// Where the admin client finds the cluster.
+pub fn connection(config: &Config) -> Connection {
+    let properties = properties(config);
+    Connection { brokers: properties.brokers, properties: properties.common }
+}
+
+/// The topics of a pipeline.
+pub fn topics(pipeline: &config::Pipeline) -> PipelineTopics {
+    let retries = pipeline.retries.iter().enumerate().map(|(i, retry)| RetryTopic {
+        name: format!("retry-{}", i + 1),
+        topic: retry.topic.clone(),
+        delay: retry.delay,
+    });
+    PipelineTopics {
+        pipeline: pipeline.name.clone(),
+        topic: pipeline.topic.clone(),
+        group: pipeline.group.clone(),
+        partitions: i32::try_from(pipeline.partitions).unwrap_or(i32::MAX),
+        replication: i32::from(pipeline.replication),
+        retries: retries.collect(),
+        retention: pipeline.retention,
+        dlq_topic: pipeline.dlq.topic.clone(),
+        dlq_retention: pipeline.dlq.retention,
+    }
+}
+
+/// The ladder of a pipeline.
+///
+/// # Errors
+/// The first fault; the configuration has checked them all already.
+pub fn ladder(pipeline: &config::Pipeline) -> Result<Ladder, Error> {
+    let spec = LadderSpec {
+        pipeline: pipeline.name.clone(),
+        group: pipeline.group.clone(),
+        topic: pipeline.topic.clone(),
+        retries: pipeline
+            .retries
+            .iter()
+            .map(|r| RetrySpec { delay: r.delay, topic: Some(r.topic.clone()), jitter: r.jitter })
+            .collect(),
+        dlq_topic: Some(pipeline.dlq.topic.clone()),
+        max_event_age: pipeline.max_event_age,
+        max_deferrals: pipeline.max_deferrals,
+    };
+    Ladder::new(spec).map_err(|faults| {
+        let fault = faults.into_iter().next();
+        let pipeline = pipeline.name.clone();
+        Error::Ladder { pipeline, fault: fault.unwrap_or(LadderFault::TooManyRetries { count: 0 }) }
+    })
+}
+
+/// What reads the pipeline's messages.
+///
+/// # Errors
+/// When there is no such message.
+pub fn decoder(pipeline: &config::Pipeline) -> Result<Decoder, Error> {
+    let framing = match pipeline.framing {
+        config::Framing::Plain => Framing::Plain,
+        config::Framing::Confluent => Framing::Confluent,
+    };
+    Decoder::new(&pipeline.message, pipeline.descriptor_set.as_deref(), framing)
+        .map_err(|source| Error::Message { pipeline: pipeline.name.clone(), source })
+}
+
+/// The decoder as the stages take it.
+///
+/// # Errors
+/// When there is no such message, or it has no such id field.
+pub fn payload_decoder(pipeline: &config::Pipeline) -> Result<PayloadDecoder, Error> {
+    let decoder = decoder(pipeline)?;
+    let field = match &pipeline.event_id {
+        config::EventId::Header(_) => None,
+        config::EventId::Field(path) => {
+            Some(decoder.path(path).map_err(|source| Error::IdField { pipeline: pipeline.name.clone(), source })?)
+        }
+    };
+    Ok(PayloadDecoder::new(decoder, field))
+}
+
+/// The handler that the configuration names.
+///
+/// # Errors
+/// When its options are faulty.
+pub fn handler(pipeline: &config::Pipeline, clock: &Arc<dyn Clock>) -> Result<Arc<dyn Handler>, Error> {
+    Ok(match &pipeline.handler {
+        config::Handler::Log(_) => Arc::new(LogHandler),
+        config::Handler::Simulate(s) => {
+            let options = SimulateOptions {
+                seed: s.seed,
+                fail_ratio: s.fail_ratio.0,
+                dead_ratio: s.dead_ratio.0,
+                permanent_ratio: s.permanent_ratio.0,
+                max_failures: s.max_failures,
+                latency: s.latency,
+                jitter: s.jitter,
+                record: s.record.clone(),
+                fsync: s.fsync,
+            };
+            let handler = SimulateHandler::new(options, Arc::clone(clock));
+            Arc::new(handler.map_err(|source| Error::Simulate { pipeline: pipeline.name.clone(), source })?)
+        }
+        config::Handler::Http(h) => {
+            let class = |class: &config::StatusClass| match class {
+                config::StatusClass::Done => Class::Done,
+                config::StatusClass::Transient => Class::Transient,
+                config::StatusClass::Permanent => Class::Permanent,
+            };
+            let body = match h.body {
+                config::HttpBody::Protobuf => Body::Protobuf,
+                config::HttpBody::Json => {
+                    let decoder = decoder(pipeline)?;
+                    Body::Json(Arc::new(move |payload| decoder.to_json(payload).map_err(|e| e.to_string())))
+                }
+            };
+            let options = HttpOptions {
+                url: h.url.reveal().to_owned(),
+                timeout: h.timeout,
+                connect_timeout: h.connect_timeout,
+                body,
+                classify: h.classify.0.iter().map(|(status, c)| (*status, class(c))).collect(),
+                headers: h.headers.reveal().map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
+                pool_idle_timeout: h.pool_idle_timeout,
+                pool_max_idle: h.pool_max_idle,
+            };
+            let handler = HttpHandler::new(options, Arc::clone(clock));
+            Arc::new(handler.map_err(|source| Error::Http { pipeline: pipeline.name.clone(), source })?)
+        }
+    })
+}
+
+/// Settings of each stage, by rung.
+pub fn settings(pipeline: &config::Pipeline) -> Vec<StageSettings> {
+    let last = pipeline.retries.len() + 1;
+    let has = |kind| pipeline.compat_headers.contains(&kind);
+    let common = StageSettings {
+        concurrency: pipeline.concurrency,
+        handler_timeout: pipeline.handler_timeout,
+        order: match pipeline.order {
+            config::Order::None => Order::None,
+            config::Order::Stage => Order::Stage,
+        },
+        tombstones: match pipeline.tombstones {
+            config::Tombstones::DeadLetter => Tombstones::DeadLetter,
+            config::Tombstones::Deliver => Tombstones::Deliver,
+            config::Tombstones::Skip => Tombstones::Skip,
+        },
+        dedup: match (pipeline.idempotency.store, pipeline.idempotency.on_unavailable) {
+            (config::Store::Off, _) => Dedup::Off,
+            (_, config::OnUnavailable::Pause) => Dedup::Required,
+            (_, config::OnUnavailable::Process) => Dedup::BestEffort,
+        },
+        lease: pipeline.idempotency.lease,
+        done_ttl: pipeline.idempotency.done_ttl,
+        handed_ttl: pipeline.idempotency.handed_ttl,
+        redriven_ttl: pipeline.dlq.retention.max(Duration::from_secs(1)),
+        id_source: match &pipeline.event_id {
+            config::EventId::Header(names) => IdSource::Headers(names.clone()),
+            config::EventId::Field(_) => IdSource::Field,
+        },
+        compat: CompatHeaders { kafka: has(config::CompatHeaders::Kafka), spring: has(config::CompatHeaders::Spring) },
+        max_waiting: pipeline.window.waiting,
+        max_waiting_bytes: usize::try_from(pipeline.window.waiting_bytes.0).unwrap_or(usize::MAX),
+        max_in_flight: pipeline.window.in_flight,
+    };
+    (0..=last)
+        .map(|index| {
+            let retry = index.checked_sub(1).and_then(|i| pipeline.retries.get(i));
+            StageSettings {
+                concurrency: retry.and_then(|r| r.concurrency).unwrap_or(common.concurrency),
+                // The dlq stage claims nothing (rule 10), and whatever lies there is looked at, in any order.
+                dedup: if index == last { Dedup::Off } else { common.dedup },
+                order: if index == last { Order::None } else { common.order },
+                tombstones: if index == last { Tombstones::Deliver } else { common.tombstones },
+                ..common.clone()
+            }
+        })
+        .collect()
+}

@@ -1,0 +1,81 @@
+//! `pipeline --stage …`: runs stages until a signal.
+
+use std::process::ExitCode;
+use std::str::FromStr;
+
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::app::{Builder, StageName};
+use crate::config::{Config, LogFormat};
+use crate::telemetry::logs;
+
+/// Which stages to run.
+#[derive(Args, Debug, Default, PartialEq)]
+pub(crate) struct RunArgs {
+    /// Run this stage: main, retry-1 …, dlq or all (repeatable; default: all)
+    #[arg(long = "stage", value_name = "STAGE", value_parser = StageName::from_str)]
+    stages: Vec<StageName>,
+    /// Only this pipeline (repeatable; default: all)
+    #[arg(long = "pipeline", value_name = "NAME")]
+    pipelines: Vec<String>,
+}
+
+impl RunArgs {
+    pub(crate) fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Runs until SIGINT or SIGTERM, then drains. A second signal ends the process at once.
+pub(crate) async fn run(args: RunArgs, config: Config) -> ExitCode {
+    logs::init(match config.telemetry.log_format {
+        LogFormat::Text => logs::Format::Text,
+        LogFormat::Json => logs::Format::Json,
+    });
+    let (mut interrupt, mut terminate) = match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
+        (Ok(interrupt), Ok(terminate)) => (interrupt, terminate),
+        (Err(error), _) | (_, Err(error)) => {
+            tracing::error!(%error, "cannot listen for signals");
+            return ExitCode::FAILURE;
+        }
+    };
+    let start = Builder::new(config).stages(args.stages).pipelines(args.pipelines).start();
+    let app = tokio::select! {
+        started = start => match started {
+            Ok(app) => app,
+            Err(error) => return refuse(&error.to_string(), error.exit_code()),
+        },
+        _ = interrupt.recv() => return ExitCode::SUCCESS,
+        _ = terminate.recv() => return ExitCode::SUCCESS,
+    };
+    let shutdown = async {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        tracing::info!("draining; a second signal ends the process at once");
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            tracing::warn!("second signal: what was running runs again after its lease");
+            std::process::exit(1);
+        });
+    };
+    match app.run_until(shutdown).await {
+        Ok(()) => {
+            tracing::info!("drained");
+            ExitCode::SUCCESS
+        }
+        Err(error) => refuse(&error.to_string(), error.exit_code()),
+    }
+}
+
+/// Told on stderr in full, whatever the log filter says.
+#[allow(clippy::print_stderr, reason = "the command line talks to a person")]
+fn refuse(message: &str, code: u8) -> ExitCode {
+    eprintln!("pipeline: {message}");
+    ExitCode::from(code)
+}

@@ -1,0 +1,65 @@
+//! The handler of the `dlq` stage: counts dead letters by class and says so, a summary at most every ten seconds.
+//! It never republishes anything.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+
+use crate::ladder::event::Outcome;
+use crate::ladder::headers;
+use crate::stage::clock::Clock;
+use crate::stage::ports::{Event, Handler};
+
+/// Between two summaries.
+const EVERY: Duration = Duration::from_secs(10);
+
+/// Counts and logs dead letters; always done.
+pub struct DeadLetterLog {
+    clock: Arc<dyn Clock>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    by_class: BTreeMap<String, u64>,
+    new: u64,
+    last_summary: Duration,
+}
+
+impl DeadLetterLog {
+    /// Tells the time of its summaries by `clock`.
+    pub fn new(clock: Arc<dyn Clock>) -> Self {
+        Self { clock, state: Mutex::default() }
+    }
+
+    /// Dead letters seen so far, by class.
+    pub fn counts(&self) -> BTreeMap<String, u64> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).by_class.clone()
+    }
+}
+
+impl Handler for DeadLetterLog {
+    fn handle(&self, event: Event) -> BoxFuture<'_, Outcome> {
+        let error = event.header(headers::ERROR).and_then(headers::parse_error);
+        let (class, text) = error.unwrap_or(("unknown", ""));
+        tracing::debug!(
+            pipeline = &*event.pipeline, event_id = &*event.id, class, error = text, origin = %event.origin,
+            partition = event.record.partition, offset = event.record.offset, "dead letter"
+        );
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        match state.by_class.get_mut(class) {
+            Some(count) => *count += 1,
+            None => drop(state.by_class.insert(class.to_owned(), 1)),
+        }
+        state.new += 1;
+        let now = self.clock.now().boot;
+        if now.saturating_sub(state.last_summary) >= EVERY {
+            let (new, by_class) = (std::mem::take(&mut state.new), &state.by_class);
+            tracing::info!(pipeline = &*event.pipeline, new, ?by_class, "dead letters");
+            state.last_summary = now;
+        }
+        Box::pin(std::future::ready(Outcome::Done))
+    }
+}
