@@ -115,6 +115,7 @@ impl Engine {
             clock: Arc::clone(&self.clock),
             permits: Arc::new(Semaphore::new(settings.concurrency)),
             partitions: pipeline.partitions.clone(),
+            gained_partitions: AtomicBool::new(false),
             keys: CopyKeys::new(&pipeline.prefix, &pipeline.ladder),
             settings,
             process: self.process,
