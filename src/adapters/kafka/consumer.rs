@@ -390,3 +390,6 @@ fn own(message: &BorrowedMessage<'_>) -> Record {
         headers,
     }
 }
+
+#[cfg(test)]
+mod tests;

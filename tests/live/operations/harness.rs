@@ -116,8 +116,10 @@ impl Ladder {
     }
 
     fn command(&self) -> Command {
-        let file = self.folder.path().join("topics.yaml");
-        std::fs::write(&file, self.config.to_string()).expect("write the configuration");
+        // Moved into place: a process that was started just now must not read half of it.
+        let (file, draft) = (self.folder.path().join("topics.yaml"), self.folder.path().join("draft"));
+        std::fs::write(&draft, self.config.to_string()).expect("write the configuration");
+        std::fs::rename(&draft, &file).expect("move the configuration");
         pipeline(self.folder.path())
     }
 
