@@ -67,14 +67,15 @@ pub(super) struct Ladder {
     pub(super) config: Value,
 }
 
-/// What a [`Ladder`]'s pipeline is set to before a test changes it.
+/// What a [`Ladder`]'s pipeline is set to before a test changes it. The group has the topic's name: members of other
+/// tests in one group would hold its rebalances up.
 pub(super) fn config(topic: &str, partitions: i32) -> Value {
     json!({
         "kafka": { "brokers": brokers(), "session_timeout": "6s" },
         "redis": { "url": redis_url(), "prefix": topic },
         "pipelines": { "orders": {
             "topic": topic,
-            "group": "billing",
+            "group": topic,
             "message": "shop.v1.OrderPlaced",
             "partitions": partitions,
             "retries": [{ "delay": "200ms" }, { "delay": "400ms" }],
@@ -112,7 +113,7 @@ impl Ladder {
 
     /// Topic of a stage.
     pub(super) fn topic(&self, stage: &str) -> String {
-        if stage == "main" { self.topic.clone() } else { format!("{}.billing.{stage}", self.topic) }
+        if stage == "main" { self.topic.clone() } else { format!("{0}.{0}.{stage}", self.topic) }
     }
 
     fn command(&self) -> Command {
@@ -162,7 +163,7 @@ impl Ladder {
                 ("x-ladder-stage", index.to_owned()),
                 ("x-ladder-attempt", index.to_owned()),
                 ("x-ladder-hop", index.to_owned()),
-                ("x-ladder-group", "billing".to_owned()),
+                ("x-ladder-group", self.topic.clone()),
                 ("x-ladder-due", now.to_string()),
                 ("x-ladder-origin", format!("{}:{partition}:0:{now}", self.topic)),
             ]);
@@ -194,11 +195,11 @@ impl Ladder {
         ids
     }
 
-    /// What the stage's group has committed for a partition.
-    pub(super) fn committed(&self, group: &str, stage: &str, partition: i32) -> Option<i64> {
-        let consumer: BaseConsumer = client_config().set("group.id", group).create().expect("a consumer");
+    /// What the main stage's group has committed for a partition.
+    pub(super) fn committed(&self, partition: i32) -> Option<i64> {
+        let consumer: BaseConsumer = client_config().set("group.id", &self.topic).create().expect("a consumer");
         let mut list = TopicPartitionList::new();
-        list.add_partition(&self.topic(stage), partition);
+        list.add_partition(&self.topic, partition);
         let committed = consumer.committed_offsets(list, LIMIT).expect("committed offsets");
         match committed.elements()[0].offset() {
             Offset::Offset(offset) => Some(offset),

@@ -66,7 +66,7 @@ async fn check(store: &'static str, hanging: &[usize], again: &[usize]) {
             until("all were called", || sink.count() >= 10, || first.log());
             assert_eq!(sink.take(), (0..10).collect::<Vec<_>>());
             let watermark = hanging[0] as i64;
-            let committed = || ladder.committed("billing", "main", 0);
+            let committed = || ladder.committed(0);
             until("the watermark is committed", || committed() == Some(watermark), || format!("{:?}", committed()));
             // Two more rounds of auto-commit do not move it.
             let begun = Instant::now();
