@@ -6,6 +6,7 @@ use std::sync::mpsc;
 use rdkafka::ClientConfig;
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
+use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
 use super::*;
 use crate::adapters::kafka::producer::{KafkaPublisher, Options as ProducerOptions};
@@ -305,6 +306,23 @@ fn stopping_waits_no_longer_than_the_drain_time() {
 }
 
 #[test]
+fn a_fenced_consumer_lets_its_lanes_finish_and_stores_nothing() {
+    let cluster = cluster(1);
+    publish(&cluster, plain(0, 10));
+    let running = Running::start(&cluster, Options { group_instance_id: Some("one".into()), ..options() });
+    let (_, mut lane) = running.lane();
+    records(&mut lane, 10);
+    cluster.request_errors(RDKafkaApiKey::Heartbeat, &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID]);
+    assert!(matches!(command(&mut lane), LaneCommand::Drain));
+    assert!(!running.ended(), "the lane has not ended");
+    lane.state.tell(Some(7), false, 0, 0, false);
+    lane.ended.send_replace(true);
+    let error = running.join().unwrap_err();
+    assert!(matches!(error, Error::Fenced { .. }), "{error}");
+    assert_eq!(committed(&cluster, 0), None);
+}
+
+#[test]
 fn a_partition_that_comes_back_gets_a_new_lane_from_the_stored_watermark_on() {
     let cluster = cluster(1);
     publish(&cluster, plain(0, 10));
@@ -352,6 +370,17 @@ fn records_of_an_earlier_assignment_never_reach_a_later_lane() {
     // Nor does the earlier lane's watermark count for the later one.
     earlier.state.tell(Some(42), true, 0, 0, false);
     assert_eq!((lanes[&0].lane.position(), lanes[&0].lane.paused(), lanes[&0].stored), (None, false, -1));
+}
+
+#[test]
+fn heartbeats_are_frequent_however_long_the_session() {
+    fn check(session_ms: u64, heartbeat_ms: u64) {
+        assert_eq!(heartbeat(Duration::from_millis(session_ms)), Duration::from_millis(heartbeat_ms));
+    }
+    check(1_000, 200);
+    check(6_000, 1_000);
+    check(15_000, 1_000);
+    check(1_800_000, 1_000);
 }
 
 #[test]
