@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::harness::{LIMIT, Ladder, config, pipeline, until};
+use super::harness::{LIMIT, Ladder, config, pipeline, started, until, until_done};
 use crate::support::create_topic;
 
 /// Runs the ladder with these arguments and expects it to refuse: within `limit`, with this code and these words.
@@ -122,19 +122,23 @@ async fn topics_that_are_missing_or_would_lose_events_are_refused() {
 }
 
 #[test]
-fn the_earlier_of_two_with_one_instance_ends_with_70() {
+fn the_earlier_of_two_with_one_instance_ends_with_70_and_what_it_was_running_is_not_repeated() {
     let mut ladder = Ladder::created(1);
     ladder.config["instance"] = "one".into();
-    let ids = ladder.produce_all("main", 1);
+    ladder.simulate("latency", "4s");
+    let mut sent = ladder.produce_all("main", 2);
     let mut earlier = ladder.start("earlier", &["--stage", "main"]);
-    until("the earlier one runs", || earlier.ends().len() == ids.len(), || earlier.log());
+    until("the earlier one runs", || earlier.starts().len() == sent.len(), || earlier.log());
 
     let mut later = ladder.start("later", &["--stage", "main"]);
     assert_eq!(earlier.exit_code(LIMIT), 70, "{}", earlier.log());
     assert!(earlier.log().contains("another process runs with the same `instance`"), "{}", earlier.log());
+    assert_eq!(earlier.ends().len(), sent.len(), "what was running was waited for");
     ladder.produce_one("main", 0, "p0-after");
-    until("the later one goes on", || later.ends().len() == 1, || later.log());
+    sent.insert("p0-after".to_owned());
+    until_done(&sent, &[&earlier, &later]);
     assert!(later.runs());
+    assert!(started(&[&earlier, &later]).values().all(|n| *n == 1));
 }
 
 #[test]

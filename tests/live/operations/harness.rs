@@ -10,7 +10,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use prost::Message as _;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -21,7 +21,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use retry_ladder::handlers::executions::Execution;
+use retry_ladder::ladder::event::Timestamp;
 use retry_ladder::messages::shop::v1::OrderPlaced;
+use retry_ladder::stage::clock::{Clock as _, SystemClock};
 
 use crate::support::{brokers, client_config, unique};
 
@@ -158,7 +160,7 @@ impl Ladder {
         let value = OrderPlaced { unique_id: id.to_owned(), ..OrderPlaced::default() }.encode_to_vec();
         let mut headers = vec![("x-ladder-event-id", id.to_owned())];
         if let Some(index) = stage.strip_prefix("retry-") {
-            let now = millis(SystemTime::now());
+            let now = now().floor_millis();
             headers.extend([
                 ("x-ladder-stage", index.to_owned()),
                 ("x-ladder-attempt", index.to_owned()),
@@ -249,8 +251,9 @@ fn producer() -> ThreadedProducer<DefaultProducerContext> {
     client_config().set("enable.idempotence", "true").set("linger.ms", "2").create().expect("a producer")
 }
 
-fn millis(at: SystemTime) -> u128 {
-    at.duration_since(UNIX_EPOCH).expect("after 1970").as_millis()
+/// The wall clock as the handlers' files have it.
+pub(super) fn now() -> Timestamp {
+    SystemClock.now().wall
 }
 
 /// A process of the binary.

@@ -2,19 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use retry_ladder::handlers::simulate::{SimulateOptions, Verdict};
 
-use super::harness::{Ladder, Load, until};
+use super::harness::{Ladder, Load, now, until};
 use crate::redis_server::RedisServer;
 
 /// An executed claim may have been answered just before Redis went.
 const LAST_CLAIMS: Duration = Duration::from_millis(1_500);
-
-fn now_us() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_micros() as u64
-}
 
 /// What the rule says must run for each event: attempt n on stage n - 1, until it is done or the ladder ends.
 fn expected(rule: &SimulateOptions, id: &str) -> (Vec<(String, u32)>, bool) {
@@ -48,12 +44,12 @@ fn a_redis_that_is_killed_and_restarted_loses_and_repeats_nothing() {
     until("both run", || starts().iter().all(|n| *n >= 100), || format!("{:?}", starts()));
 
     redis.kill();
-    let gone = now_us() + LAST_CLAIMS.as_micros() as u64;
+    let gone = now() + LAST_CLAIMS;
     let logged = |what: &str| workers.iter().map(|w| w.log().matches(what).count()).collect::<Vec<_>>();
     until("both notice", || logged("redis is gone") == [1, 1], || format!("{:?}", logged("redis")));
     let sent = load.sent().len();
     until("events come meanwhile", || load.sent().len() > sent + 400, || format!("{}", load.sent().len()));
-    let back = now_us();
+    let back = now();
     redis.restart();
     until("both come back by themselves", || logged("redis is back") == [1, 1], || format!("{:?}", logged("redis")));
 
@@ -67,8 +63,7 @@ fn a_redis_that_is_killed_and_restarted_loses_and_repeats_nothing() {
 
     let mut ran: BTreeMap<String, Vec<(String, u32)>> = BTreeMap::new();
     for execution in workers.iter().flat_map(|w| w.starts()) {
-        let at = execution.at.as_micros() as u64;
-        assert!(!(gone..back).contains(&at), "started while Redis was gone: {execution:?}");
+        assert!(!(gone..back).contains(&execution.at), "started while Redis was gone: {execution:?}");
         ran.entry(execution.event_id).or_default().push((execution.stage, execution.attempt));
     }
     for id in &sent {

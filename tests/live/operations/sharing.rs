@@ -13,6 +13,16 @@ fn partitions(worker: &Worker) -> BTreeSet<i32> {
     worker.starts().iter().map(|e| partition_of(&e.event_id)).collect()
 }
 
+/// Waits until something that is sent from now on is done from every partition.
+fn until_all_run(load: &Load, workers: &[&Worker]) {
+    let before = load.sent();
+    until(
+        "every partition runs",
+        || done(workers).difference(&before).map(|id| partition_of(id)).collect::<BTreeSet<_>>().len() == 6,
+        || format!("{:?}", workers.iter().map(|w| partitions(w)).collect::<Vec<_>>()),
+    );
+}
+
 #[test]
 fn members_that_join_and_leave_under_load_run_every_event_once() {
     let mut ladder = Ladder::created(6);
@@ -29,23 +39,22 @@ fn members_that_join_and_leave_under_load_run_every_event_once() {
         || format!("{:?}, {:?}", partitions(&first), partitions(&second)),
     );
 
-    let third = ladder.start("third", &STAGE);
+    let mut third = ladder.start("third", &STAGE);
     until("the third gets partitions, too", || third.starts().len() >= 50, || third.log());
 
     second.signal(Signal::TERM);
     assert_eq!(second.exit_code(LIMIT), 0);
-    let left = load.sent();
-    until(
-        "the others run what comes after the second has left, from every partition",
-        || {
-            let ran = done(&[&first, &third]);
-            ran.difference(&left).map(|id| partition_of(id)).collect::<BTreeSet<_>>().len() == 6
-        },
-        || format!("{:?}, {:?}", partitions(&first), partitions(&third)),
-    );
+    until_all_run(&load, &[&first, &third]);
+
+    // One leaves while another joins.
+    let fourth = ladder.start("fourth", &STAGE);
+    third.signal(Signal::INT);
+    assert_eq!(third.exit_code(LIMIT), 0);
+    until("the fourth gets partitions", || fourth.starts().len() >= 50, || fourth.log());
+    until_all_run(&load, &[&first, &fourth]);
 
     let sent = load.finish();
-    let workers = [&first, &second, &third];
+    let workers = [&first, &second, &third, &fourth];
     until_done(&sent, &workers);
     let counts = started(&workers);
     assert_eq!(counts.keys().collect::<Vec<_>>(), sent.iter().collect::<Vec<_>>());
