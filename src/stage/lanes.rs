@@ -66,11 +66,11 @@ impl LaneState {
         self.halted.load(Ordering::Relaxed)
     }
 
-    pub(super) fn taken_in(&self, records: usize) {
+    pub(crate) fn taken_in(&self, records: usize) {
         self.queued.fetch_sub(records, Ordering::Relaxed);
     }
 
-    pub(super) fn tell(&self, position: Option<i64>, paused: bool, waiting: usize, in_flight: usize, halted: bool) {
+    pub(crate) fn tell(&self, position: Option<i64>, paused: bool, waiting: usize, in_flight: usize, halted: bool) {
         self.waiting.store(waiting, Ordering::Relaxed);
         self.in_flight.store(in_flight, Ordering::Relaxed);
         self.halted.store(halted, Ordering::Relaxed);
@@ -89,16 +89,16 @@ pub struct LaneHandle {
     max_in_flight: usize,
 }
 
-/// The lane's end.
+/// The lane's end. Visible in the crate so that the consumer's tests can play the lane.
 #[derive(Debug)]
-pub(super) struct LaneEnds {
-    pub(super) commands: mpsc::UnboundedReceiver<LaneCommand>,
-    pub(super) state: Arc<LaneState>,
-    pub(super) ended: watch::Sender<bool>,
+pub(crate) struct LaneEnds {
+    pub(crate) commands: mpsc::UnboundedReceiver<LaneCommand>,
+    pub(crate) state: Arc<LaneState>,
+    pub(crate) ended: watch::Sender<bool>,
 }
 
 impl LaneHandle {
-    pub(super) fn new(max_in_flight: usize) -> (Self, LaneEnds) {
+    pub(crate) fn new(max_in_flight: usize) -> (Self, LaneEnds) {
         let (tx, rx) = mpsc::unbounded_channel();
         let (ended_tx, ended_rx) = watch::channel(false);
         let state = Arc::new(LaneState::new());

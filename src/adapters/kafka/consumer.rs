@@ -83,6 +83,12 @@ const LOOK: Duration = Duration::from_micros(200);
 /// How often watermarks are stored; librdkafka commits them every second.
 const STORE_EVERY: Duration = Duration::from_millis(100);
 
+/// A member learns of a rebalance by its next heartbeat, and until all have, the partitions that move stand still: so
+/// heartbeats are frequent even where the session is long.
+fn heartbeat(session_timeout: Duration) -> Duration {
+    (session_timeout / 5).clamp(Duration::from_millis(1), Duration::from_secs(1))
+}
+
 struct Assigned {
     lane: LaneHandle,
     paused: bool,
@@ -236,7 +242,7 @@ impl StageConsumer {
         config
             .set("group.id", &options.group_id)
             .set("session.timeout.ms", options.session_timeout.as_millis().to_string())
-            .set("heartbeat.interval.ms", (options.session_timeout.as_millis() / 5).max(1).to_string())
+            .set("heartbeat.interval.ms", heartbeat(options.session_timeout).as_millis().to_string())
             .set("fetch.queue.backoff.ms", "20")
             .set("fetch.wait.max.ms", "50")
             .set("topic.metadata.refresh.interval.ms", "60000");
@@ -279,9 +285,21 @@ impl StageConsumer {
     /// Polls until `stop` is set, then drains the lanes, stores what they reached and leaves the group.
     ///
     /// # Errors
-    /// When the client cannot go on: fenced by another member, or a fatal error.
+    /// When the client cannot go on: fenced by another member, or a fatal error. The lanes are drained all the same,
+    /// so that what runs here is settled and not executed again by the next owner; nothing is stored.
     pub fn run(self, stop: &AtomicBool, alive: impl Fn()) -> Result<(), Error> {
         let context = Arc::clone(self.consumer.context());
+        let result = self.poll(&context, stop, alive);
+        let lanes: Vec<_> = context.lanes().drain().collect();
+        let reached = context.drain(lanes);
+        if result.is_ok() {
+            context.store(&self.consumer, &reached);
+        }
+        // Dropping the consumer closes it: what is stored is committed, the group is left.
+        result
+    }
+
+    fn poll(&self, context: &Context, stop: &AtomicBool, alive: impl Fn()) -> Result<(), Error> {
         let mut last_store = Instant::now();
         while !stop.load(Ordering::Relaxed) {
             alive();
@@ -306,16 +324,12 @@ impl StageConsumer {
             self.see_to_pauses(&mut lanes);
             if last_store.elapsed() >= STORE_EVERY {
                 last_store = Instant::now();
-                self.store_watermarks(&context, &mut lanes);
+                self.store_watermarks(context, &mut lanes);
             }
             while hold_back(&mut lanes) {
                 std::thread::sleep(LOOK);
             }
         }
-        let lanes: Vec<_> = context.lanes().drain().collect();
-        let reached = context.drain(lanes);
-        context.store(&self.consumer, &reached);
-        // Dropping the consumer closes it: what is stored is committed, the group is left.
         Ok(())
     }
 
@@ -418,3 +432,6 @@ fn own(message: &BorrowedMessage<'_>) -> Record {
         headers,
     }
 }
+
+#[cfg(test)]
+mod tests;
