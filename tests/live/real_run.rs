@@ -3,10 +3,12 @@
 //! call, and by reading every topic back without our codec.
 //!
 //! Reading order: `plan` (what is produced and what has to come of it), `workers`, `observer`, `topics` (the actors),
-//! `evidence`, `records`, `figures` (the judgement).
+//! `evidence`, `records`, `figures`, `marks` (the judgement), `bites` (whether the judgement would notice).
 
+mod bites;
 mod evidence;
 mod figures;
+mod marks;
 mod observer;
 mod plan;
 mod records;
@@ -139,7 +141,7 @@ fn ten_thousand_events_survive_a_kill_of_every_stage() {
     let dlq_logs: String = workers.ever_of_stage(4).iter().map(|name| workers.read_log(name)).collect();
     faults.unless(dlq_logs.contains("dead letters"), || "the dlq stage logged no dead letters".into());
 
-    let read = |stage: usize| Reader::new(&names.topic(stage)).to_the_end();
+    let read = |stage: usize| Reader::new(&names.topic(stage)).into_records();
     let evidence = Evidence {
         plan: &plan,
         group: names.group.clone(),
@@ -150,11 +152,9 @@ fn ten_thousand_events_survive_a_kill_of_every_stage() {
         retries: [Vec::new(), read(1), read(2), read(3)],
         dlq: read(4),
     };
-    let mut figures = Figures::of(&evidence, SESSION + LEASE + Duration::from_secs(4), CONCURRENCY, &mut faults);
+    let mut figures = judge(&evidence, &mut faults);
     figures.wall = wall;
-    evidence.check_main(&mut faults);
-    evidence.check_requests(&mut faults);
-    evidence.check_moved(&mut faults);
+    marks::check(&redis_url(), &names.prefix, &figures, &mut faults);
     faults.unless(dead == evidence.dead().len(), || format!("{dead} dead letters seen on the way, then others"));
     for stage in [0, 1] {
         let busy = figures.by_process.keys().filter(|name| name.starts_with(&stage_name(stage))).count();
@@ -168,6 +168,21 @@ fn ten_thousand_events_survive_a_kill_of_every_stage() {
         text
     });
     assert!(faults.0.is_empty(), "{} faults, the first of them:\n{shown}", faults.0.len());
+    bites::the_judgement_would_have_noticed(&evidence);
+    marks::remove(&redis_url(), &names.prefix);
+    topics::delete(&[0, 1, 2, 3, 4].map(|stage| names.topic(stage)));
+}
+
+/// All checks of what was seen.
+fn judge(evidence: &Evidence<'_>, faults: &mut Faults) -> Figures {
+    // A killed member counts as one until its session is over, its claims hold until their lease is, and a busy claim is
+    // tried again after up to half a lease more.
+    let recovery = SESSION + LEASE + LEASE / 2;
+    let figures = Figures::of(evidence, recovery, CONCURRENCY, faults);
+    evidence.check_main(faults);
+    evidence.check_requests(faults);
+    evidence.check_moved(faults);
+    figures
 }
 
 /// Waits until every event has its end; on the way kills one process of each stage, each after a fifth of its stage's

@@ -11,7 +11,11 @@ use super::workers::{Kill, stage_name};
 /// Delays of the retry stages in microseconds, by stage.
 pub(crate) const DELAYS: [u64; 4] = [0, 1_000_000, 2_000_000, 4_000_000];
 
+/// How long before a kill an execution may have ended and its record of that still be under way; microseconds.
+const IN_HAND: u64 = 2_000_000;
+
 /// Everything that was seen.
+#[derive(Clone)]
 pub(crate) struct Evidence<'a> {
     pub(crate) plan: &'a Plan,
     pub(crate) group: String,
@@ -108,9 +112,10 @@ impl Evidence<'_> {
         self.kills.iter().find(|kill| kill.instance == instance)
     }
 
-    /// Whether the process of this request was killed afterwards, so that its outcome may have been lost.
+    /// Whether its process was killed while it had this request in hand, so that the outcome may have been lost. (It may
+    /// arrive after the kill: what was sent is in the kernel's hands.)
     pub(crate) fn explains_a_repeat(&self, seen: &Seen) -> bool {
-        self.killed(&seen.instance).is_some_and(|kill| seen.arrived <= kill.gone)
+        self.killed(&seen.instance).is_some_and(|kill| seen.ended + IN_HAND >= kill.at)
     }
 
     /// Until when the request certainly was executed by somebody.

@@ -18,6 +18,8 @@ pub(crate) struct Figures {
     pub(crate) off_plan: usize,
     pub(crate) executions: usize,
     pub(crate) planned: usize,
+    /// Records on retry topics and the DLQ when nothing goes wrong.
+    pub(crate) moves: usize,
     /// Repeats of an execution whose process was killed.
     pub(crate) explained: usize,
     pub(crate) unexplained: usize,
@@ -46,6 +48,7 @@ impl Figures {
             off_plan: off_plan.len(),
             executions: evidence.requests.len(),
             planned: (0..4).map(|stage| plan.executions(stage)).sum(),
+            moves: (1..4).map(|stage| plan.executions(stage)).sum::<usize>() + plan.dead(),
             kills: evidence.kills.len(),
             ..Figures::default()
         };

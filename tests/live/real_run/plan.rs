@@ -168,9 +168,14 @@ pub(crate) struct Plan {
 
 impl Plan {
     pub(crate) fn new() -> Self {
-        let events: Vec<_> = (0..EVENTS).map(Planned::new).collect();
+        Self::of(EVENTS)
+    }
+
+    /// The first so many events.
+    pub(crate) fn of(count: usize) -> Self {
+        let events: Vec<_> = (0..count).map(Planned::new).collect();
         let by_id: HashMap<_, _> = events.iter().map(|event| (event.id.clone(), event.index)).collect();
-        assert_eq!(by_id.len(), EVENTS, "ids are unique");
+        assert_eq!(by_id.len(), count, "ids are unique");
         for event in events.iter().filter(|event| event.kind == Kind::Garbage) {
             let value = event.value.as_deref().expect("garbage has a value");
             assert!(OrderPlaced::decode(value).is_err(), "{} must not be readable", event.id);

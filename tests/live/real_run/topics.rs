@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{DeliveryResult, Header, Headers, Message, OwnedHeaders};
@@ -154,7 +156,7 @@ impl Reader {
     }
 
     /// Everything up to the ends that the topic has now.
-    pub(crate) fn to_the_end(self) -> Vec<Stored> {
+    pub(crate) fn into_records(self) -> Vec<Stored> {
         let mut open: Vec<i64> = (0..PARTITIONS).map(|p| end(&self.consumer, &self.topic, p)).collect();
         let mut records = Vec::new();
         let begun = Instant::now();
@@ -210,4 +212,13 @@ impl Group {
         };
         (0..PARTITIONS).map(lag).sum()
     }
+}
+
+/// Removes the topics of a run that went well; those of one that did not stay to be looked at.
+pub(crate) fn delete(topics: &[String]) {
+    let client: AdminClient<DefaultClientContext> = client_config().create().expect("admin client");
+    let topics: Vec<_> = topics.iter().map(String::as_str).collect();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let results = runtime.block_on(client.delete_topics(&topics, &AdminOptions::new())).expect("delete topics");
+    assert!(results.iter().all(Result::is_ok), "{results:?}");
 }
