@@ -163,12 +163,12 @@ fn ten_thousand_events_survive_a_kill_of_every_stage() {
     }
 
     println!("\n{figures}");
-    assert_eq!((figures.produced, figures.lost, figures.early), (EVENTS, 0, 0), "produced, lost, started early");
     let shown = faults.0.iter().take(30).fold(String::new(), |mut text, fault| {
         writeln!(text, "  {fault}").expect("a String takes everything");
         text
     });
     assert!(faults.0.is_empty(), "{} faults, the first of them:\n{shown}", faults.0.len());
+    assert_eq!((figures.produced, figures.lost, figures.early), (EVENTS, 0, 0), "produced, lost, started early");
     bites::the_judgement_would_have_noticed(&evidence);
     marks::remove(&redis_url(), &names.prefix);
     topics::delete(&[0, 1, 2, 3, 4].map(|stage| names.topic(stage)));

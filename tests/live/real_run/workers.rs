@@ -169,10 +169,19 @@ impl Drop for Workers {
             drop(worker.child.wait());
         }
         if std::thread::panicking() {
+            self.folder.disable_cleanup(true);
+            eprintln!("---- configurations and logs: {}", self.folder.path().display());
             for worker in &self.workers {
                 let log = self.read_log(&worker.name);
                 let lines: Vec<_> = log.lines().collect();
                 let tail = &lines[lines.len().saturating_sub(TAIL)..];
+                let panics = lines.iter().position(|line| line.contains("panicked at"));
+                let panics = panics.map_or(&[][..], |at| &lines[at..lines.len().min(at + 3)]);
+                eprintln!(
+                    "---- {}: {}",
+                    worker.name,
+                    if panics.is_empty() { "no panic".into() } else { panics.join("\n") }
+                );
                 eprintln!("---- end of the log of {} ({} lines)\n{}", worker.name, lines.len(), tail.join("\n"));
             }
         }
