@@ -61,6 +61,17 @@ pub struct Pipeline {
     pub partitions: Partitions,
 }
 
+impl Pipeline {
+    /// The same with another rung at `index`, as `ladder` has it: a topic that was a rung once.
+    pub(super) fn with_orphan(&self, ladder: Ladder, index: usize, partitions: i32) -> Self {
+        let mut orphan = self.clone();
+        orphan.ladder = Arc::new(ladder);
+        orphan.settings.insert(index, self.settings[index - 1].clone());
+        orphan.partitions.0.insert(index, partitions);
+        orphan
+    }
+}
+
 /// No random bits can be had from the system.
 #[derive(Debug, thiserror::Error)]
 #[error("no random numbers from the system: {0}")]
@@ -104,6 +115,7 @@ impl Engine {
             clock: Arc::clone(&self.clock),
             permits: Arc::new(Semaphore::new(settings.concurrency)),
             partitions: pipeline.partitions.clone(),
+            gained_partitions: AtomicBool::new(false),
             keys: CopyKeys::new(&pipeline.prefix, &pipeline.ladder),
             settings,
             process: self.process,

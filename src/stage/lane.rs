@@ -33,7 +33,7 @@ const ABANDONED: Duration = Duration::from_secs(60);
 
 /// Starts a lane's task on the current tokio runtime.
 pub(super) fn open(ctx: Arc<StageContext>, runtime: &tokio::runtime::Handle) -> LaneHandle {
-    let (handle, ends) = LaneHandle::new(2 * ctx.settings.max_in_flight);
+    let (handle, ends) = LaneHandle::new(ctx.settings.max_in_flight);
     runtime.spawn(async move { Task::new(&ctx, ends).run().await });
     handle
 }

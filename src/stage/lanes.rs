@@ -86,7 +86,7 @@ pub struct LaneHandle {
     commands: mpsc::UnboundedSender<LaneCommand>,
     state: Arc<LaneState>,
     ended: watch::Receiver<bool>,
-    max_queued: usize,
+    max_in_flight: usize,
 }
 
 /// The lane's end.
@@ -98,11 +98,11 @@ pub(super) struct LaneEnds {
 }
 
 impl LaneHandle {
-    pub(super) fn new(max_queued: usize) -> (Self, LaneEnds) {
+    pub(super) fn new(max_in_flight: usize) -> (Self, LaneEnds) {
         let (tx, rx) = mpsc::unbounded_channel();
         let (ended_tx, ended_rx) = watch::channel(false);
         let state = Arc::new(LaneState::new());
-        let handle = Self { commands: tx, state: Arc::clone(&state), ended: ended_rx, max_queued };
+        let handle = Self { commands: tx, state: Arc::clone(&state), ended: ended_rx, max_in_flight };
         (handle, LaneEnds { commands: rx, state, ended: ended_tx })
     }
 
@@ -126,7 +126,12 @@ impl LaneHandle {
 
     /// Whether the partition should be paused now: the lane says so, or has not caught up with what it was handed.
     pub fn paused(&self) -> bool {
-        self.state.paused.load(Ordering::Relaxed) || self.state.queued.load(Ordering::Relaxed) > self.max_queued
+        self.state.paused.load(Ordering::Relaxed) || self.state.queued.load(Ordering::Relaxed) > 2 * self.max_in_flight
+    }
+
+    /// Whether the lane has about as much to do as it should be given: time to let it catch up.
+    pub fn crowded(&self) -> bool {
+        self.state.in_flight() > self.max_in_flight / 2
     }
 
     /// Whether the lane has ended.

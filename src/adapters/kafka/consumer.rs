@@ -70,9 +70,16 @@ pub struct Options {
 }
 
 /// Most records taken from the client before they are handed over.
-const BATCH: usize = 1_000;
+const BATCH: usize = 500;
 /// Longest wait for a record, so that pauses, resumes and watermarks are seen to.
 const POLL: Duration = Duration::from_millis(20);
+/// How long the poll thread waits for a crowded lane before it goes on and lets the partition be paused.
+///
+/// A pause throws away what the client has fetched ahead, so a lane that is merely busy is better waited for; one that
+/// is stuck must not hold up the others.
+const HOLD_BACK: Duration = Duration::from_millis(50);
+/// Between two looks at a crowded lane.
+const LOOK: Duration = Duration::from_micros(200);
 /// How often watermarks are stored; librdkafka commits them every second.
 const STORE_EVERY: Duration = Duration::from_millis(100);
 
@@ -80,6 +87,8 @@ struct Assigned {
     lane: LaneHandle,
     paused: bool,
     stored: i64,
+    /// Since when its lane has had more to do than it should be given.
+    crowded_since: Option<Instant>,
     /// Polled and not yet handed over. Kept with the assignment: a record of an earlier one must not reach a later
     /// lane, whose watermark would then pass records that are still to come.
     batch: Vec<Record>,
@@ -165,7 +174,10 @@ impl ConsumerContext for Context {
                 let mut lanes = self.lanes();
                 for partition in partitions {
                     let lane = self.host.open(partition);
-                    lanes.insert(partition, Assigned { lane, paused: false, stored: -1, batch: Vec::new() });
+                    lanes.insert(
+                        partition,
+                        Assigned { lane, paused: false, stored: -1, crowded_since: None, batch: Vec::new() },
+                    );
                 }
             }
             Rebalance::Revoke(list) => {
@@ -296,6 +308,9 @@ impl StageConsumer {
                 last_store = Instant::now();
                 self.store_watermarks(&context, &mut lanes);
             }
+            while hold_back(&mut lanes) {
+                std::thread::sleep(LOOK);
+            }
         }
         let lanes: Vec<_> = context.lanes().drain().collect();
         let reached = context.drain(lanes);
@@ -358,6 +373,19 @@ impl StageConsumer {
         }
         Ok(())
     }
+}
+
+/// Whether a lane is crowded that was not given time to catch up yet.
+fn hold_back(lanes: &mut HashMap<i32, Assigned>) -> bool {
+    let mut wait = false;
+    for assigned in lanes.values_mut() {
+        if assigned.paused || !assigned.lane.crowded() {
+            assigned.crowded_since = None;
+        } else {
+            wait |= assigned.crowded_since.get_or_insert_with(Instant::now).elapsed() < HOLD_BACK;
+        }
+    }
+    wait
 }
 
 /// Copies a record out of the client's buffers, key, value and headers in one allocation.
