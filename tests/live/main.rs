@@ -5,5 +5,6 @@ mod operations;
 #[allow(dead_code, reason = "the other tests that share it use the rest")]
 #[path = "../support/redis_server.rs"]
 mod redis_server;
+mod real_run;
 mod support;
 mod topics;
