@@ -55,7 +55,7 @@ pub(crate) struct DemoArgs {
     #[arg(long, value_name = "R", default_value_t = 0.2)]
     fail_ratio: f64,
     /// Same seed, same orders and same failures
-    #[arg(long, value_name = "S", default_value_t = 0)]
+    #[arg(long, value_name = "S", default_value_t = 1)]
     seed: u64,
     /// Keep the broker up after the summary, until Ctrl-C
     #[arg(long)]
@@ -149,11 +149,13 @@ fn intro(args: &DemoArgs, demo: &Demo) -> String {
     let (address, dlq) = (demo.broker.address(), &demo.ladder.dlq().topic);
     let percent = format!("{:.1}", args.fail_ratio * 100.0);
     format!(
-        "Retry Ladder demo: {} sample orders, {} % of them fail at first (seed {}).\n\
+        "Retry Ladder demo: {} sample orders, about {} % of them fail at first (seed {}).\n\
          Nothing here is durable: broker and deduplication live in this process and end with it.\n\
          \n\
          The embedded broker listens on {address}; any Kafka client can join, for example\n\
-         \x20 kcat -b {address} -C -t {dlq} -f '%k %h\\n'\n",
+         \x20 kcat -b {address} -C -t {dlq} -f '%k %h\\n'\n\
+         \n\
+         waiting: not due yet    overdue: due and not started    retried, dead: moved to the next stage, to the DLQ\n",
         screen::grouped(args.events),
         percent.strip_suffix(".0").unwrap_or(&percent),
         args.seed,

@@ -197,9 +197,9 @@ impl Screen {
     pub(super) fn end(&mut self, view: &View) {
         self.last_line = None;
         self.show(view);
-        match self.bar.take() {
-            Some(bar) => bar.abandon_with_message(self.picture(view)),
-            None => {}
+        if let Some(bar) = self.bar.take() {
+            bar.abandon_with_message(self.picture(view));
+            self.line(""); // the cursor is still at the end of the last line
         }
         self.line("");
     }

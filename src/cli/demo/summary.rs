@@ -50,7 +50,7 @@ fn is_zero(number: &u64) -> bool {
 struct Aside {
     dlq: String,
     by_class: BTreeMap<String, u64>,
-    retries: usize,
+    retries: u64,
     problems: Vec<String>,
 }
 
@@ -147,33 +147,26 @@ impl Summary {
     /// For people.
     pub(super) fn text(&self, problems: &[String]) -> String {
         let mut text = String::new();
-        let mut row = |name: &str, value: u64, note: &str| {
-            let line = format!("{name:<14}{:>9}   {note}", grouped(value));
+        let mut row = |name: &str, value: &str, note: &str| {
+            let line = format!("{name:<14}{value:>9}   {note}");
             // A String takes everything.
             writeln!(text, "{}", line.trim_end()).ok();
         };
-        row("produced", self.produced, "");
-        row("done", self.done, "by the handler's own record");
+        row("produced", &grouped(self.produced), "");
+        row("done", &grouped(self.done), "by the handler's own record");
         let classes: Vec<_> = self.aside.by_class.iter().map(|(class, n)| format!("{} {class}", grouped(*n))).collect();
         let classes = if classes.is_empty() { String::new() } else { format!(": {}", classes.join(", ")) };
-        row("dead-lettered", self.dead_lettered, &format!("read back from {}{classes}", self.aside.dlq));
-        row("lost", self.lost, "");
+        row("dead-lettered", &grouped(self.dead_lettered), &format!("read back from {}{classes}", self.aside.dlq));
+        row("lost", &grouped(self.lost), "");
         if self.unfinished > 0 {
-            row("unfinished", self.unfinished, "still on the ladder when the demo was interrupted");
+            row("unfinished", &grouped(self.unfinished), "still on the ladder when the demo was interrupted");
         }
         let Lateness { p50, p99, max } = &self.lateness_ms;
-        row(
-            "executions",
-            self.executions,
-            &format!("{} repeated, {} started early", self.repeated_unexplained, self.early),
-        );
-        if self.aside.retries > 0 {
-            row(
-                "retries late",
-                self.aside.retries as u64,
-                &format!("p50 {p50:.1} ms, p99 {p99:.1} ms, max {max:.1} ms after their due time"),
-            );
-        }
+        let (retries, repeated, early) = (grouped(self.aside.retries), self.repeated_unexplained, self.early);
+        let note = format!("{retries} of them retries; {repeated} repeated, {early} started before their due time");
+        row("executions", &grouped(self.executions), &note);
+        let note = format!("p50 {p50:.1} ms, p99 {p99:.1} ms, max {max:.1} ms from a retry's due time to its start");
+        row("lateness", "", &note);
         writeln!(text, "\n{:<9}{:>11}{:>9}{:>11}{:>15}", "stage", "executions", "done", "forwarded", "dead-lettered")
             .ok();
         for stage in &self.stages {
@@ -190,6 +183,7 @@ impl Summary {
             }
             [] => {
                 writeln!(text, "It adds up: {produced} produced = {done} done + {dead} dead-lettered, none lost.").ok();
+                text.push_str("The same ladder on a Kafka and Redis of your own: pipeline --help\n");
             }
             problems => {
                 text.push_str("It does NOT add up:\n");
@@ -215,7 +209,7 @@ fn stage_summary(stage: &RunningStage) -> StageSummary {
 
 /// Counts distinct events by their ids.
 fn count(produced: &[u64], own: &Executions, dlq: &[Record], stages: Vec<StageSummary>, end: End) -> Summary {
-    let mut aside = Aside { retries: own.lateness.len(), ..Aside::default() };
+    let mut aside = Aside { retries: own.lateness.len() as u64, ..Aside::default() };
     let mut dead: HashSet<&str> = HashSet::new();
     for record in dlq {
         let text = |name| record.header(name).and_then(|value| std::str::from_utf8(value).ok());
@@ -303,7 +297,7 @@ mod tests {
         let summary = check(&own(&[1, 2]), &dlq, stages(4, 2, 1), End::Finished, &[]);
         assert_eq!((summary.produced, summary.done, summary.dead_lettered, summary.lost), (3, 2, 1, 0));
         let text = summary.text(&[]);
-        assert!(text.ends_with("It adds up: 3 produced = 2 done + 1 dead-lettered, none lost.\n"), "{text}");
+        assert!(text.contains("\nIt adds up: 3 produced = 2 done + 1 dead-lettered, none lost.\n"), "{text}");
         assert!(text.contains(": 1 exhausted\n"), "{text}");
     }
 
