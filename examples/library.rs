@@ -3,6 +3,8 @@
 //! A bank refuses some charges for a while and one card for ever. The handler only says so; the ladder waits, tries
 //! again, and puts aside what never works. The program runs on the embedded broker, so it needs no server. On a real
 //! Kafka give its address, leave `topics_as_configured` out and `idempotency` at its default, which is Redis.
+#![allow(clippy::print_stdout, reason = "it tells what it does")]
+#![allow(missing_docs, unreachable_pub, reason = "a program; tests/demo.rs runs it, too")]
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -71,7 +73,6 @@ impl Handler for Billing {
 }
 
 #[tokio::main]
-#[allow(missing_docs, unreachable_pub, reason = "tests/demo.rs runs it, too")]
 pub async fn main() -> Result<(), Box<dyn Error>> {
     let broker = EmbeddedBroker::start()?;
     let sources = Sources::inline("library.rs", CONFIG).flag("the program", "kafka.brokers", broker.address());

@@ -1,5 +1,6 @@
 //! `pipeline demo` as a newcomer runs it, and the library example: without a server, in an empty directory. What must
 //! come of the events is computed here from the published rule, not taken from the program.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};

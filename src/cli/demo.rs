@@ -124,7 +124,7 @@ async fn demo(args: &DemoArgs) -> Result<bool, Error> {
     let end = watch(&demo, &feed, &mut screen, &mut signals).await;
     feed.stop();
     if end == End::Interrupted {
-        screen.line("interrupted: handlers that run are waited for; a second signal ends the process at once");
+        screen.line("interrupted: what runs is waited for; a second signal ends the process at once");
     }
     let second = tokio::spawn(async move {
         signals.recv().await;
@@ -155,7 +155,8 @@ fn intro(args: &DemoArgs, demo: &Demo) -> String {
          The embedded broker listens on {address}; any Kafka client can join, for example\n\
          \x20 kcat -b {address} -C -t {dlq} -f '%k %h\\n'\n\
          \n\
-         waiting: not due yet    overdue: due and not started    retried, dead: moved to the next stage, to the DLQ\n",
+         waiting = not due yet            retried = moved to the next stage\n\
+         overdue = due and not started    dead    = moved to the DLQ\n",
         screen::grouped(args.events),
         percent.strip_suffix(".0").unwrap_or(&percent),
         args.seed,

@@ -29,7 +29,8 @@ pub(super) struct Executions {
     pub(super) lateness: Vec<Duration>,
     /// Ids of the events that succeeded.
     pub(super) done: HashSet<Arc<str>>,
-    started: HashSet<(Arc<str>, u32)>,
+    /// Event id and attempt of every start.
+    pub(super) started: HashSet<(Arc<str>, u32)>,
 }
 
 impl Executions {

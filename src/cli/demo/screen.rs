@@ -173,7 +173,7 @@ impl Screen {
     #[allow(clippy::print_stderr, reason = "the command line talks to a person")]
     pub(super) fn line(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
+            Some(bar) => bar.println(text),
             None => eprintln!("{text}"),
         }
     }

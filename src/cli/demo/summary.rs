@@ -159,13 +159,13 @@ impl Summary {
         row("dead-lettered", &grouped(self.dead_lettered), &format!("read back from {}{classes}", self.aside.dlq));
         row("lost", &grouped(self.lost), "");
         if self.unfinished > 0 {
-            row("unfinished", &grouped(self.unfinished), "still on the ladder when the demo was interrupted");
+            row("unfinished", &grouped(self.unfinished), "still on the ladder at the interrupt");
         }
         let Lateness { p50, p99, max } = &self.lateness_ms;
         let (retries, repeated, early) = (grouped(self.aside.retries), self.repeated_unexplained, self.early);
-        let note = format!("{retries} of them retries; {repeated} repeated, {early} started before their due time");
+        let note = format!("{retries} retries, {repeated} repeated, {early} started early");
         row("executions", &grouped(self.executions), &note);
-        let note = format!("p50 {p50:.1} ms, p99 {p99:.1} ms, max {max:.1} ms from a retry's due time to its start");
+        let note = format!("p50 {p50:.1} ms, p99 {p99:.1} ms, max {max:.1} ms (start - due)");
         row("lateness", "", &note);
         writeln!(text, "\n{:<9}{:>11}{:>9}{:>11}{:>15}", "stage", "executions", "done", "forwarded", "dead-lettered")
             .ok();
