@@ -119,12 +119,12 @@ async fn demo(args: &DemoArgs) -> Result<bool, Error> {
     let logs = LogLines::start();
     let mut demo = setup::start(options)?;
     let mut screen = Screen::new(logs, args.events);
-    screen.intro(&intro(args, &demo));
-    let feed = Feed::start(&demo, args.events, args.seed)?;
+    screen.print(&intro(args, &demo));
+    let mut feed = Feed::start(&demo, args.events, args.seed)?;
     let end = watch(&demo, &feed, &mut screen, &mut signals).await;
-    feed.stop();
+    feed.stop(&demo).await;
     if end == End::Interrupted {
-        screen.line("interrupted: what runs is waited for; a second signal ends the process at once");
+        screen.print("interrupted: what runs is waited for; a second signal ends the process at once");
     }
     let second = tokio::spawn(async move {
         signals.recv().await;
@@ -139,7 +139,7 @@ async fn demo(args: &DemoArgs) -> Result<bool, Error> {
     tell(args, &summary, &problems);
     if args.keep && end == End::Finished {
         let mut signals = Signals::new()?;
-        screen.line(&format!("the broker stays up at {} until Ctrl-C", demo.broker.address()));
+        screen.print(&format!("the broker stays up at {} until Ctrl-C", demo.broker.address()));
         signals.recv().await;
     }
     Ok(problems.is_empty())
@@ -149,10 +149,10 @@ fn intro(args: &DemoArgs, demo: &Demo) -> String {
     let (address, dlq) = (demo.broker.address(), &demo.ladder.dlq().topic);
     let percent = format!("{:.1}", args.fail_ratio * 100.0);
     format!(
-        "Retry Ladder demo: {} sample orders, about {} % of them fail at first (seed {}).\n\
-         Nothing here is durable: broker and deduplication live in this process and end with it.\n\
+        "Retry Ladder demo: {} sample orders, about {} % fail at first (seed {}).\n\
+         Nothing here is durable: broker and deduplication end with this process.\n\
          \n\
-         The embedded broker listens on {address}; any Kafka client can join, for example\n\
+         The embedded broker listens on {address}. Any Kafka client can join in:\n\
          \x20 kcat -b {address} -C -t {dlq} -f '%k %h\\n'\n\
          \n\
          waiting = not due yet            retried = moved to the next stage\n\
@@ -194,12 +194,11 @@ async fn stop(stages: &mut [RunningStage]) -> Result<(), Error> {
     Ok(())
 }
 
-#[allow(clippy::print_stderr, reason = "the command line talks to a person")]
 fn tell(args: &DemoArgs, summary: &Summary, problems: &[String]) {
     // A reader that has gone away is no fault of the ladder.
     let mut out = std::io::stdout();
     if args.json {
-        eprint!("{}", summary.text(problems));
+        drop(write!(std::io::stderr(), "{}", summary.text(problems)));
         drop(writeln!(out, "{}", summary.json()));
     } else {
         drop(write!(out, "{}", summary.text(problems)));

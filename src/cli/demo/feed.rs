@@ -20,6 +20,9 @@ const AT_LEAST: Duration = Duration::from_secs(2);
 /// Events per second at most: what a debug build keeps up with.
 const MAX_RATE: f64 = 2_500.0;
 
+/// Longest wait for the last acknowledgements.
+const FLUSH: Duration = Duration::from_secs(10);
+
 /// The id of the n-th event.
 pub(super) fn event_id(n: u64) -> String {
     format!("order-{n:06}")
@@ -116,8 +119,13 @@ impl Feed {
         self.acknowledged() + failed >= self.events
     }
 
-    /// Produces no more.
-    pub(super) fn stop(&self) {
+    /// Produces no more, and waits for the acknowledgements of what was handed over.
+    pub(super) async fn stop(&mut self, demo: &Demo) {
         self.task.abort();
+        // Cancelled or at its end: either is fine.
+        drop((&mut self.task).await);
+        let publisher = Arc::clone(&demo.publisher);
+        // What is not acknowledged by then counts as not produced, and the summary will say so.
+        drop(tokio::task::spawn_blocking(move || publisher.flush(FLUSH)).await);
     }
 }

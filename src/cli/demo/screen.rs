@@ -5,7 +5,6 @@ use std::io::{self, IsTerminal as _, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tracing_subscriber::EnvFilter;
 
 use crate::app::engine::RunningStage;
@@ -145,74 +144,91 @@ pub(super) struct Screen {
     logs: LogLines,
     events: u64,
     started: Instant,
-    bar: Option<ProgressBar>,
+    /// Whether the output is a terminal that can move its cursor.
+    live: bool,
     bold: bool,
+    /// Lines of the picture that is on the terminal now; the cursor is at the start of the line below it.
+    drawn: usize,
     last_line: Option<Instant>,
 }
 
 impl Screen {
     /// A screen for a run of so many events; the clock runs from now.
     pub(super) fn new(logs: LogLines, events: u64) -> Self {
-        let style = ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
-        let bar = io::stderr()
-            .is_terminal()
-            .then(|| ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(20)).with_style(style));
-        // A terminal that cannot move the cursor gets lines, too.
-        let bar = bar.filter(|bar| !bar.is_hidden());
-        let bold = bar.is_some() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-        Self { logs, events, started: Instant::now(), bar, bold, last_line: None }
+        let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+        let live = io::stderr().is_terminal() && set("TERM").is_some_and(|term| term != "dumb");
+        let bold = live && set("NO_COLOR").is_none();
+        Self { logs, events, started: Instant::now(), live, bold, drawn: 0, last_line: None }
     }
 
-    /// What comes before all else.
-    #[allow(clippy::print_stderr, reason = "the command line talks to a person")]
-    pub(super) fn intro(&self, text: &str) {
-        eprintln!("{text}");
-    }
-
-    /// A line of its own.
-    #[allow(clippy::print_stderr, reason = "the command line talks to a person")]
-    pub(super) fn line(&self, text: &str) {
-        match &self.bar {
-            Some(bar) => bar.println(text),
-            None => eprintln!("{text}"),
-        }
+    /// Lines of their own, above the table.
+    pub(super) fn print(&mut self, text: &str) {
+        self.write(&[text], &[]);
     }
 
     /// The ladder now.
     pub(super) fn show(&mut self, view: &View) {
-        for line in self.logs.take() {
-            self.line(&line);
+        let logs = self.logs.take();
+        let mut above: Vec<&str> = logs.iter().map(String::as_str).collect();
+        if self.live {
+            self.write(&above, &self.picture(view));
+            return;
         }
-        match &self.bar {
-            Some(bar) => bar.set_message(self.picture(view)),
-            None if self.last_line.is_none_or(|last| last.elapsed() >= LINE_EVERY) => {
-                self.last_line = Some(Instant::now());
-                self.line(&view.plain(self.events, self.started.elapsed()));
-            }
-            None => {}
+        let plain = view.plain(self.events, self.started.elapsed());
+        if self.last_line.is_none_or(|last| last.elapsed() >= LINE_EVERY) {
+            self.last_line = Some(Instant::now());
+            above.push(&plain);
         }
+        self.write(&above, &[]);
     }
 
     /// The ladder at the end; stays on the screen.
     pub(super) fn end(&mut self, view: &View) {
         self.last_line = None;
         self.show(view);
-        if let Some(bar) = self.bar.take() {
-            bar.abandon_with_message(self.picture(view));
-            self.line(""); // the cursor is still at the end of the last line
-        }
-        self.line("");
+        self.drawn = 0;
+        self.print("");
     }
 
-    fn picture(&self, view: &View) -> String {
+    /// Puts `above` where the picture was, and `picture` below it, in one write so that nothing flickers.
+    fn write(&mut self, above: &[&str], picture: &[String]) {
+        let text = redraw(self.drawn, above, picture);
+        self.drawn = picture.len();
+        // Somebody who has closed standard error does not look.
+        drop(io::stderr().write_all(text.as_bytes()));
+    }
+
+    fn picture(&self, view: &View) -> Vec<String> {
         let mut lines = view.table();
         if self.bold {
             lines[0] = format!("\x1b[1m{}\x1b[0m", lines[0]);
         }
-        lines.push(String::new());
-        lines.push(view.progress(self.events, self.started.elapsed()));
-        lines.join("\n")
+        lines.extend([String::new(), view.progress(self.events, self.started.elapsed())]);
+        lines
     }
+}
+
+/// Text that replaces a picture of `drawn` lines. Lines of a picture are cut at the terminal's edge (no wrapping
+/// meanwhile), or the next redraw would miscount them.
+fn redraw(drawn: usize, above: &[&str], picture: &[String]) -> String {
+    let mut text = String::new();
+    if drawn > 0 {
+        // Up to its first line, then clear to the end of the screen: an echoed ^C, too.
+        text.push_str(&format!("\r\x1b[{drawn}A\x1b[J"));
+    }
+    for line in above {
+        text.push_str(line);
+        text.push('\n');
+    }
+    if !picture.is_empty() {
+        text.push_str("\x1b[?7l");
+        for line in picture {
+            text.push_str(line);
+            text.push('\n');
+        }
+        text.push_str("\x1b[?7h");
+    }
+    text
 }
 
 /// Log lines that wait to be shown.
@@ -300,6 +316,14 @@ mod tests {
         check(999, "999");
         check(1_000, "1,000");
         check(1_234_567, "1,234,567");
+    }
+
+    #[test]
+    fn a_picture_replaces_the_one_before_and_lines_come_above_it() {
+        let picture = ["a".to_owned(), "b".to_owned()];
+        assert_eq!(redraw(0, &[], &picture), "\x1b[?7la\nb\n\x1b[?7h");
+        assert_eq!(redraw(2, &["log"], &picture), "\r\x1b[2A\x1b[Jlog\n\x1b[?7la\nb\n\x1b[?7h");
+        assert_eq!(redraw(0, &["line"], &[]), "line\n", "no escapes without a picture");
     }
 
     #[test]

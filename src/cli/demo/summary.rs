@@ -48,7 +48,6 @@ fn is_zero(number: &u64) -> bool {
 /// What only people are told.
 #[derive(Clone, Debug, Default)]
 struct Aside {
-    dlq: String,
     by_class: BTreeMap<String, u64>,
     retries: u64,
     problems: Vec<String>,
@@ -89,7 +88,7 @@ impl Summary {
     pub(super) async fn take(demo: &Demo, feed: &Feed, end: End) -> anyhow::Result<Self> {
         let dlq = Arc::clone(&demo.ladder.dlq().topic);
         let dead = tokio::task::spawn_blocking({
-            let (broker, dlq) = (Arc::clone(&demo.broker), Arc::clone(&dlq));
+            let broker = Arc::clone(&demo.broker);
             move || broker.read(&dlq)
         });
         let dead = dead.await??;
@@ -97,7 +96,6 @@ impl Summary {
         let (stages, _) = demo.stages.split_at(demo.ladder.dlq().index);
         let stages = stages.iter().map(stage_summary).collect();
         let mut summary = count(&feed.produced(), &demo.recorder.executions(), &dead, stages, end);
-        summary.aside.dlq = dlq.to_string();
         summary.aside.problems.extend(feed.failures());
         Ok(summary)
     }
@@ -156,7 +154,7 @@ impl Summary {
         row("done", &grouped(self.done), "by the handler's own record");
         let classes: Vec<_> = self.aside.by_class.iter().map(|(class, n)| format!("{} {class}", grouped(*n))).collect();
         let classes = if classes.is_empty() { String::new() } else { format!(": {}", classes.join(", ")) };
-        row("dead-lettered", &grouped(self.dead_lettered), &format!("read back from {}{classes}", self.aside.dlq));
+        row("dead-lettered", &grouped(self.dead_lettered), &format!("read back from the DLQ{classes}"));
         row("lost", &grouped(self.lost), "");
         if self.unfinished > 0 {
             row("unfinished", &grouped(self.unfinished), "still on the ladder at the interrupt");
@@ -179,7 +177,11 @@ impl Summary {
         match problems {
             [] if self.unfinished > 0 => {
                 let unfinished = grouped(self.unfinished);
-                writeln!(text, "It adds up so far: {produced} produced = {done} done + {dead} dead-lettered + {unfinished} unfinished.").ok();
+                writeln!(
+                    text,
+                    "It adds up so far: {produced} = {done} done + {dead} dead-lettered + {unfinished} unfinished."
+                )
+                .ok();
             }
             [] => {
                 writeln!(text, "It adds up: {produced} produced = {done} done + {dead} dead-lettered, none lost.").ok();
