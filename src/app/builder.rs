@@ -154,12 +154,19 @@ pub struct Builder {
     handlers: HashMap<String, Arc<dyn Handler>>,
     pipelines: Vec<String>,
     stages: Vec<StageName>,
+    topics_as_configured: bool,
 }
 
 impl Builder {
     /// All stages of all pipelines, with the handlers that the configuration names.
     pub fn new(config: Config) -> Self {
-        Self { config, handlers: HashMap::new(), pipelines: Vec::new(), stages: vec![StageName::All] }
+        Self {
+            config,
+            handlers: HashMap::new(),
+            pipelines: Vec::new(),
+            stages: vec![StageName::All],
+            topics_as_configured: false,
+        }
     }
 
     /// Executes the events of a pipeline with `handler`, whatever the configuration names.
@@ -185,6 +192,14 @@ impl Builder {
         self
     }
 
+    /// Takes the topics to be as configured, without a check: for a broker that cannot be asked, such as the
+    /// [embedded](crate::adapters::kafka::embedded) one. On any other a missing or compacted topic loses events.
+    #[must_use]
+    pub fn topics_as_configured(mut self) -> Self {
+        self.topics_as_configured = true;
+        self
+    }
+
     /// Checks the topics, connects to Kafka and Redis, starts the stages.
     ///
     /// # Errors
@@ -204,7 +219,14 @@ impl Builder {
             ladders.push((Arc::new(wire::ladder(pipeline)?), wire::payload_decoder(pipeline)?));
         }
         self.check_stages(&chosen)?;
-        let (partitions, batch_size) = self.check_topics(&chosen).await?;
+        let (partitions, batch_size) = if self.topics_as_configured {
+            (
+                chosen.iter().map(|pipeline| configured_partitions(pipeline)).collect(),
+                producer::Options::default().batch_size,
+            )
+        } else {
+            self.check_topics(&chosen).await?
+        };
         let orphans = self.orphans(&chosen).await?;
         let properties = wire::properties(&self.config);
         let options = producer::Options { message_timeout: self.config.kafka.message_timeout, batch_size };
@@ -338,6 +360,11 @@ impl Builder {
         }
         Ok((counts, batch_size))
     }
+}
+
+fn configured_partitions(pipeline: &config::Pipeline) -> Partitions {
+    let count = i32::try_from(pipeline.partitions).unwrap_or(i32::MAX);
+    Partitions(vec![count; pipeline.stages().len()])
 }
 
 /// One store of each kind for the whole process.

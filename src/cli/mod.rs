@@ -1,6 +1,7 @@
 //! The `pipeline` command line: one file per command, each thin over the modules below. Only this module prints.
 
 mod config;
+mod demo;
 pub mod produce;
 mod run;
 pub mod topics;
@@ -44,6 +45,7 @@ struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    Demo(demo::DemoArgs),
     /// Check or show the configuration
     Config(config::ConfigArgs),
     /// Create, check or list the topics of the configured pipelines
@@ -65,6 +67,9 @@ pub fn main() -> ExitCode {
         let conflict = "--stage and --pipeline before a command: they belong to the call without one";
         return usage(&Cli::command().error(clap::error::ErrorKind::ArgumentConflict, conflict));
     }
+    if let Some(Command::Demo(args)) = cli.command {
+        return block_on(demo::run(args, cli.config.is_some() || cli.brokers.is_some()));
+    }
     let mut sources = Sources::new(cli.config).env(std::env::vars_os());
     if let Some(brokers) = cli.brokers {
         sources = sources.flag("--brokers", "kafka.brokers", brokers);
@@ -80,18 +85,21 @@ pub fn main() -> ExitCode {
             return code.unwrap_or(ExitCode::FAILURE);
         }
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return fail(&format!("no runtime: {error}"), 1),
-    };
-    runtime.block_on(async {
+    block_on(async {
         match cli.command {
             None => run::run(cli.run, config).await,
             Some(Command::Topics(args)) => topics(&args, &config).await,
             Some(Command::Produce(args)) => produce(args, &config).await,
-            Some(Command::Config(_)) => ExitCode::SUCCESS, // dealt with above
+            Some(Command::Config(_) | Command::Demo(_)) => ExitCode::SUCCESS, // dealt with above
         }
     })
+}
+
+fn block_on(command: impl Future<Output = ExitCode>) -> ExitCode {
+    match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(command),
+        Err(error) => fail(&format!("no runtime: {error}"), 1),
+    }
 }
 
 fn usage(error: &clap::Error) -> ExitCode {

@@ -403,7 +403,7 @@ fn hold_back(lanes: &mut HashMap<i32, Assigned>) -> bool {
 }
 
 /// Copies a record out of the client's buffers, key, value and headers in one allocation.
-fn own(message: &BorrowedMessage<'_>) -> Record {
+pub(super) fn own(message: &BorrowedMessage<'_>) -> Record {
     let (key, value) = (message.key(), message.payload());
     let mut size = key.map_or(0, <[u8]>::len) + value.map_or(0, <[u8]>::len);
     let mut count = 0;
