@@ -75,10 +75,13 @@ fn stage(name: &str, topic: &str, delay_ms: u64, copies: Vec<Copy>) -> Stage {
 
 /// Sound books: `a` done at once, `b` after one failure, `c` dead for good, `d` exhausted, `e` heals.
 fn sound() -> Ledger {
-    let events =
-        [("a", Fate::Fails(0)), ("b", Fate::Fails(1)), ("c", Fate::Permanent), ("d", Fate::Fails(9)), ("e", Fate::Heals {
-            permanent: true,
-        })];
+    let events = [
+        ("a", Fate::Fails(0)),
+        ("b", Fate::Fails(1)),
+        ("c", Fate::Permanent),
+        ("d", Fate::Fails(9)),
+        ("e", Fate::Heals { permanent: true }),
+    ];
     let produced: Vec<Produced> = events
         .iter()
         .zip(0..)
@@ -170,14 +173,8 @@ fn a_lost_event_is_told() {
 
 #[test]
 fn a_wrong_end_is_told() {
-    check(
-        |l| l.produced[0].fate = Fate::Permanent,
-        &["a: done at attempts {1}, 0 in the DLQ; should be in the DLQ"],
-    );
-    check(
-        |l| l.executions.retain(|e| (e.id.as_str(), e.attempt) != ("d", 1)),
-        &["d: attempts [1] were never made"],
-    );
+    check(|l| l.produced[0].fate = Fate::Permanent, &["a: done at attempts {1}, 0 in the DLQ; should be in the DLQ"]);
+    check(|l| l.executions.retain(|e| (e.id.as_str(), e.attempt) != ("d", 1)), &["d: attempts [1] were never made"]);
 }
 
 #[test]
@@ -310,10 +307,10 @@ fn a_wrong_header_is_told() {
         |l| set(&mut l.stages[2].copies[0], "x-ladder-error", "poison: no"),
         &["c at dlq 1:0: x-ladder-error is \"poison: no\", its class should be permanent"],
     );
-    check(|l| set(&mut l.stages[2].copies[0], "x-ladder-event-id", "z"), &[
-        "dlq 1:0: event id Some(\"z\") was never produced",
-        "c: lost",
-    ]);
+    check(
+        |l| set(&mut l.stages[2].copies[0], "x-ladder-event-id", "z"),
+        &["dlq 1:0: event id Some(\"z\") was never produced", "c: lost"],
+    );
 }
 
 #[test]

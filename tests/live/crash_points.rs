@@ -131,7 +131,7 @@ crash_test!(
     vec![
         at(Moment::Claimed, 0, "", 9).expect(with_a_claim),
         at(Moment::Effect, 0, "ok-", 5).expect(with_an_effect),
-        at(Moment::Acknowledged, 0, "f", 4).expect(with_an_acknowledgement),
+        at(Moment::Acknowledged, 0, "f1-", 4).expect(with_an_acknowledgement),
         at(Moment::Settled, 0, "", 12).expect(with_a_settlement),
         at(Moment::BeforeCommit, 0, "", 12).expect(with_a_settlement),
     ]
@@ -142,7 +142,7 @@ crash_test!(
     vec![
         at(Moment::Claimed, 1, "", 5).expect(with_a_claim),
         at(Moment::Effect, 1, "f1-", 3).expect(with_an_effect),
-        at(Moment::Acknowledged, 1, "f", 3).expect(with_an_acknowledgement),
+        at(Moment::Acknowledged, 1, "f9-", 2).expect(with_an_acknowledgement),
         at(Moment::Settled, 1, "", 5).expect(with_a_settlement),
         at(Moment::BeforeCommit, 1, "", 5).expect(with_a_settlement),
         at(Moment::Effect, 2, "f2-", 2).expect(with_an_effect),
@@ -188,13 +188,13 @@ crash_test!(
         },
         // Killed twice over.
         Case {
-            again: Some(Point { moment: Moment::Acknowledged, stage: 1, ids: "f".into(), nth: 1 }),
-            ..at(Moment::Acknowledged, 0, "f", 3).expect(with_an_acknowledgement)
+            again: Some(Point { moment: Moment::Acknowledged, stage: 1, ids: "f9-".into(), nth: 1 }),
+            ..at(Moment::Acknowledged, 0, "f1-", 3).expect(with_an_acknowledgement)
         },
         // A second instance lives on beside it …
         Case { second: true, ..at(Moment::Effect, 0, "", 6).expect(with_an_effect) },
         // … and takes over for good.
-        Case { second: true, restart: false, ..at(Moment::Acknowledged, 0, "f", 2).expect(with_an_acknowledgement) },
+        Case { second: true, restart: false, ..at(Moment::Acknowledged, 0, "f1-", 2).expect(with_an_acknowledgement) },
     ]
 );
 
@@ -273,7 +273,7 @@ fn run(test: &str, case: &Case) {
     assert!(faults.is_empty(), "{what}: {} faults:\n{}", faults.len(), faults.join("\n"));
     let summary = ledger.summary();
     let busy = std::fs::read_to_string(survivor.busy()).expect("the file of busy claims").lines().count();
-    println!("{what}: {summary}, {uncommitted} uncommitted, {busy} busy, {:.1?}", begun.elapsed());
+    eprintln!("{what}: {summary}, {uncommitted} uncommitted, {busy} busy, {:.1?}", begun.elapsed());
     (case.expect)(&Outcome { summary, kills: ledger.kills, uncommitted, busy });
 
     let topics: Vec<&str> = ladder.rungs().iter().map(|rung| &*rung.topic).collect();
@@ -341,7 +341,7 @@ impl Drop for LogsOnFailure {
             if entry.path().extension().is_some_and(|extension| extension == "log") {
                 let log = std::fs::read_to_string(entry.path()).unwrap_or_default();
                 let lines: Vec<_> = log.lines().collect();
-                let tail = lines[lines.len().saturating_sub(400)..].join("\n");
+                let tail = lines[lines.len().saturating_sub(30)..].join("\n");
                 eprintln!("--- {}: {}\n{tail}", self.what, entry.file_name().display());
             }
         }

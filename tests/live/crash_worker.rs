@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, select_all};
 use rdkafka::consumer::BaseConsumer;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
@@ -163,12 +163,8 @@ async fn work(orders: Orders) {
         handed_ttl: remembered,
         ..StageSettings::default()
     };
-    let dlq = StageSettings {
-        dedup: Dedup::Off,
-        order: Order::None,
-        tombstones: Tombstones::Deliver,
-        ..settings.clone()
-    };
+    let dlq =
+        StageSettings { dedup: Dedup::Off, order: Order::None, tombstones: Tombstones::Deliver, ..settings.clone() };
     let mut settings = vec![settings; rungs - 1];
     settings.push(dlq);
     let message = "shop.v1.OrderPlaced";
@@ -185,8 +181,12 @@ async fn work(orders: Orders) {
     };
     let stages = (0..rungs).map(|stage| engine.start(&pipeline, stage).expect("a stage"));
     let mut stages: Vec<_> = stages.collect();
-    // The sender is dropped, never used.
-    drop(stopped.await);
+    let ended = select_all(stages.iter_mut().map(|stage| stage.ended().boxed())).map(|(result, ..)| result);
+    tokio::select! {
+        // The sender is dropped, never used.
+        _ = stopped => {}
+        result = ended => panic!("a stage ended by itself: {result:?}"),
+    }
     stages.iter().for_each(|stage| stage.stop());
     for stage in &mut stages {
         stage.ended().await.expect("a stage that ends well");

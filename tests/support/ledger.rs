@@ -246,7 +246,10 @@ impl Ledger {
         }
         for stage in &self.stages {
             for (partition, committed, end) in stage.offsets.iter().filter(|(_, committed, end)| committed != end) {
-                faults.push(format!("{} partition {partition}: committed {committed}, the log ends at {end}", stage.name));
+                faults.push(format!(
+                    "{} partition {partition}: committed {committed}, the log ends at {end}",
+                    stage.name
+                ));
             }
         }
         for (key, value) in &self.keys {
@@ -331,7 +334,10 @@ impl Ledger {
             for ((id, hop), copies) in moves {
                 let kills = self.kills_with(id, hop.wrapping_sub(1), &[InHand::Published, InHand::Acknowledged]);
                 if copies > 1 + kills {
-                    faults.push(format!("{id}: {copies} records of hop {hop} on {}, {kills} kills explain one more each", stage.name));
+                    faults.push(format!(
+                        "{id}: {copies} records of hop {hop} on {}, {kills} kills explain one more each",
+                        stage.name
+                    ));
                 }
             }
         }
