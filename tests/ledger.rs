@@ -6,7 +6,7 @@
 #[path = "support/ledger.rs"]
 mod ledger;
 
-use ledger::{Copy, Execution, Fate, Header, InHand, Kill, Ledger, Produced, Stage, read_executions};
+use ledger::{Copy, Execution, Fate, Header, Held, InHand, Kill, Ledger, Produced, Stage, read_executions};
 
 const DUE: u64 = 1_700_000_000_400;
 
@@ -136,7 +136,9 @@ fn set(copy: &mut Copy, name: &str, value: &str) {
 
 /// The process was killed with this copy in hand.
 fn killed(ledger: &mut Ledger, id: &str, hop: u64, how: InHand) {
-    ledger.kills.push(Kill { in_hand: vec![(id.into(), hop, how)], settled: Vec::new() });
+    let at_us = ledger.executions[0].started_us + 1_000_000;
+    let held = Held { id: id.into(), hop, how, leased_until_us: at_us + 3_000_000 };
+    ledger.kills.push(Kill { at_us, in_hand: vec![held], settled: Vec::new() });
 }
 
 /// `id` is executed once more at its first attempt, a lease later.
@@ -230,6 +232,18 @@ fn a_second_execution_needs_a_kill_that_had_the_copy_in_hand() {
             l.executions.last_mut().unwrap().fence = 1;
         },
         &["b: attempt 1 again with fence 1, the one before had"],
+    );
+}
+
+#[test]
+fn an_execution_before_the_lease_of_a_killed_process_ended_is_told() {
+    check(
+        |l| {
+            again(l, "a", "done");
+            killed(l, "a", 0, InHand::Claimed);
+            l.kills[1].in_hand[0].leased_until_us += 1_100_000;
+        },
+        &["a: attempt 1 ran 100 ms before the lease of a killed process ended"],
     );
 }
 
@@ -331,11 +345,12 @@ fn the_files_read_back_and_a_broken_line_is_refused() {
         assert!(read_executions(line).is_err(), "{line}");
     }
 
-    let mut kill = Kill { settled: vec![("b".into(), 1)], ..Kill::default() };
+    let mut kill = Kill { at_us: 7, settled: vec![("b".into(), 1)], ..Kill::default() };
     for how in [InHand::Claimed, InHand::Published, InHand::Acknowledged] {
-        kill.in_hand.push(("a".into(), 2, how));
+        kill.in_hand.push(Held { id: "a".into(), hop: 2, how, leased_until_us: 9 });
     }
-    let back = Kill::read(&kill.write()).unwrap();
-    assert_eq!((back.in_hand, back.settled), (kill.in_hand, kill.settled));
-    assert!(Kill::read("claimed a").is_err());
+    assert_eq!(Kill::read(&kill.write()).unwrap(), kill);
+    for line in ["claimed a", "claimed 1 a", "settled one a", "died", "gone 1 a 2"] {
+        assert!(Kill::read(line).is_err(), "{line}");
+    }
 }

@@ -78,7 +78,7 @@ impl Case {
 /// The copy at the point was in hand in this way, so the kill came when it should.
 fn died_with(outcome: &Outcome, how: InHand) {
     let kill = &outcome.kills[0];
-    assert!(kill.in_hand.iter().any(|(_, _, way)| *way == how), "nothing was {how:?}: {:?}", kill.in_hand);
+    assert!(kill.in_hand.iter().any(|held| held.how == how), "nothing was {how:?}: {:?}", kill.in_hand);
 }
 
 fn with_a_claim(outcome: &Outcome) {
@@ -109,7 +109,7 @@ fn with_a_settlement(outcome: &Outcome) {
 
 fn nothing_ended_twice(outcome: &Outcome) {
     // What was with the producer may have been acknowledged just before.
-    let moving = outcome.kills.iter().flat_map(|k| &k.in_hand).any(|(_, _, way)| *way != InHand::Claimed);
+    let moving = outcome.kills.iter().flat_map(|k| &k.in_hand).any(|held| held.how != InHand::Claimed);
     assert!(moving || outcome.summary.ended_twice == 0, "{}", outcome.summary);
 }
 

@@ -36,7 +36,7 @@ use retry_ladder::stage::ports::{
 };
 use retry_ladder::telemetry::logs;
 
-use crate::ledger::{Fate, InHand, Kill};
+use crate::ledger::{Fate, Held, InHand, Kill};
 use crate::outside;
 
 /// Set in the environment of a worker: what it is to do, as JSON.
@@ -150,7 +150,7 @@ async fn work(orders: Orders) {
     let publisher = Arc::new(WitnessedPublisher { inner: publisher, witness: Arc::clone(&witness) });
     let store = redis::connect(&orders.redis, redis::Options::default()).await.expect("a redis");
     let store = Arc::new(WitnessedStore { inner: Arc::new(store), witness: Arc::clone(&witness) });
-    let handler: Arc<dyn Handler> = Arc::new(Executor { witness: Arc::clone(&witness), clock: SystemClock });
+    let handler: Arc<dyn Handler> = Arc::new(Executor { witness: Arc::clone(&witness) });
 
     let mut engine = Engine::new(properties, publisher).expect("an engine");
     engine.instance = orders.instance.clone();
@@ -205,7 +205,8 @@ struct Witness {
 
 #[derive(Default)]
 struct Seen {
-    in_hand: BTreeMap<(String, u64), InHand>,
+    /// By event id and hop: how far, and until when it is leased at least.
+    in_hand: BTreeMap<(String, u64), (InHand, u64)>,
     settled: Vec<(String, u64)>,
     matches: usize,
     /// Settlements on the stage of the point.
@@ -218,6 +219,10 @@ fn append(path: &Path) -> Mutex<File> {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn now_us() -> u64 {
+    SystemClock.now().wall.as_micros()
 }
 
 /// Event id and hop of a copy's key. The ids of these tests need no encoding.
@@ -254,8 +259,14 @@ impl Witness {
     }
 
     fn die(&self, seen: &Seen) -> ! {
-        let in_hand = seen.in_hand.iter().map(|((id, hop), how)| (id.clone(), *hop, *how)).collect();
-        let kill = Kill { in_hand, settled: seen.settled.clone() };
+        let held = |((id, hop), (how, until)): (&(String, u64), &(InHand, u64))| Held {
+            id: id.clone(),
+            hop: *hop,
+            how: *how,
+            leased_until_us: *until,
+        };
+        let in_hand = seen.in_hand.iter().map(held).collect();
+        let kill = Kill { at_us: now_us(), in_hand, settled: seen.settled.clone() };
         let mut file = File::create(self.orders.last_words()).expect("a file for the last words");
         file.write_all(kill.write().as_bytes()).and_then(|()| file.sync_all()).expect("the last words");
         rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).expect("a kill");
@@ -264,13 +275,14 @@ impl Witness {
         }
     }
 
-    fn claimed(&self, copies: &[(String, u64)], replies: &[Result<ClaimReply, StoreError>]) {
+    fn claimed(&self, copies: &[(String, u64)], replies: &[Result<ClaimReply, StoreError>], until: u64) {
         let mut seen = lock(&self.seen);
         for ((id, hop), reply) in copies.iter().zip(replies) {
             match reply {
-                Ok(ClaimReply::Claimed | ClaimReply::AlreadyOurs) => {
-                    seen.in_hand.insert((id.clone(), *hop), InHand::Claimed);
+                Ok(ClaimReply::Claimed) => {
+                    seen.in_hand.insert((id.clone(), *hop), (InHand::Claimed, until));
                 }
+                Ok(ClaimReply::AlreadyOurs) => self.moves(&mut seen, id, *hop, InHand::Claimed),
                 Ok(ClaimReply::Busy) => writeln!(lock(&self.busy), "{hop} {id}").expect("the file of busy claims"),
                 _ => {}
             }
@@ -280,6 +292,10 @@ impl Witness {
                 self.reach(&mut seen, Moment::Claimed, id, *hop);
             }
         }
+    }
+
+    fn moves(&self, seen: &mut Seen, id: &str, hop: u64, how: InHand) {
+        seen.in_hand.entry((id.to_owned(), hop)).or_insert((how, 0)).0 = how;
     }
 
     fn settled(self: &Arc<Self>, copies: &[(String, u64)], replies: &[Result<SettleReply, StoreError>]) {
@@ -343,9 +359,11 @@ impl IdempotencyStore for WitnessedStore {
     ) -> BoxFuture<'static, Vec<Result<ClaimReply, StoreError>>> {
         let copies: Vec<_> = batch.iter().map(|(key, _)| id_and_hop(key)).collect();
         let (call, witness) = (self.inner.claim(batch, lease), Arc::clone(&self.witness));
+        // Redis counts from when it executes the command, which is later.
+        let until = now_us() + lease.as_micros() as u64;
         async move {
             let replies = call.await;
-            witness.claimed(&copies, &replies);
+            witness.claimed(&copies, &replies, until);
             replies
         }
         .boxed()
@@ -402,7 +420,7 @@ impl Publisher for WitnessedPublisher {
         };
         let id = header("x-ladder-event-id").expect("an event id").to_owned();
         let hop = header("x-ladder-hop").and_then(|hop| hop.parse::<u64>().ok()).expect("a hop") - 1;
-        lock(&self.witness.seen).in_hand.insert((id.clone(), hop), InHand::Published);
+        self.witness.moves(&mut lock(&self.witness.seen), &id, hop, InHand::Published);
         let (acks, witness) = (Arc::clone(acks), Arc::clone(&self.witness));
         let acks: Arc<dyn AckSink> = Arc::new(WitnessedAck { acks, witness, id, hop });
         self.inner.publish(record, ticket, &acks);
@@ -420,7 +438,7 @@ impl AckSink for WitnessedAck {
     fn acknowledged(&self, ticket: u64, result: Result<(), PublishError>) {
         if result.is_ok() {
             let mut seen = lock(&self.witness.seen);
-            seen.in_hand.insert((self.id.clone(), self.hop), InHand::Acknowledged);
+            self.witness.moves(&mut seen, &self.id, self.hop, InHand::Acknowledged);
             self.witness.reach(&mut seen, Moment::Acknowledged, &self.id, self.hop);
         }
         self.acks.acknowledged(ticket, result);
@@ -430,7 +448,6 @@ impl AckSink for WitnessedAck {
 /// Does what the event's id spells, and writes every start and end to the disk.
 struct Executor {
     witness: Arc<Witness>,
-    clock: SystemClock,
 }
 
 impl Executor {
@@ -469,7 +486,7 @@ impl Handler for Executor {
             let begun = self.has_begun(&event.id);
             let (attempt, fence, id) = (event.attempt, event.fence, &event.id);
             let line = |what: &str, outcome: &str| {
-                let (at, record) = (self.clock.now().wall.as_micros(), &event.record);
+                let (at, record) = (now_us(), &event.record);
                 let place = format!("{}:{}", record.partition, record.offset);
                 format!("{what} {at} {} {attempt} {fence} {id} {outcome} {place}\n", event.stage_name)
             };

@@ -7,90 +7,15 @@
 //!
 //! Assumes that no event is deferred (`Retry-After`) or redriven: attempt `a` runs on stage `a − 1`.
 
+mod evidence;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fmt::{self, Write as _};
+use std::fmt;
 
-/// Name and value.
-pub(crate) type Header = (String, Option<Vec<u8>>);
+pub(crate) use evidence::{Copy, Execution, Fate, Header, Held, InHand, Kill, Produced, Stage, read_executions};
 
-/// What must come of an event, as its handler decides it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fate {
-    /// Fails this many times, then succeeds.
-    Fails(u32),
-    /// Fails for good at the first attempt.
-    Permanent,
-    /// Cannot be decoded: no handler sees it.
-    Poison,
-    /// The very first execution fails (for good: `permanent`), every later one succeeds, even one of the same attempt.
-    Heals { permanent: bool },
-}
-
-/// One event whose producer got an acknowledgement.
-#[derive(Clone, Debug)]
-pub(crate) struct Produced {
-    pub(crate) id: String,
-    pub(crate) fate: Fate,
-    pub(crate) record: Copy,
-}
-
-/// One record of any topic.
-#[derive(Clone, Debug)]
-pub(crate) struct Copy {
-    pub(crate) partition: i32,
-    pub(crate) offset: i64,
-    pub(crate) timestamp_ms: i64,
-    pub(crate) key: Option<Vec<u8>>,
-    pub(crate) value: Option<Vec<u8>>,
-    pub(crate) headers: Vec<Header>,
-}
-
-/// One stage: main first, the DLQ last.
-#[derive(Clone, Debug)]
-pub(crate) struct Stage {
-    pub(crate) name: String,
-    pub(crate) topic: String,
-    /// 0 on main and on the DLQ.
-    pub(crate) delay_ms: u64,
-    /// The topic's records.
-    pub(crate) copies: Vec<Copy>,
-    /// By partition: what the group committed, and the end of the log.
-    pub(crate) offsets: Vec<(i32, i64, i64)>,
-}
-
-/// One execution, from the handler's file.
-#[derive(Clone, Debug)]
-pub(crate) struct Execution {
-    pub(crate) started_us: u64,
-    /// When it ended and how; `None`: killed or cancelled.
-    pub(crate) ended: Option<(u64, String)>,
-    pub(crate) stage: String,
-    pub(crate) attempt: u32,
-    pub(crate) fence: u64,
-    pub(crate) id: String,
-    /// Partition and offset of the record that it was given, where the file says so.
-    pub(crate) read: Option<(i32, i64)>,
-}
-
-/// How far a copy was when its process was killed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum InHand {
-    /// Redis had granted the claim.
-    Claimed,
-    /// Its next copy was with the producer, the answer not seen.
-    Published,
-    /// Its next copy was acknowledged, and Redis did not know yet.
-    Acknowledged,
-}
-
-/// What a killed process left.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Kill {
-    /// Claimed and not settled: event id, hop.
-    pub(crate) in_hand: Vec<(String, u64, InHand)>,
-    /// Settled by this process: event id, hop.
-    pub(crate) settled: Vec<(String, u64)>,
-}
+/// Redis counts leases in whole milliseconds.
+const LEASE_SLACK_US: u64 = 5_000;
 
 /// Everything that is known of one run.
 #[derive(Clone, Debug)]
@@ -155,86 +80,6 @@ fn is_own(name: &str) -> bool {
     ["x-ladder-", "__dlq.errors.", "kafka_dlt-"].iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// Reads the handler's file: `start|end <unix_us> <stage> <attempt> <fence> <event_id> <outcome>`, and behind the
-/// outcome, where the writer is a test, `<partition>:<offset>`.
-///
-/// # Errors
-/// The first line that is none.
-pub(crate) fn read_executions(file: &str) -> Result<Vec<Execution>, String> {
-    let mut executions: Vec<Execution> = Vec::new();
-    let mut open: HashMap<(String, u32, u64), usize> = HashMap::new();
-    for line in file.lines() {
-        let bad = || format!("no line of an executions file: {line:?}");
-        let fields: Vec<&str> = line.split(' ').collect();
-        let [what, at, stage, attempt, fence, id, outcome, read @ ..] = &fields[..] else { return Err(bad()) };
-        let at: u64 = at.parse().map_err(|_| bad())?;
-        let (attempt, fence): (u32, u64) = (attempt.parse().map_err(|_| bad())?, fence.parse().map_err(|_| bad())?);
-        let key = ((*id).to_owned(), attempt, fence);
-        match *what {
-            "start" => {
-                let read = match read {
-                    [] => None,
-                    [place] => {
-                        let (partition, offset) = place.split_once(':').ok_or_else(bad)?;
-                        Some((partition.parse().map_err(|_| bad())?, offset.parse().map_err(|_| bad())?))
-                    }
-                    _ => return Err(bad()),
-                };
-                open.insert(key, executions.len());
-                let (stage, id) = ((*stage).to_owned(), (*id).to_owned());
-                executions.push(Execution { started_us: at, ended: None, stage, attempt, fence, id, read });
-            }
-            "end" => {
-                let index = open.remove(&key).ok_or_else(|| format!("an end without a start: {line:?}"))?;
-                executions[index].ended = Some((at, (*outcome).to_owned()));
-            }
-            _ => return Err(bad()),
-        }
-    }
-    Ok(executions)
-}
-
-impl Kill {
-    /// One line a copy: `claimed|published|acknowledged|settled <hop> <event_id>`.
-    pub(crate) fn write(&self) -> String {
-        let mut file = String::new();
-        for (id, hop, how) in &self.in_hand {
-            let how = match how {
-                InHand::Claimed => "claimed",
-                InHand::Published => "published",
-                InHand::Acknowledged => "acknowledged",
-            };
-            writeln!(file, "{how} {hop} {id}").ok();
-        }
-        for (id, hop) in &self.settled {
-            writeln!(file, "settled {hop} {id}").ok();
-        }
-        file
-    }
-
-    /// The same read back.
-    ///
-    /// # Errors
-    /// The first line that is none.
-    pub(crate) fn read(file: &str) -> Result<Self, String> {
-        let mut kill = Self::default();
-        for line in file.lines() {
-            let bad = || format!("no line of a killed process: {line:?}");
-            let (how, rest) = line.split_once(' ').ok_or_else(bad)?;
-            let (hop, id) = rest.split_once(' ').ok_or_else(bad)?;
-            let (hop, id) = (hop.parse().map_err(|_| bad())?, id.to_owned());
-            match how {
-                "claimed" => kill.in_hand.push((id, hop, InHand::Claimed)),
-                "published" => kill.in_hand.push((id, hop, InHand::Published)),
-                "acknowledged" => kill.in_hand.push((id, hop, InHand::Acknowledged)),
-                "settled" => kill.settled.push((id, hop)),
-                _ => return Err(bad()),
-            }
-        }
-        Ok(kill)
-    }
-}
-
 impl Ledger {
     /// Everything that breaks the promise, one line each; empty when all is well.
     pub(crate) fn faults(&self) -> Vec<String> {
@@ -290,7 +135,7 @@ impl Ledger {
 
     /// Kills that had this copy in hand, in one of these ways.
     fn kills_with(&self, id: &str, hop: u64, ways: &[InHand]) -> usize {
-        let held = |kill: &&Kill| kill.in_hand.iter().any(|(i, h, way)| i == id && *h == hop && ways.contains(way));
+        let held = |kill: &&Kill| kill.in_hand.iter().any(|h| h.id == id && h.hop == hop && ways.contains(&h.how));
         self.kills.iter().filter(held).count()
     }
 
@@ -298,7 +143,7 @@ impl Ledger {
     /// can be given before the process sees it, so a copy with the producer counts.
     fn kills_while_moving(&self, id: &str) -> usize {
         let ways = [InHand::Published, InHand::Acknowledged];
-        let held = |kill: &&Kill| kill.in_hand.iter().any(|(i, _, way)| i == id && ways.contains(way));
+        let held = |kill: &&Kill| kill.in_hand.iter().any(|h| h.id == id && ways.contains(&h.how));
         self.kills.iter().filter(held).count()
     }
 
@@ -424,6 +269,7 @@ impl Ledger {
         for execution in &self.executions {
             runs.entry((&execution.id, execution.attempt)).or_default().push(execution);
             self.check_start(execution, faults);
+            self.check_leases(execution, faults);
         }
         for ((id, attempt), mut runs) in runs {
             runs.sort_by_key(|e| e.started_us);
@@ -447,6 +293,21 @@ impl Ledger {
                 if pair[0].ended.as_ref().is_some_and(|(end, _)| *end > pair[1].started_us) {
                     faults.push(format!("{id}: attempt {attempt} ran twice at the same time"));
                 }
+            }
+        }
+    }
+
+    /// Nobody may execute what a killed process had claimed before its lease ends.
+    fn check_leases(&self, execution: &Execution, faults: &mut Vec<String>) {
+        let Execution { id, attempt, started_us, .. } = execution;
+        for kill in self.kills.iter().filter(|kill| kill.at_us < *started_us) {
+            let own = |held: &&Held| held.id == *id && held.hop + 1 == u64::from(*attempt);
+            if let Some(held) = kill.in_hand.iter().find(own)
+                && *started_us + LEASE_SLACK_US < held.leased_until_us
+            {
+                let early = (held.leased_until_us - started_us) / 1_000;
+                faults
+                    .push(format!("{id}: attempt {attempt} ran {early} ms before the lease of a killed process ended"));
             }
         }
     }
