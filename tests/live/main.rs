@@ -6,5 +6,10 @@ mod operations;
 #[path = "../support/redis_server.rs"]
 mod redis_server;
 mod real_run;
+mod crash_points;
+mod crash_worker;
+#[path = "../support/ledger.rs"]
+mod ledger;
+mod outside;
 mod support;
 mod topics;
