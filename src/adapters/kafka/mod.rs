@@ -3,6 +3,7 @@
 pub mod admin;
 mod client;
 pub mod consumer;
+pub mod lag;
 pub mod producer;
 mod raw;
 
