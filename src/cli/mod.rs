@@ -4,6 +4,7 @@ mod config;
 mod demo;
 pub mod produce;
 mod run;
+pub mod status;
 pub mod topics;
 
 use std::path::PathBuf;
@@ -55,6 +56,11 @@ enum Command {
         after_help = "Example:\n  pipeline produce --pipeline orders --count 1000 --rate 100 --key-field customer_id"
     )]
     Produce(produce::ProduceArgs),
+    /// What waits, what is overdue and how far the groups lag, seen from outside: from Kafka alone
+    ///
+    /// Numbers with a `~` are estimates from the log: exact while dues rise with offsets and every offset holds an event.
+    #[command(after_help = "Example:\n  pipeline status --watch")]
+    Status(status::StatusArgs),
 }
 
 /// Runs the command line and returns its exit code.
@@ -91,6 +97,10 @@ pub fn main() -> ExitCode {
             Some(Command::Topics(args)) => topics(&args, &config).await,
             Some(Command::Produce(args)) => produce(args, &config).await,
             Some(Command::Config(_) | Command::Demo(_)) => ExitCode::SUCCESS, // dealt with above
+            Some(Command::Status(args)) => match status::run(&args, &config).await {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => fail(&error.to_string(), error.exit_code()),
+            },
         }
     })
 }

@@ -1,3 +1,5 @@
-//! What the process tells of itself: logs.
+//! What the process tells of itself: logs, metrics.
 
 pub mod logs;
+pub mod metrics;
+pub mod process;

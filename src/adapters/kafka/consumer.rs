@@ -177,6 +177,7 @@ impl ConsumerContext for Context {
             Rebalance::Assign(list) => {
                 let partitions = self.partitions(list);
                 tracing::debug!(topic = %self.options.topic, ?partitions, "partitions assigned");
+                self.host.member(true);
                 let mut lanes = self.lanes();
                 for partition in partitions {
                     let lane = self.host.open(partition);
@@ -196,6 +197,7 @@ impl ConsumerContext for Context {
                 if consumer.assignment_lost() {
                     // Others may own them already: what runs here holds its leases and settles, nothing is stored.
                     tracing::warn!(topic = %self.options.topic, ?partitions, "membership lost; joining again");
+                    self.host.member(false);
                     for (_, assigned) in taken {
                         assigned.lane.command(LaneCommand::Drain);
                     }

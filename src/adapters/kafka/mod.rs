@@ -4,6 +4,7 @@ pub mod admin;
 mod client;
 pub mod consumer;
 pub mod embedded;
+pub mod lag;
 pub mod producer;
 mod raw;
 
