@@ -14,11 +14,13 @@ use crate::adapters::kafka::admin::startup::{StartupOptions, startup_check};
 use crate::adapters::kafka::admin::{self, Admin, TopicState};
 use crate::adapters::kafka::{consumer, producer};
 use crate::adapters::memory::MemoryStore;
+use crate::adapters::otel::OtelTracer;
 use crate::adapters::redis;
 use crate::config::{self, Config};
 use crate::handlers::dead_letters::DeadLetterLog;
 use crate::stage::context::Partitions;
 use crate::stage::ports::{Handler, IdempotencyStore};
+use crate::telemetry::traces::{self, Traces};
 
 /// Why the stages did not start, or could not go on.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +64,9 @@ pub enum Error {
     /// A stage's consumer.
     #[error(transparent)]
     Consumer(#[from] consumer::Error),
+    /// The export of traces.
+    #[error(transparent)]
+    Traces(#[from] traces::Error),
     /// No random numbers.
     #[error(transparent)]
     NoRandomness(#[from] NoRandomness),
@@ -75,6 +80,7 @@ impl Error {
             | Error::UnknownPipeline { .. }
             | Error::UnknownStage { .. }
             | Error::UnusedHandler { .. }
+            | Error::Traces(_)
             | Error::Producer(producer::Error::Config(_))
             | Error::Consumer(consumer::Error::Config { .. }) => 64,
             Error::Kafka(e) => e.exit_code(),
@@ -191,6 +197,7 @@ impl Builder {
             ladders.push((Arc::new(wire::ladder(pipeline)?), wire::payload_decoder(pipeline)?));
         }
         self.check_stages(&chosen)?;
+        let traces = wire::traces(&self.config, "retry-ladder")?;
         let (partitions, batch_size) = self.check_topics(&chosen).await?;
         let properties = wire::properties(&self.config);
         let options = producer::Options { message_timeout: self.config.kafka.message_timeout, batch_size };
@@ -199,6 +206,10 @@ impl Builder {
         engine.instance = self.config.instance.clone();
         engine.session_timeout = self.config.kafka.session_timeout;
         engine.drain_timeout = self.config.kafka.drain_timeout;
+        engine.tracer = traces.as_ref().map(|traces| {
+            let client_id = engine.properties.client_id();
+            Arc::new(OtelTracer::new(traces.queue(), wire::sampling(&self.config), client_id)) as _
+        });
 
         let mut stores = Stores::default();
         let mut pipelines = Vec::new();
@@ -232,7 +243,7 @@ impl Builder {
                 }
             }
         }
-        Ok(App { stages })
+        Ok(App { stages, traces })
     }
 
     fn chosen(&self) -> Result<Vec<&config::Pipeline>, Error> {
@@ -327,6 +338,7 @@ impl Stores {
 /// Running stages.
 pub struct App {
     stages: Vec<RunningStage>,
+    traces: Option<Traces>,
 }
 
 impl App {
@@ -351,6 +363,9 @@ impl App {
         let mut result = first;
         for stage in &mut self.stages {
             result = result.and(stage.ended().await);
+        }
+        if let Some(traces) = self.traces.take() {
+            traces.shutdown().await;
         }
         Ok(result?)
     }

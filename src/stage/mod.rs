@@ -3,7 +3,7 @@
 //! Reading order: [`ports`] (the narrow traits to the outside), [`record`] (the bytes of one record), [`context`] (what
 //! the lanes of a stage share), then an event's way: `held` (received, waiting), `process` (executed), `settle`
 //! (moved on), all driven by `lane`, the task of one partition; [`lanes`] is what the poll thread sees of it, [`clock`]
-//! the only reader of the clocks, [`stats`] what is counted.
+//! the only reader of the clocks, [`stats`] what is counted, `trace` which spans an event leaves.
 
 pub mod clock;
 pub mod context;
@@ -15,6 +15,7 @@ mod process;
 pub mod record;
 mod settle;
 pub mod stats;
+mod trace;
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 

@@ -15,6 +15,7 @@ use tokio::time::Sleep;
 use super::context::{StageContext, Tombstones};
 use super::held::Held;
 use super::ports::{Event, Handler};
+use super::trace::EventTrace;
 use crate::ladder::event::{Failure, Outcome, Timestamp};
 use crate::ladder::lane::Slot;
 
@@ -54,6 +55,7 @@ pub(super) fn prepare(ctx: &StageContext, held: &Held, fence: u64, now: Timestam
         origin: held.envelope.origin.clone(),
         record: Arc::clone(&held.record),
         payload,
+        trace: held.trace.as_ref().map(EventTrace::process),
     })
 }
 

@@ -275,6 +275,8 @@ fn a_missing_topic_is_told_with_the_remedy_and_not_made() {
 #[test]
 fn a_broker_that_does_not_answer_is_told_in_time() {
     let request = ProduceRequest {
+        sample_ratio: 1.0,
+        tracer: None,
         startup_timeout: Duration::from_secs(1),
         ..ProduceRequest::new("127.0.0.1:1", "orders", decoder(), generated(1))
     };
@@ -319,6 +321,8 @@ fn the_flags_make_the_request() {
         properties: BTreeMap::new(),
         topic: "orders".into(),
         decoder: Decoder::new("shop.v1.OrderPlaced", None, framing).unwrap(),
+        sample_ratio: 1.0,
+        tracer: None,
         startup_timeout: Duration::from_secs(30),
     };
     let args =
