@@ -14,12 +14,14 @@ use crate::adapters::kafka::admin::startup::{StartupOptions, startup_check};
 use crate::adapters::kafka::admin::{self, Admin, TopicState};
 use crate::adapters::kafka::{consumer, producer};
 use crate::adapters::memory::MemoryStore;
+use crate::adapters::otel::OtelTracer;
 use crate::adapters::redis;
 use crate::config::{self, Config};
 use crate::handlers::dead_letters::DeadLetterLog;
 use crate::ladder::rungs::Ladder;
 use crate::stage::context::Partitions;
 use crate::stage::ports::{Handler, IdempotencyStore};
+use crate::telemetry::traces::{self, Traces};
 
 /// Why the stages did not start, or could not go on.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +71,9 @@ pub enum Error {
     /// A stage's consumer.
     #[error(transparent)]
     Consumer(#[from] consumer::Error),
+    /// The export of traces.
+    #[error(transparent)]
+    Traces(#[from] traces::Error),
     /// No random numbers.
     #[error(transparent)]
     NoRandomness(#[from] NoRandomness),
@@ -83,6 +88,7 @@ impl Error {
             | Error::UnknownStage { .. }
             | Error::NoOrphan { .. }
             | Error::UnusedHandler { .. }
+            | Error::Traces(_)
             | Error::Producer(producer::Error::Config(_))
             | Error::Consumer(consumer::Error::Config { .. }) => 64,
             Error::Kafka(e) => e.exit_code(),
@@ -219,6 +225,7 @@ impl Builder {
             ladders.push((Arc::new(wire::ladder(pipeline)?), wire::payload_decoder(pipeline)?));
         }
         self.check_stages(&chosen)?;
+        let traces = wire::traces(&self.config, "retry-ladder")?;
         let (partitions, batch_size) = if self.topics_as_configured {
             (
                 chosen.iter().map(|pipeline| configured_partitions(pipeline)).collect(),
@@ -235,6 +242,10 @@ impl Builder {
         engine.instance = self.config.instance.clone();
         engine.session_timeout = self.config.kafka.session_timeout;
         engine.drain_timeout = self.config.kafka.drain_timeout;
+        engine.tracer = traces.as_ref().map(|traces| {
+            let client_id = engine.properties.client_id();
+            Arc::new(OtelTracer::new(traces.queue(), wire::sampling(&self.config), client_id)) as _
+        });
 
         let mut stores = Stores::default();
         let mut pipelines = Vec::new();
@@ -275,7 +286,7 @@ impl Builder {
             tracing::info!(topic = %pipeline.ladder.rungs()[index].topic, "orphan is drained");
             stages.push(engine.start(&pipeline, index)?);
         }
-        Ok(App { stages })
+        Ok(App { stages, traces })
     }
 
     /// The orphans to be drained: of which chosen pipeline, its ladder with the orphan as a rung, that rung, and the
@@ -398,6 +409,7 @@ impl Stores {
 /// Running stages.
 pub struct App {
     stages: Vec<RunningStage>,
+    traces: Option<Traces>,
 }
 
 impl App {
@@ -422,6 +434,9 @@ impl App {
         let mut result = first;
         for stage in &mut self.stages {
             result = result.and(stage.ended().await);
+        }
+        if let Some(traces) = self.traces.take() {
+            traces.shutdown().await;
         }
         Ok(result?)
     }

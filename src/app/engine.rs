@@ -17,7 +17,7 @@ use crate::ladder::rungs::Ladder;
 use crate::stage::clock::{Clock, SystemClock};
 use crate::stage::context::{Decode, Partitions, StageContext, StageSettings};
 use crate::stage::lanes::LaneView;
-use crate::stage::ports::{Handler, IdempotencyStore, Publisher};
+use crate::stage::ports::{Handler, IdempotencyStore, Publisher, Tracer};
 use crate::stage::stats::StageStats;
 use crate::stage::{LaneOverview, Stage};
 
@@ -27,6 +27,8 @@ pub struct Engine {
     pub properties: Properties,
     /// The one producer.
     pub publisher: Arc<dyn Publisher>,
+    /// Takes the spans of all stages; `None`: nothing is traced.
+    pub tracer: Option<Arc<dyn Tracer>>,
     /// Tells the time.
     pub clock: Arc<dyn Clock>,
     /// Static member id of this process, `None` for dynamic membership.
@@ -87,6 +89,7 @@ impl Engine {
         Ok(Self {
             properties,
             publisher,
+            tracer: None,
             clock: Arc::new(SystemClock),
             instance: None,
             session_timeout: Duration::from_secs(15),
@@ -113,6 +116,7 @@ impl Engine {
             handler: Arc::clone(if is_last { &pipeline.dead_letters } else { &pipeline.handler }),
             store: Arc::clone(&pipeline.store),
             publisher: Arc::clone(&self.publisher),
+            tracer: self.tracer.clone(),
             clock: Arc::clone(&self.clock),
             permits: Arc::new(Semaphore::new(settings.concurrency)),
             partitions: pipeline.partitions.clone(),

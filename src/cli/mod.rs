@@ -16,8 +16,10 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::adapters::kafka::admin::Admin;
 use crate::adapters::kafka::admin::plan::known_topics;
+use crate::adapters::otel::OtelTracer;
 use crate::app::wire;
 use crate::config::{Config, Sources, load};
+use crate::stage::ports::Tracer;
 
 /// Non-blocking retries for Kafka: main → retry-1 … retry-N → DLQ.
 ///
@@ -124,6 +126,12 @@ fn fail(message: &str, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
+/// Tells on stderr what is no failure.
+#[allow(clippy::print_stderr, reason = "the command line talks to a person")]
+fn note(message: &str) {
+    eprintln!("pipeline: {message}");
+}
+
 async fn topics(args: &topics::TopicsArgs, config: &Config) -> ExitCode {
     let pipelines: Vec<_> = config.pipelines.iter().map(wire::topics).collect();
     let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
@@ -162,6 +170,15 @@ async fn produce(args: produce::ProduceArgs, config: &Config) -> ExitCode {
             return fail(&error.to_string(), error.exit_code());
         }
     }
+    let traces = match wire::traces(config, "retry-ladder-produce") {
+        Ok(traces) => traces,
+        Err(error) => return fail(&error.to_string(), config::EXIT_CONFIG),
+    };
+    let sampling = wire::sampling(config);
+    let tracer = traces.as_ref().map(|traces| {
+        let tracer = OtelTracer::new(traces.queue(), sampling, produce::CLIENT_ID);
+        Arc::new(tracer) as Arc<dyn Tracer>
+    });
     let properties = wire::properties(config);
     let target = produce::Target {
         brokers: properties.brokers,
@@ -169,6 +186,8 @@ async fn produce(args: produce::ProduceArgs, config: &Config) -> ExitCode {
         topic: pipeline.topic.clone(),
         decoder,
         startup_timeout: config.kafka.startup_timeout,
+        sample_ratio: sampling.ratio,
+        tracer,
     };
     let stop = Arc::new(AtomicBool::new(false));
     tokio::spawn({
@@ -182,6 +201,12 @@ async fn produce(args: produce::ProduceArgs, config: &Config) -> ExitCode {
         }
     });
     let done = tokio::task::spawn_blocking(move || produce::execute(&args, target, stop)).await;
+    if let Some(traces) = traces {
+        let lost = traces.shutdown().await;
+        if lost > 0 {
+            note(&format!("{lost} spans were lost: the collector at telemetry.otlp_endpoint did not take them"));
+        }
+    }
     match done {
         Ok(Ok(true)) => ExitCode::SUCCESS,
         Ok(Ok(false)) => ExitCode::FAILURE,

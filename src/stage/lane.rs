@@ -22,8 +22,8 @@ use super::held::{self, Held};
 use super::lanes::{LaneCommand, LaneEnds, LaneHandle, LaneView};
 use super::ports::{AckSink, Claim, PublishError};
 use super::process::{Execution, Prepared, prepare};
-use super::settle;
 use super::stats::{Attempt, Operation};
+use super::{settle, trace};
 use crate::ladder::event::{Action, ClaimReply, Mark, Now, Outcome, Timestamp};
 use crate::ladder::lane::{ClaimId, Delivery, Effects, Finish, Input, Lane, Slot, Standing};
 
@@ -251,6 +251,7 @@ impl<'a> Task<'a> {
         let took = now.wall.since(held.started);
         held.took = took;
         let verdict = settle::conclude(self.ctx, held, outcome, now.wall, self.rng.f64());
+        trace::executed(self.ctx, held, verdict, now.wall);
         self.lane.step(now, Input::Returned(slot, verdict), &mut self.fx);
         took
     }
@@ -259,10 +260,24 @@ impl<'a> Task<'a> {
         let slot = ticket as Slot;
         self.ctx.stats.count_produced(&result);
         let delivery = match result {
-            Ok(()) => Delivery::Acknowledged,
+            Ok(()) => {
+                let now = self.ctx.clock.now().wall;
+                trace::sent(self.ctx, self.lane.get_mut(slot), now);
+                Delivery::Acknowledged
+            }
             Err(PublishError::TooLarge) => Delivery::TooLarge,
             Err(PublishError::Unacknowledged(why)) => {
-                tracing::debug!(why, partition = self.lane.get(slot).record.partition, "publish not acknowledged");
+                let held = self.lane.get(slot);
+                tracing::debug!(
+                    trace_id = held.trace_id(),
+                    event_id = &*held.envelope.event_id,
+                    correlation_id = held.record.correlation_id(),
+                    stage = &*self.ctx.rung().name,
+                    attempt = held.envelope.attempt + 1,
+                    partition = held.record.partition,
+                    why,
+                    "publish not acknowledged"
+                );
                 self.ctx.stats.republished.add(1);
                 Delivery::Failed
             }
@@ -317,8 +332,10 @@ impl<'a> Task<'a> {
             let now = self.ctx.clock.now();
             self.count(&mut fx);
             for slot in fx.cancel.drain(..) {
-                if let Some(abort) = self.lane.get_mut(slot).abort.take() {
+                let held = self.lane.get_mut(slot);
+                if let Some(abort) = held.abort.take() {
                     abort.abort();
+                    trace::cancelled(self.ctx, held, now.wall);
                 }
             }
             self.call_store(&mut fx, now);
@@ -359,8 +376,11 @@ impl<'a> Task<'a> {
         if let Some(slot) = fx.corrupt.first()
             && !mem::replace(&mut self.told_corrupt, true)
         {
+            let held = self.lane.get(*slot);
             tracing::error!(
-                key = %self.lane.get(*slot).key,
+                trace_id = held.trace_id(), event_id = &*held.envelope.event_id,
+                correlation_id = held.record.correlation_id(), stage = &*self.ctx.rung().name,
+                attempt = held.envelope.attempt + 1, key = %held.key,
                 "a deduplication record holds a value that is none of ours; its event waits until the record is gone"
             );
         }
@@ -475,6 +495,7 @@ impl<'a> Task<'a> {
         let due = self.lane.due(slot);
         let held = self.lane.get_mut(slot);
         held.started = now;
+        trace::begin(self.ctx, held);
         let event = match prepare(self.ctx, held, fence, now) {
             Prepared::Run(event) => event,
             Prepared::Known(outcome) => {
@@ -536,12 +557,19 @@ impl<'a> Task<'a> {
         let lane = &self.lane;
         self.ends.state.tell(lane.position(), lane.paused(), lane.waiting(), lane.in_flight(), lane.halted());
         if lane.halted() && !mem::replace(&mut self.told_halt, true) {
-            let reason = self.lane.iter().find_map(|held| Some((held.halted?, held)));
-            let (reason, offset) =
-                reason.map_or(("unknown", -1), |(reason, held)| (reason.as_str(), held.record.offset));
+            let halted = self.lane.iter().find_map(|held| Some((held.halted?, held)));
+            let (reason, held) = halted.map_or(("unknown", None), |(reason, held)| (reason.as_str(), Some(held)));
             let rung = self.ctx.rung();
             tracing::error!(
-                topic = %rung.topic, offset, reason,
+                trace_id = held.and_then(|held| held.trace_id()),
+                event_id = held.map(|held| &*held.envelope.event_id),
+                correlation_id = held.and_then(|held| held.record.correlation_id()),
+                stage = &*rung.name,
+                attempt = held.map(|held| held.envelope.attempt + 1),
+                topic = %rung.topic,
+                partition = held.map(|held| held.record.partition),
+                offset = held.map(|held| held.record.offset),
+                reason,
                 "a partition is halted: going on would lose this event; see the runbook, then restart the stage"
             );
         }

@@ -3,7 +3,8 @@
 //! Reading order: [`ports`] (the narrow traits to the outside), [`record`] (the bytes of one record), [`context`] (what
 //! the lanes of a stage share), then an event's way: `held` (received, waiting), `process` (executed), `settle`
 //! (moved on), all driven by `lane`, the task of one partition; [`lanes`] is what the poll thread sees of it, [`clock`]
-//! the only reader of the clocks, [`stats`] what is counted (durations in [`histogram`]).
+//! the only reader of the clocks, [`stats`] what is counted (durations in [`histogram`]), `trace` which spans an event
+//! leaves.
 
 pub mod clock;
 pub mod context;
@@ -16,6 +17,7 @@ mod process;
 pub mod record;
 mod settle;
 pub mod stats;
+mod trace;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -13,3 +13,4 @@ mod ledger;
 mod outside;
 mod support;
 mod topics;
+mod traces;
