@@ -359,7 +359,7 @@ async fn an_unsampled_event_is_traced_from_its_first_failure_on() {
     let life = live(Setup { headers: unsampled(), ..Setup::default() }).await;
     assert_eq!(life.names(), [""; 0]);
 
-    let before = SystemTime::now();
+    let before = time(SystemClock.now().wall);
     let life = live(Setup { headers: unsampled(), outcomes: vec![fails()], ..Setup::default() }).await;
     let one = "orders.billing.retry-1";
     let [send, wait, process] = ["send", "wait", "process"].map(|what| format!("{what} {one}"));

@@ -145,10 +145,10 @@ pub(super) fn for_event(constant: &HeaderMap, event: &Event) -> HeaderMap {
     } else if let Some(parent) = inbound {
         values.put(&TRACEPARENT, |b| b.put_slice(parent));
     }
-    if inbound.is_some() {
-        if let Some(state) = event.header("tracestate").filter(|state| is_tracestate(state)) {
-            values.put(&TRACESTATE, |b| b.put_slice(state));
-        }
+    if inbound.is_some()
+        && let Some(state) = event.header("tracestate").filter(|state| is_tracestate(state))
+    {
+        values.put(&TRACESTATE, |b| b.put_slice(state));
     }
     values.headers
 }
