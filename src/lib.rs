@@ -28,9 +28,15 @@ pub mod adapters;
 pub mod handlers;
 pub mod messages;
 
+pub mod admin;
 pub mod app;
 pub mod config;
 pub mod telemetry;
 
 #[doc(hidden)]
 pub mod cli;
+
+/// The README's example compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;

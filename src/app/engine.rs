@@ -16,6 +16,7 @@ use crate::ladder::headers::CopyKeys;
 use crate::ladder::rungs::Ladder;
 use crate::stage::clock::{Clock, SystemClock};
 use crate::stage::context::{Decode, Partitions, StageContext, StageSettings};
+use crate::stage::lanes::LaneView;
 use crate::stage::ports::{Handler, IdempotencyStore, Publisher, Tracer};
 use crate::stage::stats::StageStats;
 use crate::stage::{LaneOverview, Stage};
@@ -63,6 +64,17 @@ pub struct Pipeline {
     pub partitions: Partitions,
 }
 
+impl Pipeline {
+    /// The same with another rung at `index`, as `ladder` has it: a topic that was a rung once.
+    pub(super) fn with_orphan(&self, ladder: Ladder, index: usize, partitions: i32) -> Self {
+        let mut orphan = self.clone();
+        orphan.ladder = Arc::new(ladder);
+        orphan.settings.insert(index, self.settings[index - 1].clone());
+        orphan.partitions.0.insert(index, partitions);
+        orphan
+    }
+}
+
 /// No random bits can be had from the system.
 #[derive(Debug, thiserror::Error)]
 #[error("no random numbers from the system: {0}")]
@@ -108,6 +120,7 @@ impl Engine {
             clock: Arc::clone(&self.clock),
             permits: Arc::new(Semaphore::new(settings.concurrency)),
             partitions: pipeline.partitions.clone(),
+            gained_partitions: AtomicBool::new(false),
             keys: CopyKeys::new(&pipeline.prefix, &pipeline.ladder),
             settings,
             process: self.process,
@@ -125,7 +138,8 @@ impl Engine {
         };
         let consumer = StageConsumer::new(&self.properties, options, Arc::clone(&stage) as _)?;
         let stop = Arc::new(AtomicBool::new(false));
-        let last_poll = Arc::new(AtomicU64::new(0));
+        // Not yet polled counts as polled now: the thread has its time to come up.
+        let last_poll = Arc::new(AtomicU64::new(self.clock.now().boot.as_millis() as u64));
         let (ended_tx, ended) = oneshot::channel();
         let thread = std::thread::Builder::new().name(format!("poll-{}", rung.name)).spawn({
             let (stop, clock, last_poll) = (Arc::clone(&stop), Arc::clone(&self.clock), Arc::clone(&last_poll));
@@ -175,6 +189,12 @@ impl RunningStage {
         Duration::from_millis(self.last_poll.load(Ordering::Relaxed))
     }
 
+    /// For looking at it from elsewhere.
+    pub fn view(&self) -> StageView {
+        let (ctx, stage, last_poll) = (&self.ctx, &self.stage, &self.last_poll);
+        StageView { ctx: Arc::clone(ctx), stage: Arc::clone(stage), last_poll: Arc::clone(last_poll) }
+    }
+
     /// Asks it to stop: handlers that run are waited for, at most the drain time.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
@@ -200,6 +220,41 @@ impl RunningStage {
             drop(tokio::task::spawn_blocking(move || thread.join()).await);
         }
         result
+    }
+}
+
+/// Looks at a stage that runs. Cheap to clone; does not keep the stage running.
+#[derive(Clone)]
+pub struct StageView {
+    ctx: Arc<StageContext>,
+    stage: Arc<Stage>,
+    last_poll: Arc<AtomicU64>,
+}
+
+impl StageView {
+    /// What its lanes share: rung, settings, counters.
+    pub fn context(&self) -> &Arc<StageContext> {
+        &self.ctx
+    }
+
+    /// Whether it is the rung without a next.
+    pub fn is_last(&self) -> bool {
+        self.ctx.stage == self.ctx.ladder.dlq().index
+    }
+
+    /// Time since its poll thread last polled, suspend included.
+    pub fn since_last_poll(&self) -> Duration {
+        self.ctx.clock.now().boot.saturating_sub(Duration::from_millis(self.last_poll.load(Ordering::Relaxed)))
+    }
+
+    /// Whether its group has given it its partitions, be it none.
+    pub fn is_member(&self) -> bool {
+        self.stage.is_member()
+    }
+
+    /// What each lane of the partitions that are assigned now holds, exactly.
+    pub async fn look(&self) -> Vec<(i32, LaneView)> {
+        self.stage.look().await
     }
 }
 

@@ -1,8 +1,10 @@
 //! The `pipeline` command line: one file per command, each thin over the modules below. Only this module prints.
 
 mod config;
+mod demo;
 pub mod produce;
 mod run;
+pub mod status;
 pub mod topics;
 
 use std::path::PathBuf;
@@ -46,6 +48,7 @@ struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    Demo(demo::DemoArgs),
     /// Check or show the configuration
     Config(config::ConfigArgs),
     /// Create, check or list the topics of the configured pipelines
@@ -55,6 +58,11 @@ enum Command {
         after_help = "Example:\n  pipeline produce --pipeline orders --count 1000 --rate 100 --key-field customer_id"
     )]
     Produce(produce::ProduceArgs),
+    /// What waits, what is overdue and how far the groups lag, seen from outside: from Kafka alone
+    ///
+    /// Numbers with a `~` are estimates from the log: exact while dues rise with offsets and every offset holds an event.
+    #[command(after_help = "Example:\n  pipeline status --watch")]
+    Status(status::StatusArgs),
 }
 
 /// Runs the command line and returns its exit code.
@@ -66,6 +74,9 @@ pub fn main() -> ExitCode {
     if cli.command.is_some() && !cli.run.is_empty() {
         let conflict = "--stage and --pipeline before a command: they belong to the call without one";
         return usage(&Cli::command().error(clap::error::ErrorKind::ArgumentConflict, conflict));
+    }
+    if let Some(Command::Demo(args)) = cli.command {
+        return block_on(demo::run(args, cli.config.is_some() || cli.brokers.is_some()));
     }
     let mut sources = Sources::new(cli.config).env(std::env::vars_os());
     if let Some(brokers) = cli.brokers {
@@ -82,18 +93,25 @@ pub fn main() -> ExitCode {
             return code.unwrap_or(ExitCode::FAILURE);
         }
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return fail(&format!("no runtime: {error}"), 1),
-    };
-    runtime.block_on(async {
+    block_on(async {
         match cli.command {
             None => run::run(cli.run, config).await,
             Some(Command::Topics(args)) => topics(&args, &config).await,
             Some(Command::Produce(args)) => produce(args, &config).await,
-            Some(Command::Config(_)) => ExitCode::SUCCESS, // dealt with above
+            Some(Command::Config(_) | Command::Demo(_)) => ExitCode::SUCCESS, // dealt with above
+            Some(Command::Status(args)) => match status::run(&args, &config).await {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => fail(&error.to_string(), error.exit_code()),
+            },
         }
     })
+}
+
+fn block_on(command: impl Future<Output = ExitCode>) -> ExitCode {
+    match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(command),
+        Err(error) => fail(&format!("no runtime: {error}"), 1),
+    }
 }
 
 fn usage(error: &clap::Error) -> ExitCode {

@@ -1,7 +1,7 @@
 //! What all lanes of a stage share: the ladder, the ports, the settings, the counters.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -92,7 +92,7 @@ impl Default for StageSettings {
     }
 }
 
-/// Partition counts of the ladder's topics, by rung.
+/// Partition counts of the ladder's topics, by rung, as they were at the start.
 #[derive(Clone, Debug)]
 pub struct Partitions(pub Vec<i32>);
 
@@ -101,7 +101,12 @@ impl Partitions {
     /// many partitions, else `None` (by key).
     pub fn keep(&self, source: usize, target: usize, partition: i32) -> Option<i32> {
         let (from, to) = (self.0.get(source)?, self.0.get(target)?);
-        (to >= from && partition < *to).then_some(partition)
+        (to >= from && partition < *from).then_some(partition)
+    }
+
+    /// Whether the source has gained partitions since the start: this one was not there.
+    pub fn gained(&self, source: usize, partition: i32) -> bool {
+        self.0.get(source).is_some_and(|count| partition >= *count)
     }
 }
 
@@ -129,6 +134,8 @@ pub struct StageContext {
     pub permits: Arc<Semaphore>,
     /// Partition counts.
     pub partitions: Partitions,
+    /// Set once the stage's topic is seen to have gained partitions: from then on hops go by key.
+    pub gained_partitions: AtomicBool,
     /// Settings.
     pub settings: StageSettings,
     /// Names copies in the store.
@@ -148,6 +155,21 @@ impl StageContext {
         &self.ladder.rungs()[self.stage]
     }
 
+    /// The partition for the next copy of a record of `partition`, `None`: by key.
+    pub(super) fn next_partition(&self, target: usize, partition: i32) -> Option<i32> {
+        if self.partitions.gained(self.stage, partition) && !self.gained_partitions.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                topic = %self.rung().topic,
+                "the topic has gained partitions; hops go by key until a restart. Raise the retry topics, too: \
+                 pipeline topics create --add-partitions"
+            );
+        }
+        if self.gained_partitions.load(Ordering::Relaxed) {
+            return None;
+        }
+        self.partitions.keep(self.stage, target, partition)
+    }
+
     pub(super) fn lane_config(&self) -> LaneConfig {
         let number = LANES.fetch_add(1, Ordering::Relaxed);
         LaneConfig {
@@ -160,5 +182,25 @@ impl StageContext {
             first_sequence: number << 40,
             seed: self.process ^ number.wrapping_mul(0x9E37_79B9_7F4A_7C15),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_partition_number_is_kept_where_the_target_has_as_many() {
+        let partitions = Partitions(vec![6, 6, 12, 3]);
+        for (source, target, partition, kept) in [
+            (0, 1, 5, Some(5)),
+            (0, 2, 5, Some(5)),
+            (0, 3, 2, None), // fewer: by key, or two keys of one partition would part
+            (0, 1, 6, None), // gained since the start
+            (0, 9, 0, None),
+        ] {
+            assert_eq!(partitions.keep(source, target, partition), kept, "{source} {target} {partition}");
+        }
+        assert!(partitions.gained(0, 6) && !partitions.gained(0, 5));
     }
 }

@@ -46,9 +46,7 @@ pub(super) fn receive(ctx: &StageContext, record: Record) -> Arrival<Box<Held>> 
         _ => None,
     };
     let envelope = headers::read(&ctx.ladder, ctx.stage, at, record.headers(), id_source, field.as_deref());
-    if !envelope.repaired.is_empty() {
-        ctx.stats.repaired.add(1);
-    }
+    ctx.stats.count_repairs(&envelope);
     let key = record.key.as_ref().map(|key| {
         let mut hasher = DefaultHasher::new();
         key.hash(&mut hasher);

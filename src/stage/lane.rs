@@ -19,12 +19,13 @@ use tokio::time::{Instant, Sleep};
 
 use super::context::StageContext;
 use super::held::{self, Held};
-use super::lanes::{LaneCommand, LaneEnds, LaneHandle};
+use super::lanes::{LaneCommand, LaneEnds, LaneHandle, LaneView};
 use super::ports::{AckSink, Claim, PublishError};
 use super::process::{Execution, Prepared, prepare};
+use super::stats::{Attempt, Operation};
 use super::{settle, trace};
-use crate::ladder::event::{Action, ClaimReply, Mark, Now, Outcome};
-use crate::ladder::lane::{ClaimId, Delivery, Effects, Finish, Input, Lane, Slot};
+use crate::ladder::event::{Action, ClaimReply, Mark, Now, Outcome, Timestamp};
+use crate::ladder::lane::{ClaimId, Delivery, Effects, Finish, Input, Lane, Slot, Standing};
 
 /// The wall clock is read again at least this often, so that a step of it (NTP, suspend) is noticed.
 const MAX_SLEEP: Duration = Duration::from_secs(30);
@@ -33,7 +34,7 @@ const ABANDONED: Duration = Duration::from_secs(60);
 
 /// Starts a lane's task on the current tokio runtime.
 pub(super) fn open(ctx: Arc<StageContext>, runtime: &tokio::runtime::Handle) -> LaneHandle {
-    let (handle, ends) = LaneHandle::new(2 * ctx.settings.max_in_flight);
+    let (handle, ends) = LaneHandle::new(ctx.settings.max_in_flight);
     runtime.spawn(async move { Task::new(&ctx, ends).run().await });
     handle
 }
@@ -147,6 +148,7 @@ impl<'a> Task<'a> {
         let running = self.running.len();
         self.running.clear();
         self.ctx.stats.running.fetch_sub(running as u64, Ordering::Relaxed);
+        self.ctx.stats.attempts.of(Attempt::Cancelled).add(running as u64);
         self.ctx.permits.add_permits(self.lane.permits_held());
         self.tell();
         // Nobody listening is fine: the handle was dropped.
@@ -219,6 +221,8 @@ impl<'a> Task<'a> {
                 }
                 LaneCommand::Drain => self.step(Input::Drain),
                 LaneCommand::Hold(held) => self.step(Input::Hold(held)),
+                // Who asked may have lost patience.
+                LaneCommand::Look(answer) => drop(answer.send(self.view())),
                 LaneCommand::Stop => return Obeyed::Stop,
             }
         }
@@ -227,23 +231,34 @@ impl<'a> Task<'a> {
 
     fn returned(&mut self, result: Result<(Slot, Outcome), Aborted>) {
         self.ctx.stats.running.fetch_sub(1, Ordering::Relaxed);
-        if let Ok((slot, outcome)) = result {
-            self.conclude(slot, outcome);
+        match result {
+            Ok((slot, outcome)) => self.executed(slot, outcome),
+            Err(Aborted) => self.ctx.stats.attempts.of(Attempt::Cancelled).add(1),
         }
     }
 
-    fn conclude(&mut self, slot: Slot, outcome: Outcome) {
+    fn executed(&mut self, slot: Slot, outcome: Outcome) {
+        self.ctx.stats.count_attempt(&outcome);
+        let took = self.conclude(slot, outcome);
+        self.ctx.stats.handler_seconds.record(took);
+    }
+
+    /// Takes an outcome; the time since the event was started.
+    fn conclude(&mut self, slot: Slot, outcome: Outcome) -> Duration {
         let now = self.ctx.clock.now();
         let held = self.lane.get_mut(slot);
         held.abort = None;
-        held.took = now.wall.since(held.started);
+        let took = now.wall.since(held.started);
+        held.took = took;
         let verdict = settle::conclude(self.ctx, held, outcome, now.wall, self.rng.f64());
         trace::executed(self.ctx, held, verdict, now.wall);
         self.lane.step(now, Input::Returned(slot, verdict), &mut self.fx);
+        took
     }
 
     fn acknowledged(&mut self, ticket: u64, result: Result<(), PublishError>) {
         let slot = ticket as Slot;
+        self.ctx.stats.count_produced(&result);
         let delivery = match result {
             Ok(()) => {
                 let now = self.ctx.clock.now().wall;
@@ -396,9 +411,13 @@ impl<'a> Task<'a> {
                 .map(|&slot| (Arc::clone(&self.lane.get(slot).key), self.claim_of(self.lane.claim(slot))))
                 .collect();
             let call = store.claim(batch, settings.lease);
+            let stats = Arc::clone(&self.ctx.stats);
             self.calls.push(
-                async move { Reply::Claimed(slots.into_iter().zip(call.await.into_iter().map(Result::ok)).collect(), sent) }
-                    .boxed(),
+                async move {
+                    let replies = stats.store(Operation::Claim).observe(call).await;
+                    Reply::Claimed(slots.into_iter().zip(replies.into_iter().map(Result::ok)).collect(), sent)
+                }
+                .boxed(),
             );
         }
         if !fx.renew.is_empty() {
@@ -408,9 +427,10 @@ impl<'a> Task<'a> {
                 .map(|&(slot, claim)| (Arc::clone(&self.lane.get(slot).key), self.claim_of(claim)))
                 .collect();
             let call = store.renew(batch, settings.lease);
+            let stats = Arc::clone(&self.ctx.stats);
             self.calls.push(
                 async move {
-                    let replies = call.await.into_iter().map(Result::ok);
+                    let replies = stats.store(Operation::Renew).observe(call).await.into_iter().map(Result::ok);
                     Reply::Renewed(renewals.into_iter().zip(replies).map(|((s, c), r)| (s, c, r)).collect(), sent)
                 }
                 .boxed(),
@@ -427,10 +447,11 @@ impl<'a> Task<'a> {
                 })
                 .collect();
             let call = store.settle(batch);
+            let stats = Arc::clone(&self.ctx.stats);
             self.calls.push(
                 async move {
                     let mut lost = 0;
-                    let replies = call.await;
+                    let replies = stats.store(Operation::Settle).observe(call).await;
                     let settled = settlements.into_iter().zip(replies).map(|((slot, _), reply)| {
                         lost += u64::from(matches!(reply, Ok(super::ports::SettleReply::LeaseLost)));
                         (slot, reply.is_ok())
@@ -449,10 +470,11 @@ impl<'a> Task<'a> {
                 .map(|&(slot, claim)| (Arc::clone(&self.lane.get(slot).key), self.claim_of(claim)))
                 .collect();
             let call = store.release(batch);
+            let stats = Arc::clone(&self.ctx.stats);
             self.calls.push(
                 async move {
                     // Released or not: what is not runs out by itself.
-                    drop(call.await);
+                    drop(stats.store(Operation::Release).observe(call).await);
                     Reply::Released(releases.into_iter().map(|(slot, _)| slot).collect())
                 }
                 .boxed(),
@@ -476,7 +498,10 @@ impl<'a> Task<'a> {
         trace::begin(self.ctx, held);
         let event = match prepare(self.ctx, held, fence, now) {
             Prepared::Run(event) => event,
-            Prepared::Known(outcome) => return self.conclude(slot, outcome),
+            Prepared::Known(outcome) => {
+                self.conclude(slot, outcome);
+                return;
+            }
         };
         let stats = &self.ctx.stats;
         stats.executions.add(1);
@@ -487,12 +512,12 @@ impl<'a> Task<'a> {
         let timeout = self.ctx.settings.handler_timeout;
         let mut execution = match Execution::start(slot, &*self.ctx.handler, event, timeout) {
             Ok(execution) => execution,
-            Err(outcome) => return self.conclude(slot, outcome),
+            Err(outcome) => return self.executed(slot, outcome),
         };
         // A handler that answers at once costs neither a task nor a place in the set.
         let first = poll_fn(|cx| Poll::Ready(Pin::new(&mut execution).poll(cx))).await;
         match first {
-            Poll::Ready((_, outcome)) => self.conclude(slot, outcome),
+            Poll::Ready((_, outcome)) => self.executed(slot, outcome),
             Poll::Pending => {
                 let (abort, registration) = AbortHandle::new_pair();
                 self.lane.get_mut(slot).abort = Some(abort);
@@ -500,6 +525,32 @@ impl<'a> Task<'a> {
                 self.ctx.stats.running.fetch_add(1, Ordering::Relaxed);
             }
         }
+    }
+
+    fn view(&self) -> LaneView {
+        let (now, lane) = (self.ctx.clock.now().wall, &self.lane);
+        let mut view = LaneView {
+            position: lane.position(),
+            delivered_to: lane.delivered_to(),
+            halted: lane.halted(),
+            store_down: lane.store_down(),
+            ..LaneView::default()
+        };
+        for (held, standing) in lane.standings(now) {
+            match standing {
+                Standing::Waiting => view.waiting += 1,
+                Standing::Started => view.in_flight += 1,
+                Standing::Overdue => {
+                    let written = || {
+                        Timestamp::from_millis(u64::try_from(held.record.timestamp_ms).unwrap_or(now.floor_millis()))
+                    };
+                    let due = held.envelope.due.unwrap_or_else(written);
+                    view.overdue += 1;
+                    view.oldest_overdue = Some(view.oldest_overdue.map_or(due, |oldest| oldest.min(due)));
+                }
+            }
+        }
+        view
     }
 
     fn tell(&mut self) {

@@ -180,6 +180,11 @@ pub trait IdempotencyStore: Send + Sync + 'static {
         batch: Vec<(CopyKey, Claim, Mark, Duration)>,
     ) -> BoxFuture<'static, Vec<Result<SettleReply, StoreError>>>;
 
+    /// Whether the store answers, as far as is known without asking it.
+    fn is_available(&self) -> bool {
+        true
+    }
+
     /// Deletes each claim that is still ours: for claims whose handler never started.
     fn release(&self, batch: Vec<(CopyKey, Claim)>) -> BoxFuture<'static, Vec<Result<bool, StoreError>>>;
 }

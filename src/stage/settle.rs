@@ -77,7 +77,7 @@ pub(super) fn next_copy(ctx: &StageContext, held: &Held, fence: u64) -> Option<O
     });
     Some(Outgoing {
         topic: Arc::clone(&target.topic),
-        partition: ctx.partitions.keep(ctx.stage, target.index, held.record.partition),
+        partition: ctx.next_partition(target.index, held.record.partition),
         key: held.record.key.clone(),
         value: held.record.value.clone(),
         headers: headers.collect(),

@@ -155,6 +155,7 @@ async fn live(setup: Setup) -> Life {
                 clock: Arc::new(SystemClock),
                 permits: Arc::new(Semaphore::new(4)),
                 partitions: Partitions(vec![6; 4]),
+                gained_partitions: false.into(),
                 keys: CopyKeys::new("idem", &ladder),
                 settings: StageSettings { dedup, ..StageSettings::default() },
                 process: 7,
