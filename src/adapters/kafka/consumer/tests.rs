@@ -299,7 +299,8 @@ fn stopping_waits_no_longer_than_the_drain_time() {
     records(&mut lane, 10);
     lane.state.tell(Some(2), false, 0, 0, false);
     running.stop();
-    running.join().unwrap();
+    let ended = running.join();
+    assert!(matches!(ended, Err(Error::Undrained { partitions: 1, .. })), "{ended:?}");
     assert!(matches!(command(&mut lane), LaneCommand::Drain));
     assert!(matches!(command(&mut lane), LaneCommand::Stop));
     assert_eq!(committed(&cluster, 0), Some(2), "as far as it came");
