@@ -11,6 +11,7 @@ mod crash_worker;
 #[path = "../support/ledger.rs"]
 mod ledger;
 mod outside;
+mod status;
 mod support;
 mod topics;
 mod traces;
