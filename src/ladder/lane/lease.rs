@@ -95,6 +95,7 @@ impl<T> Lane<T> {
                 self.park(now, slot);
             }
             (State::Confirming, None) => {
+                self.store_down_until = Some(now.boot + STORE_PROBE);
                 fx.permits += 1;
                 self.owed -= 1;
                 self.entry_mut(slot).state = State::Ready;

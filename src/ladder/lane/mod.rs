@@ -123,6 +123,9 @@ pub struct Lane<T> {
 
 const NEVER: Duration = Duration::MAX;
 
+/// The store was down, and a probe may go out: it waits for a permit, not for a time.
+const PROBE_NOW: Duration = Duration::ZERO;
+
 impl<T> Lane<T> {
     /// An empty lane.
     pub fn new(config: LaneConfig) -> Self {
@@ -250,7 +253,7 @@ impl<T> Lane<T> {
         let wall = if self.draining { None } else { self.due.peek().map(|Reverse((due, ..))| *due) };
         let timer = self.timers.peek().map_or(NEVER, |Reverse((at, ..))| *at);
         let probe = match self.store_down_until {
-            Some(until) if !self.ready.is_empty() && !self.draining && !self.held && !self.halted => until,
+            Some(until) if until > PROBE_NOW && !self.ready.is_empty() && !self.draining && !self.held => until,
             _ => NEVER,
         };
         let boot = timer.min(probe).min(self.next_renewal).min(self.next_lease_check);
@@ -415,6 +418,9 @@ impl<T> Lane<T> {
     }
 
     fn advance(&mut self, now: Now, fx: &mut Effects<T>) {
+        if self.store_down_until.is_some_and(|until| until <= now.boot) {
+            self.store_down_until = Some(PROBE_NOW);
+        }
         while let Some(Reverse((due, _, slot))) = self.due.peek()
             && *due <= now.wall
         {
