@@ -378,9 +378,16 @@ impl<T> Lane<T> {
 
     fn dispatch(&mut self, now: Now, permits: usize, fx: &mut Effects<T>) {
         let usable = permits.min(self.wanted(now));
-        fx.permits += permits - usable;
-        for _ in 0..usable {
+        let mut used = 0;
+        while used < usable {
             let Some(slot) = self.ready.pop_front() else { break };
+            if self.entry(slot).due > now.wall {
+                // The wall clock was set back since it became ready.
+                self.entry_mut(slot).state = State::Waiting;
+                self.admit(now, slot);
+                continue;
+            }
+            used += 1;
             self.owed += 1;
             if self.config.dedup == Dedup::Off {
                 self.start(now, slot, fx);
@@ -398,9 +405,10 @@ impl<T> Lane<T> {
             self.entry_mut(slot).state = State::Claiming;
             fx.claim.push(slot);
         }
+        fx.permits += permits - used;
         // While the store is down one probe at a time is out; the next waits for its answer.
         if let Some(until) = &mut self.store_down_until
-            && usable > 0
+            && used > 0
         {
             *until = now.boot + MAX_BACKOFF;
         }
