@@ -203,8 +203,17 @@ impl<'a> Task<'a> {
     }
 
     fn step(&mut self, input: Input<Box<Held>>) {
-        let now = self.ctx.clock.now();
+        self.step_at(self.ctx.clock.now(), input);
+    }
+
+    fn step_at(&mut self, now: Now, input: Input<Box<Held>>) {
         self.lane.step(now, input, &mut self.fx);
+        // At once: an outcome that is ready later in this round no longer counts, the lane has given the event up.
+        for slot in self.fx.cancel.drain(..) {
+            if let Some(abort) = self.lane.get_mut(slot).abort.take() {
+                abort.abort();
+            }
+        }
     }
 
     // ------------------------------------------------------------------------------------------------ inputs
@@ -238,7 +247,7 @@ impl<'a> Task<'a> {
         held.abort = None;
         held.took = now.wall.since(held.started);
         let verdict = settle::conclude(self.ctx, held, outcome, now.wall, self.rng.f64());
-        self.lane.step(now, Input::Returned(slot, verdict), &mut self.fx);
+        self.step_at(now, Input::Returned(slot, verdict));
     }
 
     fn acknowledged(&mut self, ticket: u64, result: Result<(), PublishError>) {
@@ -301,11 +310,6 @@ impl<'a> Task<'a> {
             let mut fx = mem::take(&mut self.fx);
             let now = self.ctx.clock.now();
             self.count(&mut fx);
-            for slot in fx.cancel.drain(..) {
-                if let Some(abort) = self.lane.get_mut(slot).abort.take() {
-                    abort.abort();
-                }
-            }
             self.call_store(&mut fx, now);
             for slot in fx.publish.drain(..) {
                 self.publish(slot);
@@ -382,7 +386,9 @@ impl<'a> Task<'a> {
             );
         }
         if !fx.renew.is_empty() {
-            let renewals = mem::take(&mut fx.renew);
+            let mut renewals = mem::take(&mut fx.renew);
+            // Later in the same round it may have been settled or given up.
+            renewals.retain(|&(slot, claim)| self.lane.holds(slot, claim));
             let batch = renewals
                 .iter()
                 .map(|&(slot, claim)| (Arc::clone(&self.lane.get(slot).key), self.claim_of(claim)))
@@ -441,6 +447,9 @@ impl<'a> Task<'a> {
     }
 
     fn publish(&mut self, slot: Slot) {
+        if self.lane.lease_gone(self.ctx.clock.now(), slot) {
+            return self.step(Input::Published(slot, Delivery::Failed));
+        }
         let fence = self.lane.claim(slot).fence;
         match settle::next_copy(self.ctx, self.lane.get(slot), fence) {
             Some(record) => self.ctx.publisher.publish(record, u64::from(slot), &self.acks),
@@ -449,7 +458,12 @@ impl<'a> Task<'a> {
     }
 
     async fn start(&mut self, slot: Slot) {
-        let (now, fence) = (self.ctx.clock.now().wall, self.lane.claim(slot).fence);
+        let now = self.ctx.clock.now();
+        // The handlers before it in this round may have taken long enough for its lease to end.
+        if !self.lane.may_start(now, slot) {
+            return;
+        }
+        let (now, fence) = (now.wall, self.lane.claim(slot).fence);
         let due = self.lane.due(slot);
         let held = self.lane.get_mut(slot);
         held.started = now;

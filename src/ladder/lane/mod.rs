@@ -189,6 +189,17 @@ impl<T> Lane<T> {
         entry.claim.unwrap_or(ClaimId { sequence: 0, fence: entry.last_fence })
     }
 
+    /// Whether the store holds this claim for the event in this slot, as far as is known.
+    pub fn holds(&self, slot: Slot, claim: ClaimId) -> bool {
+        self.entries.get(slot as usize).and_then(Option::as_ref).is_some_and(|entry| entry.claim == Some(claim))
+    }
+
+    /// Whether the handler that [`Effects::start`] asked for may still be started. If not, nothing is to be done:
+    /// its lease is over, and the lane has given the event up, or will at the next step.
+    pub fn may_start(&self, now: Now, slot: Slot) -> bool {
+        self.entry(slot).state == State::Running && !self.lease_gone(now, slot)
+    }
+
     /// How many permits the lane can use now.
     pub fn wanted(&self, now: Now) -> usize {
         if self.draining || self.held || self.halted {
