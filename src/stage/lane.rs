@@ -138,6 +138,7 @@ impl<'a> Task<'a> {
             self.take_what_is_there();
             self.take_permits();
             self.perform().await;
+            self.queue_for_permit();
             self.tell();
             if self.lane.drained() {
                 break;
@@ -279,25 +280,24 @@ impl<'a> Task<'a> {
 
     fn take_permits(&mut self) {
         let now = self.ctx.clock.now();
-        let wanted = self.lane.wanted(now);
-        if wanted == 0 {
-            self.permit = None;
-            return;
-        }
         let permits = &self.ctx.permits;
-        let free = permits.available_permits().min(wanted);
-        let taken = match u32::try_from(free).ok().filter(|n| *n > 0).map(|n| permits.try_acquire_many(n)) {
-            Some(Ok(taken)) => {
-                taken.forget();
-                free
-            }
-            _ => 0,
-        };
-        if taken > 0 {
-            self.lane.step(now, Input::Permits(taken), &mut self.fx);
+        let free = self.lane.wanted(now).min(permits.available_permits());
+        let Ok(count) = u32::try_from(free) else { return };
+        if count > 0
+            && let Ok(taken) = permits.try_acquire_many(count)
+        {
+            taken.forget();
+            self.step_at(now, Input::Permits(free));
         }
-        if taken < wanted && self.permit.is_none() {
-            let permits = Arc::clone(permits);
+    }
+
+    /// Queues for a permit when events are ready: those for which there was none, and those that became ready while
+    /// the effects were performed (the next of its key, behind a handler that answered at once).
+    fn queue_for_permit(&mut self) {
+        if self.lane.wanted(self.ctx.clock.now()) == 0 {
+            self.permit = None;
+        } else if self.permit.is_none() {
+            let permits = Arc::clone(&self.ctx.permits);
             self.permit = Some(async move { permits.acquire_owned().await.ok() }.boxed());
         }
     }
