@@ -4,6 +4,7 @@
 //! It decides nothing about an event: what a reply means is in the pure lane, where an event goes in `ladder::route`.
 
 use std::future::{Future, poll_fn};
+use std::iter;
 use std::mem;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use tokio::time::{Instant, Sleep};
 use super::context::StageContext;
 use super::held::{self, Held};
 use super::lanes::{LaneCommand, LaneEnds, LaneHandle};
-use super::ports::{AckSink, Claim, PublishError};
+use super::ports::{AckSink, Claim, PublishError, SettleReply, StoreError};
 use super::process::{Execution, Prepared, prepare};
 use super::settle;
 use crate::ladder::event::{Action, ClaimReply, Mark, Now, Outcome};
@@ -45,6 +46,11 @@ enum Reply {
     /// Recorded or not, and how many of the recorded were no longer ours.
     Settled(Vec<(Slot, bool)>, u64),
     Released(Vec<Slot>),
+}
+
+/// One for each entry of the batch, whatever the store gave back: an entry without a reply would stay for ever.
+fn answers<R>(replies: Vec<Result<R, StoreError>>) -> impl Iterator<Item = Option<R>> {
+    replies.into_iter().map(Result::ok).chain(iter::repeat_with(|| None))
 }
 
 struct Acks(mpsc::UnboundedSender<(u64, Result<(), PublishError>)>);
@@ -381,8 +387,7 @@ impl<'a> Task<'a> {
                 .collect();
             let call = store.claim(batch, settings.lease);
             self.calls.push(
-                async move { Reply::Claimed(slots.into_iter().zip(call.await.into_iter().map(Result::ok)).collect(), sent) }
-                    .boxed(),
+                async move { Reply::Claimed(slots.into_iter().zip(answers(call.await)).collect(), sent) }.boxed(),
             );
         }
         if !fx.renew.is_empty() {
@@ -396,7 +401,7 @@ impl<'a> Task<'a> {
             let call = store.renew(batch, settings.lease);
             self.calls.push(
                 async move {
-                    let replies = call.await.into_iter().map(Result::ok);
+                    let replies = answers(call.await);
                     Reply::Renewed(renewals.into_iter().zip(replies).map(|((s, c), r)| (s, c, r)).collect(), sent)
                 }
                 .boxed(),
@@ -416,10 +421,10 @@ impl<'a> Task<'a> {
             self.calls.push(
                 async move {
                     let mut lost = 0;
-                    let replies = call.await;
+                    let replies = answers(call.await);
                     let settled = settlements.into_iter().zip(replies).map(|((slot, _), reply)| {
-                        lost += u64::from(matches!(reply, Ok(super::ports::SettleReply::LeaseLost)));
-                        (slot, reply.is_ok())
+                        lost += u64::from(reply == Some(SettleReply::LeaseLost));
+                        (slot, reply.is_some())
                     });
                     let settled = settled.collect();
                     Reply::Settled(settled, lost)
