@@ -23,6 +23,7 @@ use super::held::{self, Held};
 use super::lanes::{LaneCommand, LaneEnds, LaneHandle};
 use super::ports::{AckSink, Claim, PublishError, SettleReply, StoreError};
 use super::process::{Execution, Prepared, prepare};
+use super::record::Record;
 use super::settle;
 use crate::ladder::event::{Action, ClaimReply, Mark, Now, Outcome};
 use crate::ladder::lane::{ClaimId, Delivery, Effects, Finish, Input, Lane, Slot};
@@ -504,12 +505,11 @@ impl<'a> Task<'a> {
         let lane = &self.lane;
         self.ends.state.tell(lane.position(), lane.paused(), lane.waiting(), lane.in_flight(), lane.halted());
         if lane.halted() && !mem::replace(&mut self.told_halt, true) {
-            let reason = self.lane.iter().find_map(|held| Some((held.halted?, held)));
-            let (reason, offset) =
-                reason.map_or(("unknown", -1), |(reason, held)| (reason.as_str(), held.record.offset));
-            let rung = self.ctx.rung();
+            let Some((reason, held)) = lane.iter().find_map(|held| Some((held.halted?, held))) else { return };
+            let Record { partition, offset, .. } = *held.record;
             tracing::error!(
-                topic = %rung.topic, offset, reason,
+                topic = %self.ctx.rung().topic, partition, offset, event_id = %held.envelope.event_id,
+                reason = reason.as_str(),
                 "a partition is halted: going on would lose this event; see the runbook, then restart the stage"
             );
         }
