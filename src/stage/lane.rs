@@ -6,6 +6,7 @@
 use std::future::{Future, poll_fn};
 use std::iter;
 use std::mem;
+use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -33,10 +34,21 @@ const MAX_SLEEP: Duration = Duration::from_secs(30);
 /// How long a lane that was told to drain goes on when nobody waits for it any more.
 const ABANDONED: Duration = Duration::from_secs(60);
 
-/// Starts a lane's task on the current tokio runtime.
-pub(super) fn open(ctx: Arc<StageContext>, runtime: &tokio::runtime::Handle) -> LaneHandle {
+/// Starts a lane's task on the runtime.
+pub(super) fn open(ctx: Arc<StageContext>, partition: i32, runtime: &tokio::runtime::Handle) -> LaneHandle {
     let (handle, ends) = LaneHandle::new(ctx.settings.max_in_flight);
-    runtime.spawn(async move { Task::new(&ctx, ends).run().await });
+    let state = Arc::clone(handle.state());
+    runtime.spawn(async move {
+        let run = Task::new(&ctx, ends).run();
+        if AssertUnwindSafe(run).catch_unwind().await.is_err() {
+            // What it held is not done, so nothing is lost; but nobody else would say that the partition stands still.
+            state.halt();
+            tracing::error!(
+                topic = %ctx.rung().topic, partition,
+                "a partition is halted: its task panicked, which is a bug; restart the stage"
+            );
+        }
+    });
     handle
 }
 
@@ -151,14 +163,6 @@ impl<'a> Task<'a> {
                 break;
             }
         }
-        // Permits of handlers that are cut off here.
-        let running = self.running.len();
-        self.running.clear();
-        self.ctx.stats.running.fetch_sub(running as u64, Ordering::Relaxed);
-        self.ctx.permits.add_permits(self.lane.permits_held());
-        self.tell();
-        // Nobody listening is fine: the handle was dropped.
-        self.ends.ended.send_replace(true);
     }
 
     async fn next(
@@ -513,6 +517,21 @@ impl<'a> Task<'a> {
                 "a partition is halted: going on would lose this event; see the runbook, then restart the stage"
             );
         }
+    }
+}
+
+impl Drop for Task<'_> {
+    /// The lane's end, whatever led to it: handlers that still run are cut off, their permits come back, and those that
+    /// came free in a round that was cut off.
+    fn drop(&mut self) {
+        let running = self.running.len();
+        self.running.clear();
+        self.ctx.stats.running.fetch_sub(running as u64, Ordering::Relaxed);
+        self.ctx.permits.add_permits(self.lane.permits_held() + self.fx.permits);
+        self.ends.commands.close();
+        self.ends.state.tell_end(self.lane.position());
+        // Nobody listening is fine: the handle was dropped.
+        self.ends.ended.send_replace(true);
     }
 }
 

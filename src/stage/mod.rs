@@ -15,6 +15,8 @@ mod process;
 pub mod record;
 mod settle;
 pub mod stats;
+#[cfg(test)]
+mod tests;
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -66,8 +68,8 @@ impl Stage {
 }
 
 impl LaneHost for Stage {
-    fn open(&self, _partition: i32) -> LaneHandle {
-        let lane = lane::open(Arc::clone(&self.ctx), &self.runtime);
+    fn open(&self, partition: i32) -> LaneHandle {
+        let lane = lane::open(Arc::clone(&self.ctx), partition, &self.runtime);
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.retain(|lane| lane.strong_count() > 0);
         open.push(Arc::downgrade(lane.state()));
