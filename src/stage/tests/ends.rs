@@ -199,3 +199,27 @@ async fn the_handler_is_told_all_of_the_event() {
     assert_eq!((event.fence, event.deadline.floor_millis()), (START_MS, START_MS + 30_000));
     assert_eq!((event.origin.offset, event.record.offset, &event.payload[..]), (3, 3, &b"value"[..]));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_settled_copy_is_remembered_and_the_first_after_a_redrive_as_long_as_its_dead_letter_may_be_redriven() {
+    let days = |n: u32| SECOND * 86_400 * n;
+    for (outcome, redrive, attempt, expected) in [
+        (Outcome::Done, "", "1", days(2)),
+        (Outcome::Failed(Failure::transient("t")), "", "1", days(3)),
+        (Outcome::Done, "1", "0", days(30)),
+        (Outcome::Failed(Failure::transient("t")), "1", "0", days(30)),
+        (Outcome::Done, "1", "1", days(2)),
+    ] {
+        let tune = |s: &mut StageSettings| (s.done_ttl, s.handed_ttl, s.redriven_ttl) = (days(2), days(3), days(30));
+        let what = format!("{outcome:?}, redrive {redrive:?}, attempt {attempt}");
+        let rig = Rig::new(RETRY_1, tune, move |_| std::future::ready(outcome.clone()));
+        let mut sent = retry(RETRY_1, 0, Duration::ZERO);
+        sent.headers.retain(|(name, _)| name != "x-ladder-attempt");
+        sent.headers.push(header("x-ladder-attempt", attempt));
+        sent.headers.extend((!redrive.is_empty()).then(|| header("x-ladder-redrive", redrive)));
+        let lane = rig.lane([sent]);
+        rig.position(&lane, 1).await;
+        let (_, ttl) = rig.store.records.get(&rig.ctx.keys.key("e0", 1)).expect("recorded");
+        assert!(ttl <= expected && ttl > expected - SECOND, "{ttl:?}: {what}");
+    }
+}
