@@ -28,6 +28,7 @@ pub mod adapters;
 pub mod handlers;
 pub mod messages;
 
+pub mod admin;
 pub mod app;
 pub mod config;
 pub mod telemetry;

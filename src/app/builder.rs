@@ -14,12 +14,14 @@ use crate::adapters::kafka::admin::startup::{StartupOptions, startup_check};
 use crate::adapters::kafka::admin::{self, Admin, TopicState};
 use crate::adapters::kafka::{consumer, producer};
 use crate::adapters::memory::MemoryStore;
+use crate::adapters::otel::OtelTracer;
 use crate::adapters::redis;
 use crate::config::{self, Config};
 use crate::handlers::dead_letters::DeadLetterLog;
 use crate::ladder::rungs::Ladder;
 use crate::stage::context::Partitions;
 use crate::stage::ports::{Handler, IdempotencyStore};
+use crate::telemetry::traces::{self, Traces};
 
 /// Why the stages did not start, or could not go on.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +71,9 @@ pub enum Error {
     /// A stage's consumer.
     #[error(transparent)]
     Consumer(#[from] consumer::Error),
+    /// The export of traces.
+    #[error(transparent)]
+    Traces(#[from] traces::Error),
     /// No random numbers.
     #[error(transparent)]
     NoRandomness(#[from] NoRandomness),
@@ -83,6 +88,7 @@ impl Error {
             | Error::UnknownStage { .. }
             | Error::NoOrphan { .. }
             | Error::UnusedHandler { .. }
+            | Error::Traces(_)
             | Error::Producer(producer::Error::Config(_))
             | Error::Consumer(consumer::Error::Config { .. }) => 64,
             Error::Kafka(e) => e.exit_code(),
@@ -154,12 +160,19 @@ pub struct Builder {
     handlers: HashMap<String, Arc<dyn Handler>>,
     pipelines: Vec<String>,
     stages: Vec<StageName>,
+    topics_as_configured: bool,
 }
 
 impl Builder {
     /// All stages of all pipelines, with the handlers that the configuration names.
     pub fn new(config: Config) -> Self {
-        Self { config, handlers: HashMap::new(), pipelines: Vec::new(), stages: vec![StageName::All] }
+        Self {
+            config,
+            handlers: HashMap::new(),
+            pipelines: Vec::new(),
+            stages: vec![StageName::All],
+            topics_as_configured: false,
+        }
     }
 
     /// Executes the events of a pipeline with `handler`, whatever the configuration names.
@@ -185,6 +198,14 @@ impl Builder {
         self
     }
 
+    /// Takes the topics to be as configured, without a check: for a broker that cannot be asked, such as the
+    /// [embedded](crate::adapters::kafka::embedded) one. On any other a missing or compacted topic loses events.
+    #[must_use]
+    pub fn topics_as_configured(mut self) -> Self {
+        self.topics_as_configured = true;
+        self
+    }
+
     /// Checks the topics, connects to Kafka and Redis, starts the stages.
     ///
     /// # Errors
@@ -204,7 +225,15 @@ impl Builder {
             ladders.push((Arc::new(wire::ladder(pipeline)?), wire::payload_decoder(pipeline)?));
         }
         self.check_stages(&chosen)?;
-        let (partitions, batch_size) = self.check_topics(&chosen).await?;
+        let traces = wire::traces(&self.config, "retry-ladder")?;
+        let (partitions, batch_size) = if self.topics_as_configured {
+            (
+                chosen.iter().map(|pipeline| configured_partitions(pipeline)).collect(),
+                producer::Options::default().batch_size,
+            )
+        } else {
+            self.check_topics(&chosen).await?
+        };
         let orphans = self.orphans(&chosen).await?;
         let properties = wire::properties(&self.config);
         let options = producer::Options { message_timeout: self.config.kafka.message_timeout, batch_size };
@@ -213,6 +242,10 @@ impl Builder {
         engine.instance = self.config.instance.clone();
         engine.session_timeout = self.config.kafka.session_timeout;
         engine.drain_timeout = self.config.kafka.drain_timeout;
+        engine.tracer = traces.as_ref().map(|traces| {
+            let client_id = engine.properties.client_id();
+            Arc::new(OtelTracer::new(traces.queue(), wire::sampling(&self.config), client_id)) as _
+        });
 
         let mut stores = Stores::default();
         let mut pipelines = Vec::new();
@@ -253,7 +286,7 @@ impl Builder {
             tracing::info!(topic = %pipeline.ladder.rungs()[index].topic, "orphan is drained");
             stages.push(engine.start(&pipeline, index)?);
         }
-        Ok(App { stages })
+        Ok(App { stages, traces })
     }
 
     /// The orphans to be drained: of which chosen pipeline, its ladder with the orphan as a rung, that rung, and the
@@ -340,6 +373,11 @@ impl Builder {
     }
 }
 
+fn configured_partitions(pipeline: &config::Pipeline) -> Partitions {
+    let count = i32::try_from(pipeline.partitions).unwrap_or(i32::MAX);
+    Partitions(vec![count; pipeline.stages().len()])
+}
+
 /// One store of each kind for the whole process.
 #[derive(Default)]
 struct Stores {
@@ -371,6 +409,7 @@ impl Stores {
 /// Running stages.
 pub struct App {
     stages: Vec<RunningStage>,
+    traces: Option<Traces>,
 }
 
 impl App {
@@ -395,6 +434,9 @@ impl App {
         let mut result = first;
         for stage in &mut self.stages {
             result = result.and(stage.ended().await);
+        }
+        if let Some(traces) = self.traces.take() {
+            traces.shutdown().await;
         }
         Ok(result?)
     }

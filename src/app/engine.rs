@@ -16,7 +16,8 @@ use crate::ladder::headers::CopyKeys;
 use crate::ladder::rungs::Ladder;
 use crate::stage::clock::{Clock, SystemClock};
 use crate::stage::context::{Decode, Partitions, StageContext, StageSettings};
-use crate::stage::ports::{Handler, IdempotencyStore, Publisher};
+use crate::stage::lanes::LaneView;
+use crate::stage::ports::{Handler, IdempotencyStore, Publisher, Tracer};
 use crate::stage::stats::StageStats;
 use crate::stage::{LaneOverview, Stage};
 
@@ -26,6 +27,8 @@ pub struct Engine {
     pub properties: Properties,
     /// The one producer.
     pub publisher: Arc<dyn Publisher>,
+    /// Takes the spans of all stages; `None`: nothing is traced.
+    pub tracer: Option<Arc<dyn Tracer>>,
     /// Tells the time.
     pub clock: Arc<dyn Clock>,
     /// Static member id of this process, `None` for dynamic membership.
@@ -86,6 +89,7 @@ impl Engine {
         Ok(Self {
             properties,
             publisher,
+            tracer: None,
             clock: Arc::new(SystemClock),
             instance: None,
             session_timeout: Duration::from_secs(15),
@@ -112,6 +116,7 @@ impl Engine {
             handler: Arc::clone(if is_last { &pipeline.dead_letters } else { &pipeline.handler }),
             store: Arc::clone(&pipeline.store),
             publisher: Arc::clone(&self.publisher),
+            tracer: self.tracer.clone(),
             clock: Arc::clone(&self.clock),
             permits: Arc::new(Semaphore::new(settings.concurrency)),
             partitions: pipeline.partitions.clone(),
@@ -133,7 +138,8 @@ impl Engine {
         };
         let consumer = StageConsumer::new(&self.properties, options, Arc::clone(&stage) as _)?;
         let stop = Arc::new(AtomicBool::new(false));
-        let last_poll = Arc::new(AtomicU64::new(0));
+        // Not yet polled counts as polled now: the thread has its time to come up.
+        let last_poll = Arc::new(AtomicU64::new(self.clock.now().boot.as_millis() as u64));
         let (ended_tx, ended) = oneshot::channel();
         let thread = std::thread::Builder::new().name(format!("poll-{}", rung.name)).spawn({
             let (stop, clock, last_poll) = (Arc::clone(&stop), Arc::clone(&self.clock), Arc::clone(&last_poll));
@@ -183,6 +189,12 @@ impl RunningStage {
         Duration::from_millis(self.last_poll.load(Ordering::Relaxed))
     }
 
+    /// For looking at it from elsewhere.
+    pub fn view(&self) -> StageView {
+        let (ctx, stage, last_poll) = (&self.ctx, &self.stage, &self.last_poll);
+        StageView { ctx: Arc::clone(ctx), stage: Arc::clone(stage), last_poll: Arc::clone(last_poll) }
+    }
+
     /// Asks it to stop: handlers that run are waited for, at most the drain time.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
@@ -208,6 +220,41 @@ impl RunningStage {
             drop(tokio::task::spawn_blocking(move || thread.join()).await);
         }
         result
+    }
+}
+
+/// Looks at a stage that runs. Cheap to clone; does not keep the stage running.
+#[derive(Clone)]
+pub struct StageView {
+    ctx: Arc<StageContext>,
+    stage: Arc<Stage>,
+    last_poll: Arc<AtomicU64>,
+}
+
+impl StageView {
+    /// What its lanes share: rung, settings, counters.
+    pub fn context(&self) -> &Arc<StageContext> {
+        &self.ctx
+    }
+
+    /// Whether it is the rung without a next.
+    pub fn is_last(&self) -> bool {
+        self.ctx.stage == self.ctx.ladder.dlq().index
+    }
+
+    /// Time since its poll thread last polled, suspend included.
+    pub fn since_last_poll(&self) -> Duration {
+        self.ctx.clock.now().boot.saturating_sub(Duration::from_millis(self.last_poll.load(Ordering::Relaxed)))
+    }
+
+    /// Whether its group has given it its partitions, be it none.
+    pub fn is_member(&self) -> bool {
+        self.stage.is_member()
+    }
+
+    /// What each lane of the partitions that are assigned now holds, exactly.
+    pub async fn look(&self) -> Vec<(i32, LaneView)> {
+        self.stage.look().await
     }
 }
 

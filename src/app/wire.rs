@@ -17,7 +17,8 @@ use crate::ladder::rungs::{Ladder, LadderFault, LadderSpec, RetrySpec};
 use crate::messages::{self, Decoder, Framing};
 use crate::stage::clock::Clock;
 use crate::stage::context::{StageSettings, Tombstones};
-use crate::stage::ports::Handler;
+use crate::stage::ports::{Handler, Sampling};
+use crate::telemetry::traces::{self, Traces};
 
 /// A pipeline of the configuration that cannot be built.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +84,40 @@ pub fn properties(config: &Config) -> Properties {
 pub fn connection(config: &Config) -> Connection {
     let properties = properties(config);
     Connection { brokers: properties.brokers, properties: properties.common }
+}
+
+/// The export of spans, where an endpoint is configured; `service` is this process's `service.name`.
+///
+/// # Errors
+/// When the endpoint cannot be used at all. That nothing answers there is no error.
+///
+/// # Panics
+/// Outside a tokio runtime.
+pub fn traces(config: &Config, service: &'static str) -> Result<Option<Traces>, traces::Error> {
+    let Some(endpoint) = &config.telemetry.otlp_endpoint else { return Ok(None) };
+    let mut url = endpoint.url().clone();
+    let authorization = match (url.username(), url.password().unwrap_or_default()) {
+        ("", "") => None,
+        (user, password) => {
+            let decode = |text| percent_encoding::percent_decode_str(text).collect::<Vec<u8>>();
+            let pair = [decode(user), decode(password)].join(&b':');
+            Some(format!("Basic {}", traces::base64(&pair)))
+        }
+    };
+    // The url has a host, so neither can fail.
+    url.set_username("").and_then(|()| url.set_password(None)).ok();
+    let options = traces::Options {
+        endpoint: url.to_string(),
+        authorization,
+        service,
+        instance: config.instance.clone().unwrap_or_else(|| format!("{:016x}", fastrand::u64(..))),
+    };
+    Traces::start(options).map(Some)
+}
+
+/// Which events are traced.
+pub fn sampling(config: &Config) -> Sampling {
+    Sampling { ratio: config.telemetry.sample_ratio.0, on_failure: config.telemetry.sample_on_failure }
 }
 
 /// The topics of a pipeline.

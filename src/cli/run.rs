@@ -6,7 +6,10 @@ use std::str::FromStr;
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::app::{Builder, StageName};
+use crate::admin::monitor::Monitor;
+use crate::admin::server::{Listener, Server};
+use crate::app::engine::RunningStage;
+use crate::app::{Builder, StageName, wire};
 use crate::config::{Config, LogFormat};
 use crate::telemetry::logs;
 
@@ -25,6 +28,17 @@ impl RunArgs {
     pub(crate) fn is_empty(&self) -> bool {
         *self == Self::default()
     }
+
+    /// The lowest index of the stages to be run, 0 when all are: what the default port of the admin server goes by.
+    fn lowest_stage(&self, config: &Config) -> usize {
+        let index = |stage: &StageName| match stage {
+            StageName::All | StageName::Orphan(_) => Some(0),
+            StageName::Named(name) => {
+                config.pipelines.iter().filter_map(|p| p.stages().iter().position(|(stage, _)| stage == name)).max()
+            }
+        };
+        self.stages.iter().filter_map(index).min().unwrap_or(0)
+    }
 }
 
 /// Runs until SIGINT or SIGTERM, then drains. A second signal ends the process at once.
@@ -40,6 +54,13 @@ pub(crate) async fn run(args: RunArgs, config: Config) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    let listener = match Listener::bind(config.admin.listen.as_deref(), args.lowest_stage(&config)).await {
+        Ok(listener) => listener,
+        Err(error) => return refuse(&error.to_string(), 1),
+    };
+    let max_poll = config.kafka.max_poll_interval.max(config.kafka.session_timeout);
+    let admin = Server::start(listener, max_poll, config.instance.clone());
+    let properties = wire::properties(&config);
     let start = Builder::new(config).stages(args.stages).pipelines(args.pipelines).start();
     let app = tokio::select! {
         started = start => match started {
@@ -49,11 +70,13 @@ pub(crate) async fn run(args: RunArgs, config: Config) -> ExitCode {
         _ = interrupt.recv() => return ExitCode::SUCCESS,
         _ = terminate.recv() => return ExitCode::SUCCESS,
     };
+    admin.watch(Monitor::new(app.stages().iter().map(RunningStage::view).collect(), &properties));
     let shutdown = async {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
+        admin.draining();
         tracing::info!("draining; a second signal ends the process at once");
         tokio::spawn(async move {
             tokio::select! {

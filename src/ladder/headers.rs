@@ -89,6 +89,17 @@ enum Name {
 const NAMES: [&str; 13] =
     [EVENT_ID, STAGE, ATTEMPT, HOP, FENCE, DUE, ORIGIN, GROUP, ERROR, HISTORY, REDRIVE, REDRIVEN_AT, DEFERRALS];
 
+/// What can be counted as repaired: the names that [`Repairs::names`] can give, in its order.
+pub const REPAIRABLE: [&str; NAMES.len() + 1] = {
+    let mut all = ["due_clamped"; NAMES.len() + 1];
+    let mut i = 0;
+    while i < NAMES.len() {
+        all[i] = NAMES[i];
+        i += 1;
+    }
+    all
+};
+
 impl Name {
     fn of(name: &[u8]) -> Option<Self> {
         Some(match name.strip_prefix(PREFIX.as_bytes())? {

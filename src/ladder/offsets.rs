@@ -77,6 +77,11 @@ impl Watermark {
         Some(open.map_or(next, |open| open.min(next)))
     }
 
+    /// One past the last delivered offset; `None` before anything was delivered.
+    pub fn delivered_to(&self) -> Option<i64> {
+        self.last_delivered.map(|last| last.saturating_add(1))
+    }
+
     /// How many deliveries are not done.
     pub fn open(&self) -> usize {
         self.open

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use tokio::sync::Semaphore;
 
 use super::clock::Clock;
-use super::ports::{Handler, IdempotencyStore, Publisher};
+use super::ports::{Handler, IdempotencyStore, Publisher, Tracer};
 use super::stats::StageStats;
 use crate::ladder::headers::{CompatHeaders, CopyKeys, IdSource};
 use crate::ladder::lane::{Dedup, LaneConfig, Order};
@@ -126,6 +126,8 @@ pub struct StageContext {
     pub store: Arc<dyn IdempotencyStore>,
     /// Produces hops.
     pub publisher: Arc<dyn Publisher>,
+    /// Takes spans; `None`: nothing is traced, and trace contexts pass untouched.
+    pub tracer: Option<Arc<dyn Tracer>>,
     /// Tells the time.
     pub clock: Arc<dyn Clock>,
     /// Permits to run handlers.

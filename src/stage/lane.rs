@@ -3,8 +3,10 @@
 //!
 //! It decides nothing about an event: what a reply means is in the pure lane, where an event goes in `ladder::route`.
 
+mod calls;
+mod tell;
+
 use std::future::{Future, poll_fn};
-use std::iter;
 use std::mem;
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
@@ -19,15 +21,16 @@ use futures::{FutureExt, StreamExt};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::{Instant, Sleep};
 
+use self::calls::Reply;
 use super::context::StageContext;
 use super::held::{self, Held};
 use super::lanes::{LaneCommand, LaneEnds, LaneHandle};
-use super::ports::{AckSink, Claim, PublishError, SettleReply, StoreError};
+use super::ports::{AckSink, PublishError};
 use super::process::{Execution, Prepared, prepare};
-use super::record::Record;
-use super::settle;
-use crate::ladder::event::{Action, ClaimReply, Mark, Now, Outcome};
-use crate::ladder::lane::{ClaimId, Delivery, Effects, Finish, Input, Lane, Slot};
+use super::stats::Attempt;
+use super::{settle, trace};
+use crate::ladder::event::{Now, Outcome};
+use crate::ladder::lane::{Delivery, Effects, Input, Lane, Slot};
 
 /// The wall clock is read again at least this often, so that a step of it (NTP, suspend) is noticed.
 const MAX_SLEEP: Duration = Duration::from_secs(30);
@@ -50,20 +53,6 @@ pub(super) fn open(ctx: Arc<StageContext>, partition: i32, runtime: &tokio::runt
         }
     });
     handle
-}
-
-/// A reply of the store to one batch.
-enum Reply {
-    Claimed(Vec<(Slot, Option<ClaimReply>)>, Duration),
-    Renewed(Vec<(Slot, ClaimId, Option<bool>)>, Duration),
-    /// Recorded or not, and how many of the recorded were no longer ours.
-    Settled(Vec<(Slot, bool)>, u64),
-    Released(Vec<Slot>),
-}
-
-/// One for each entry of the batch, whatever the store gave back: an entry without a reply would stay for ever.
-fn answers<R>(replies: Vec<Result<R, StoreError>>) -> impl Iterator<Item = Option<R>> {
-    replies.into_iter().map(Result::ok).chain(iter::repeat_with(|| None))
 }
 
 struct Acks(mpsc::UnboundedSender<(u64, Result<(), PublishError>)>);
@@ -222,8 +211,10 @@ impl<'a> Task<'a> {
         self.lane.step(now, input, &mut self.fx);
         // At once: an outcome that is ready later in this round no longer counts, the lane has given the event up.
         for slot in self.fx.cancel.drain(..) {
-            if let Some(abort) = self.lane.get_mut(slot).abort.take() {
+            let held = self.lane.get_mut(slot);
+            if let Some(abort) = held.abort.take() {
                 abort.abort();
+                trace::cancelled(self.ctx, held, now.wall);
             }
         }
     }
@@ -240,6 +231,8 @@ impl<'a> Task<'a> {
                 }
                 LaneCommand::Drain => self.step(Input::Drain),
                 LaneCommand::Hold(held) => self.step(Input::Hold(held)),
+                // Who asked may have lost patience.
+                LaneCommand::Look(answer) => drop(answer.send(self.view())),
                 LaneCommand::Stop => return Obeyed::Stop,
             }
         }
@@ -248,27 +241,53 @@ impl<'a> Task<'a> {
 
     fn returned(&mut self, result: Result<(Slot, Outcome), Aborted>) {
         self.ctx.stats.running.fetch_sub(1, Ordering::Relaxed);
-        if let Ok((slot, outcome)) = result {
-            self.conclude(slot, outcome);
+        match result {
+            Ok((slot, outcome)) => self.executed(slot, outcome),
+            Err(Aborted) => self.ctx.stats.attempts.of(Attempt::Cancelled).add(1),
         }
     }
 
-    fn conclude(&mut self, slot: Slot, outcome: Outcome) {
+    fn executed(&mut self, slot: Slot, outcome: Outcome) {
+        self.ctx.stats.count_attempt(&outcome);
+        let took = self.conclude(slot, outcome);
+        self.ctx.stats.handler_seconds.record(took);
+    }
+
+    /// Takes an outcome; the time since the event was started.
+    fn conclude(&mut self, slot: Slot, outcome: Outcome) -> Duration {
         let now = self.ctx.clock.now();
         let held = self.lane.get_mut(slot);
         held.abort = None;
-        held.took = now.wall.since(held.started);
+        let took = now.wall.since(held.started);
+        held.took = took;
         let verdict = settle::conclude(self.ctx, held, outcome, now.wall, self.rng.f64());
+        trace::executed(self.ctx, held, verdict, now.wall);
         self.step_at(now, Input::Returned(slot, verdict));
+        took
     }
 
     fn acknowledged(&mut self, ticket: u64, result: Result<(), PublishError>) {
         let slot = ticket as Slot;
+        self.ctx.stats.count_produced(&result);
         let delivery = match result {
-            Ok(()) => Delivery::Acknowledged,
+            Ok(()) => {
+                let now = self.ctx.clock.now().wall;
+                trace::sent(self.ctx, self.lane.get_mut(slot), now);
+                Delivery::Acknowledged
+            }
             Err(PublishError::TooLarge) => Delivery::TooLarge,
             Err(PublishError::Unacknowledged(why)) => {
-                tracing::debug!(why, partition = self.lane.get(slot).record.partition, "publish not acknowledged");
+                let held = self.lane.get(slot);
+                tracing::debug!(
+                    trace_id = held.trace_id(),
+                    event_id = &*held.envelope.event_id,
+                    correlation_id = held.record.correlation_id(),
+                    stage = &*self.ctx.rung().name,
+                    attempt = held.envelope.attempt + 1,
+                    partition = held.record.partition,
+                    why,
+                    "publish not acknowledged"
+                );
                 self.ctx.stats.republished.add(1);
                 Delivery::Failed
             }
@@ -348,114 +367,6 @@ impl<'a> Task<'a> {
         }
     }
 
-    fn count(&mut self, fx: &mut Effects<Box<Held>>) {
-        let stats = &self.ctx.stats;
-        if fx.permits > 0 {
-            self.ctx.permits.add_permits(fx.permits);
-        }
-        stats.busy.add(fx.busy as u64);
-        stats.leases_lost.add(fx.leases_lost as u64);
-        stats.corrupt.add(fx.corrupt.len() as u64);
-        if let Some(slot) = fx.corrupt.first()
-            && !mem::replace(&mut self.told_corrupt, true)
-        {
-            tracing::error!(
-                key = %self.lane.get(*slot).key,
-                "a deduplication record holds a value that is none of ours; its event waits until the record is gone"
-            );
-        }
-        for (held, finish) in fx.finished.drain(..) {
-            match (finish, held.failed.as_ref().map(|(_, action)| action)) {
-                (Finish::Duplicate, _) => stats.duplicates.add(1),
-                (Finish::Settled(Mark::Done), _) => stats.done.add(1),
-                (Finish::Settled(Mark::MovedOn), Some(Action::DeadLetter { reason })) => {
-                    stats.dead_lettered(*reason).add(1);
-                }
-                (Finish::Settled(Mark::MovedOn), Some(Action::Defer { .. })) => stats.deferred.add(1),
-                (Finish::Settled(Mark::MovedOn), _) => stats.forwarded.add(1),
-            }
-        }
-    }
-
-    fn claim_of(&self, claim: ClaimId) -> Claim {
-        Claim { process: self.ctx.process, sequence: claim.sequence, fence: claim.fence }
-    }
-
-    /// One batch per step and kind.
-    fn call_store(&mut self, fx: &mut Effects<Box<Held>>, now: Now) {
-        let (store, settings, sent) = (&self.ctx.store, &self.ctx.settings, now.boot);
-        if !fx.claim.is_empty() {
-            let slots = mem::take(&mut fx.claim);
-            let batch = slots
-                .iter()
-                .map(|&slot| (Arc::clone(&self.lane.get(slot).key), self.claim_of(self.lane.claim(slot))))
-                .collect();
-            let call = store.claim(batch, settings.lease);
-            self.calls.push(
-                async move { Reply::Claimed(slots.into_iter().zip(answers(call.await)).collect(), sent) }.boxed(),
-            );
-        }
-        if !fx.renew.is_empty() {
-            let mut renewals = mem::take(&mut fx.renew);
-            // Later in the same round it may have been settled or given up.
-            renewals.retain(|&(slot, claim)| self.lane.holds(slot, claim));
-            let batch = renewals
-                .iter()
-                .map(|&(slot, claim)| (Arc::clone(&self.lane.get(slot).key), self.claim_of(claim)))
-                .collect();
-            let call = store.renew(batch, settings.lease);
-            self.calls.push(
-                async move {
-                    let replies = answers(call.await);
-                    Reply::Renewed(renewals.into_iter().zip(replies).map(|((s, c), r)| (s, c, r)).collect(), sent)
-                }
-                .boxed(),
-            );
-        }
-        if !fx.settle.is_empty() {
-            let settlements = mem::take(&mut fx.settle);
-            let batch = settlements
-                .iter()
-                .map(|&(slot, mark)| {
-                    let held = self.lane.get(slot);
-                    let ttl = settle::ttl(settings, &held.envelope, mark);
-                    (Arc::clone(&held.key), self.claim_of(self.lane.claim(slot)), mark, ttl)
-                })
-                .collect();
-            let call = store.settle(batch);
-            self.calls.push(
-                async move {
-                    let mut lost = 0;
-                    let replies = answers(call.await);
-                    let settled = settlements.into_iter().zip(replies).map(|((slot, _), reply)| {
-                        lost += u64::from(reply == Some(SettleReply::LeaseLost));
-                        (slot, reply.is_some())
-                    });
-                    let settled = settled.collect();
-                    Reply::Settled(settled, lost)
-                }
-                .boxed(),
-            );
-        }
-        if !fx.release.is_empty() {
-            let releases = mem::take(&mut fx.release);
-            self.ctx.stats.released.add(releases.len() as u64);
-            let batch = releases
-                .iter()
-                .map(|&(slot, claim)| (Arc::clone(&self.lane.get(slot).key), self.claim_of(claim)))
-                .collect();
-            let call = store.release(batch);
-            self.calls.push(
-                async move {
-                    // Released or not: what is not runs out by itself.
-                    drop(call.await);
-                    Reply::Released(releases.into_iter().map(|(slot, _)| slot).collect())
-                }
-                .boxed(),
-            );
-        }
-    }
-
     fn publish(&mut self, slot: Slot) {
         if self.lane.lease_gone(self.ctx.clock.now(), slot) {
             return self.step(Input::Published(slot, Delivery::Failed));
@@ -477,9 +388,13 @@ impl<'a> Task<'a> {
         let due = self.lane.due(slot);
         let held = self.lane.get_mut(slot);
         held.started = now;
+        trace::begin(self.ctx, held);
         let event = match prepare(self.ctx, held, fence, now) {
             Prepared::Run(event) => event,
-            Prepared::Known(outcome) => return self.conclude(slot, outcome),
+            Prepared::Known(outcome) => {
+                self.conclude(slot, outcome);
+                return;
+            }
         };
         let stats = &self.ctx.stats;
         stats.executions.add(1);
@@ -490,32 +405,18 @@ impl<'a> Task<'a> {
         let timeout = self.ctx.settings.handler_timeout;
         let mut execution = match Execution::start(slot, &*self.ctx.handler, event, timeout) {
             Ok(execution) => execution,
-            Err(outcome) => return self.conclude(slot, outcome),
+            Err(outcome) => return self.executed(slot, outcome),
         };
         // A handler that answers at once costs neither a task nor a place in the set.
         let first = poll_fn(|cx| Poll::Ready(Pin::new(&mut execution).poll(cx))).await;
         match first {
-            Poll::Ready((_, outcome)) => self.conclude(slot, outcome),
+            Poll::Ready((_, outcome)) => self.executed(slot, outcome),
             Poll::Pending => {
                 let (abort, registration) = AbortHandle::new_pair();
                 self.lane.get_mut(slot).abort = Some(abort);
                 self.running.push(Abortable::new(execution, registration));
                 self.ctx.stats.running.fetch_add(1, Ordering::Relaxed);
             }
-        }
-    }
-
-    fn tell(&mut self) {
-        let lane = &self.lane;
-        self.ends.state.tell(lane.position(), lane.paused(), lane.waiting(), lane.in_flight(), lane.halted());
-        if lane.halted() && !mem::replace(&mut self.told_halt, true) {
-            let Some((reason, held)) = lane.iter().find_map(|held| Some((held.halted?, held))) else { return };
-            let Record { partition, offset, .. } = *held.record;
-            tracing::error!(
-                topic = %self.ctx.rung().topic, partition, offset, event_id = %held.envelope.event_id,
-                reason = reason.as_str(),
-                "a partition is halted: going on would lose this event; see the runbook, then restart the stage"
-            );
         }
     }
 }
@@ -527,6 +428,7 @@ impl Drop for Task<'_> {
         let running = self.running.len();
         self.running.clear();
         self.ctx.stats.running.fetch_sub(running as u64, Ordering::Relaxed);
+        self.ctx.stats.attempts.of(Attempt::Cancelled).add(running as u64);
         self.ctx.permits.add_permits(self.lane.permits_held() + self.fx.permits);
         self.ends.commands.close();
         self.ends.state.tell_end(self.lane.position());

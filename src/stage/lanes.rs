@@ -3,12 +3,14 @@
 //! A handle belongs to one assignment. When the partition is revoked and given back there is a new lane with a new
 //! handle, so that a late watermark of the old one can reach nobody.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::record::Record;
+use crate::ladder::event::Timestamp;
 
 /// Told to a lane, in order.
 #[derive(Debug)]
@@ -21,6 +23,29 @@ pub enum LaneCommand {
     Stop,
     /// Stop (`true`) or go on (`false`) starting events.
     Hold(bool),
+    /// Tell what is held now. In order with the records: those that were handed over before are part of it.
+    Look(oneshot::Sender<LaneView>),
+}
+
+/// What one lane holds: exact as of the moment when it was told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LaneView {
+    /// First offset that is not done; `None` before anything was delivered.
+    pub position: Option<i64>,
+    /// One past the last offset that was delivered: what lies beyond is not in the lane.
+    pub delivered_to: Option<i64>,
+    /// Events that are not due yet.
+    pub waiting: u64,
+    /// Events that are due and not started.
+    pub overdue: u64,
+    /// Since when the oldest of these is due; where nothing waits, its record's own time.
+    pub oldest_overdue: Option<Timestamp>,
+    /// Events that were started and are not finished.
+    pub in_flight: u64,
+    /// The partition had to stop.
+    pub halted: bool,
+    /// The store is known not to answer.
+    pub store_down: bool,
 }
 
 /// What a lane tells, without locks: written by the lane, read by the poll thread and by status pages.
@@ -66,11 +91,11 @@ impl LaneState {
         self.halted.load(Ordering::Relaxed)
     }
 
-    pub(super) fn taken_in(&self, records: usize) {
+    pub(crate) fn taken_in(&self, records: usize) {
         self.queued.fetch_sub(records, Ordering::Relaxed);
     }
 
-    pub(super) fn tell(&self, position: Option<i64>, paused: bool, waiting: usize, in_flight: usize, halted: bool) {
+    pub(crate) fn tell(&self, position: Option<i64>, paused: bool, waiting: usize, in_flight: usize, halted: bool) {
         self.waiting.store(waiting, Ordering::Relaxed);
         self.in_flight.store(in_flight, Ordering::Relaxed);
         self.halted.store(halted, Ordering::Relaxed);
@@ -100,16 +125,16 @@ pub struct LaneHandle {
     max_in_flight: usize,
 }
 
-/// The lane's end.
+/// The lane's end. Visible in the crate so that the consumer's tests can play the lane.
 #[derive(Debug)]
-pub(super) struct LaneEnds {
-    pub(super) commands: mpsc::UnboundedReceiver<LaneCommand>,
-    pub(super) state: Arc<LaneState>,
-    pub(super) ended: watch::Sender<bool>,
+pub(crate) struct LaneEnds {
+    pub(crate) commands: mpsc::UnboundedReceiver<LaneCommand>,
+    pub(crate) state: Arc<LaneState>,
+    pub(crate) ended: watch::Sender<bool>,
 }
 
 impl LaneHandle {
-    pub(super) fn new(max_in_flight: usize) -> (Self, LaneEnds) {
+    pub(crate) fn new(max_in_flight: usize) -> (Self, LaneEnds) {
         let (tx, rx) = mpsc::unbounded_channel();
         let (ended_tx, ended_rx) = watch::channel(false);
         let state = Arc::new(LaneState::new());
@@ -161,9 +186,50 @@ impl LaneHandle {
         drop(self.ended.wait_for(|ended| *ended).await);
     }
 
+    /// For looking at the lane from elsewhere.
+    pub fn probe(&self) -> LaneProbe {
+        LaneProbe { commands: self.commands.downgrade(), state: Arc::downgrade(&self.state) }
+    }
+
     /// The numbers of the lane.
     pub fn state(&self) -> &Arc<LaneState> {
         &self.state
+    }
+}
+
+/// Looks at a lane without keeping it: what it sees ends with the assignment.
+#[derive(Clone, Debug)]
+pub struct LaneProbe {
+    commands: mpsc::WeakUnboundedSender<LaneCommand>,
+    state: Weak<LaneState>,
+}
+
+impl LaneProbe {
+    /// The lane's numbers, `None` once it has ended and its handle is gone.
+    pub fn state(&self) -> Option<Arc<LaneState>> {
+        self.state.upgrade()
+    }
+
+    /// What the lane holds. `None` once the partition is no longer assigned. From a lane that does not answer within
+    /// `patience` the numbers that it told last, everything past its due time as overdue.
+    pub async fn look(&self, patience: Duration) -> Option<LaneView> {
+        let (tx, rx) = oneshot::channel();
+        self.commands.upgrade()?.send(LaneCommand::Look(tx)).ok()?;
+        if let Ok(view) = tokio::time::timeout(patience, rx).await {
+            return view.ok(); // a lane that has ended drops the question
+        }
+        let state = self.state()?;
+        let position = state.position.load(Ordering::Acquire);
+        let (waiting, in_flight) = (state.waiting() as u64, state.in_flight() as u64);
+        let delivered_to = position.saturating_add_unsigned(waiting + in_flight);
+        Some(LaneView {
+            position: (position >= 0).then_some(position),
+            delivered_to: (position >= 0).then_some(delivered_to),
+            waiting,
+            overdue: in_flight,
+            halted: state.halted(),
+            ..LaneView::default()
+        })
     }
 }
 
@@ -171,4 +237,10 @@ impl LaneHandle {
 pub trait LaneHost: Send + Sync + 'static {
     /// Called on the poll thread, once per assignment.
     fn open(&self, partition: i32) -> LaneHandle;
+
+    /// Called on the poll thread when the group has given its partitions to this member, be it none (`true`), and
+    /// when the membership is lost (`false`).
+    fn member(&self, is_member: bool) {
+        let _ = is_member;
+    }
 }

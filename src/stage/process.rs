@@ -15,10 +15,12 @@ use tokio::time::Sleep;
 use super::context::{StageContext, Tombstones};
 use super::held::Held;
 use super::ports::{Event, Handler};
+use super::trace::EventTrace;
 use crate::ladder::event::{Failure, Outcome, Timestamp};
 use crate::ladder::lane::Slot;
 
 /// What is to be done with a held event.
+#[allow(clippy::large_enum_variant, reason = "moved once, on the hot path: a box would cost more")]
 pub(super) enum Prepared {
     /// Run the handler on it.
     Run(Event),
@@ -54,6 +56,7 @@ pub(super) fn prepare(ctx: &StageContext, held: &Held, fence: u64, now: Timestam
         origin: held.envelope.origin.clone(),
         record: Arc::clone(&held.record),
         payload,
+        trace: held.trace.as_ref().map(EventTrace::process),
     })
 }
 

@@ -1,9 +1,19 @@
 //! What a stage counts: plain atomics, written on the hot path, read by status, metrics, the demo and benchmarks.
+//!
+//! The one source of every count: whoever shows a number reads it here. A family of counters has one counter for each
+//! word of its label, so that a count that never happened reads 0.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::fmt;
+use std::future::Future;
+use std::marker::PhantomData;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::ladder::event::Reason;
+use tokio::time::Instant;
+
+pub use super::histogram::{Histogram, LatenessHistogram};
+use super::ports::{PublishError, SettleReply, StoreError};
+use crate::ladder::event::{ClaimReply, FailureClass, Outcome, Reason};
+use crate::ladder::headers::Envelope;
 
 /// A counter.
 #[derive(Debug, Default)]
@@ -19,6 +29,239 @@ impl Counter {
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
+}
+
+/// The words that a label can have.
+pub trait Label: Copy + 'static {
+    /// All of them, in the order of [`Label::index`].
+    const ALL: &'static [Self];
+    /// The word in metrics.
+    fn as_str(self) -> &'static str;
+    /// Its place in [`Label::ALL`].
+    fn index(self) -> usize;
+}
+
+macro_rules! label {
+    ($(#[doc = $doc:literal])* $name:ident { $( $(#[doc = $about:literal])* $variant:ident = $word:literal, )* }) => {
+        $(#[doc = $doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name { $( $(#[doc = $about])* $variant, )* }
+
+        impl Label for $name {
+            const ALL: &'static [Self] = &[$(Self::$variant),*];
+            fn as_str(self) -> &'static str {
+                match self { $( Self::$variant => $word, )* }
+            }
+            fn index(self) -> usize {
+                self as usize
+            }
+        }
+    };
+}
+
+label! {
+    /// How an execution ended.
+    Attempt {
+        /// The handler succeeded.
+        Done = "done",
+        /// It failed, and may succeed later.
+        Transient = "transient",
+        /// It failed for good.
+        Permanent = "permanent",
+        /// The handler could not read the event.
+        Poison = "poison",
+        /// The sink refused the fence.
+        Fenced = "fenced",
+        /// The lease was lost while the handler ran, or the partition was taken away: its outcome no longer counts.
+        Cancelled = "cancelled",
+    }
+}
+
+label! {
+    /// The producer's answer to one record.
+    Produced {
+        /// Acknowledged by all in-sync replicas.
+        Acknowledged = "acknowledged",
+        /// Refused for its size; tried again in a smaller form while there is one.
+        TooLarge = "too_large",
+        /// Anything else: the outcome is unknown, and it is produced again.
+        Unacknowledged = "unacknowledged",
+    }
+}
+
+label! {
+    /// A call of the deduplication store.
+    Operation {
+        /// Claims, one batch.
+        Claim = "claim",
+        /// Renewals of leases, one batch.
+        Renew = "renew",
+        /// Settlements, one batch.
+        Settle = "settle",
+        /// Releases of claims, one batch.
+        Release = "release",
+    }
+}
+
+label! {
+    /// The store's answer to one entry of a batch.
+    Answer {
+        /// To a claim: ours now. To anything else: it was still ours.
+        Ours = "ours",
+        /// To a claim: it was ours already, from a call whose answer was lost.
+        AlreadyOurs = "already_ours",
+        /// To a claim: somebody else executes this copy.
+        Busy = "busy",
+        /// To a claim: this copy is finished.
+        Done = "done",
+        /// To a claim: this copy has moved on.
+        MovedOn = "moved_on",
+        /// To a claim: the record's value is nobody's.
+        Corrupt = "corrupt",
+        /// To anything else: it was no longer ours.
+        Lost = "lost",
+        /// None in time, or an error.
+        Unavailable = "unavailable",
+    }
+}
+
+impl Operation {
+    /// The answers that there are to it.
+    pub fn answers(self) -> &'static [Answer] {
+        match self {
+            Operation::Claim => &[
+                Answer::Ours,
+                Answer::AlreadyOurs,
+                Answer::Busy,
+                Answer::Done,
+                Answer::MovedOn,
+                Answer::Corrupt,
+                Answer::Unavailable,
+            ],
+            _ => &[Answer::Ours, Answer::Lost, Answer::Unavailable],
+        }
+    }
+}
+
+impl From<&ClaimReply> for Answer {
+    fn from(reply: &ClaimReply) -> Self {
+        match reply {
+            ClaimReply::Claimed => Answer::Ours,
+            ClaimReply::AlreadyOurs => Answer::AlreadyOurs,
+            ClaimReply::Busy => Answer::Busy,
+            ClaimReply::Done => Answer::Done,
+            ClaimReply::MovedOn => Answer::MovedOn,
+            ClaimReply::Corrupt(_) => Answer::Corrupt,
+        }
+    }
+}
+
+impl From<&SettleReply> for Answer {
+    fn from(reply: &SettleReply) -> Self {
+        match reply {
+            SettleReply::Ours => Answer::Ours,
+            SettleReply::LeaseLost => Answer::Lost,
+        }
+    }
+}
+
+impl From<&bool> for Answer {
+    fn from(ours: &bool) -> Self {
+        if *ours { Answer::Ours } else { Answer::Lost }
+    }
+}
+
+label! {
+    /// Why a stage starts nothing, or one of its partitions does not.
+    PauseReason {
+        /// By command.
+        Command = "command",
+        /// The handler's target is down.
+        Breaker = "breaker",
+        /// Too many events of the pipeline became dead letters.
+        Brake = "brake",
+        /// The deduplication store does not answer.
+        Store = "store",
+        /// A partition is halted: going on would lose an event.
+        Halted = "halted",
+    }
+}
+
+/// One counter for each word of a label.
+pub struct Counters<L> {
+    counts: Box<[Counter]>,
+    label: PhantomData<fn(L)>,
+}
+
+impl<L: Label> Counters<L> {
+    /// The counter of this word.
+    pub fn of(&self, label: L) -> &Counter {
+        &self.counts[label.index()]
+    }
+
+    /// All together.
+    pub fn sum(&self) -> u64 {
+        self.counts.iter().map(Counter::get).sum()
+    }
+}
+
+impl<L: Label> Default for Counters<L> {
+    fn default() -> Self {
+        Self { counts: L::ALL.iter().map(|_| Counter::default()).collect(), label: PhantomData }
+    }
+}
+
+impl<L: Label> fmt::Debug for Counters<L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(L::ALL.iter().map(|l| (l.as_str(), self.of(*l).get()))).finish()
+    }
+}
+
+/// The reasons for which a stage is paused now.
+#[derive(Debug, Default)]
+pub struct Pauses([AtomicBool; PauseReason::ALL.len()]);
+
+impl Pauses {
+    /// Sets a reason, or takes it back.
+    pub fn set(&self, reason: PauseReason, paused: bool) {
+        self.0[reason.index()].store(paused, Ordering::Relaxed);
+    }
+
+    /// Whether it is paused for this reason.
+    pub fn get(&self, reason: PauseReason) -> bool {
+        self.0[reason.index()].load(Ordering::Relaxed)
+    }
+}
+
+/// Calls of the store of one kind.
+#[derive(Debug, Default)]
+pub struct StoreCalls {
+    /// How long a batch took.
+    pub seconds: Histogram,
+    /// What each entry was answered.
+    pub answers: Counters<Answer>,
+}
+
+impl StoreCalls {
+    /// Makes the call, and counts it when it has answered.
+    pub async fn observe<T>(&self, call: impl Future<Output = Vec<Result<T, StoreError>>>) -> Vec<Result<T, StoreError>>
+    where
+        for<'a> Answer: From<&'a T>,
+    {
+        let begun = Instant::now();
+        let replies = call.await;
+        self.seconds.record(begun.elapsed());
+        for reply in &replies {
+            self.answers.of(reply.as_ref().map_or(Answer::Unavailable, Answer::from)).add(1);
+        }
+        replies
+    }
+}
+
+/// The words in [`StageStats::repaired_headers`]: each header that can be repaired, `due_clamped` for a due that was too far
+/// ahead, `untrusted` for a record whose ladder headers were all ignored.
+pub fn repairable() -> impl Iterator<Item = &'static str> {
+    crate::ladder::headers::REPAIRABLE.into_iter().chain(["untrusted"])
 }
 
 /// Everything that one stage of one process counts.
@@ -48,12 +291,25 @@ pub struct StageStats {
     pub republished: Counter,
     /// Records whose headers had to be repaired.
     pub repaired: Counter,
+    /// What had to be repaired, in the order of [`repairable`].
+    pub repaired_headers: [Counter; crate::ladder::headers::REPAIRABLE.len() + 1],
     /// Handlers running now.
     pub running: AtomicU64,
+    /// Executions by how they ended.
+    pub attempts: Counters<Attempt>,
+    /// How long they took.
+    pub handler_seconds: Histogram,
     /// Start − due of every execution in a delayed stage.
     pub lateness: LatenessHistogram,
     /// Executions before their due: must be 0.
     pub early: Counter,
+    /// The producer's answers.
+    pub produced: Counters<Produced>,
+    /// Calls of the store, in the order of [`Operation`].
+    pub store: [StoreCalls; Operation::ALL.len()],
+    /// Why it is paused, set by whoever pauses it. [`PauseReason::Store`] and [`PauseReason::Halted`] are seen from the
+    /// lanes instead.
+    pub pauses: Pauses,
 }
 
 impl StageStats {
@@ -72,111 +328,45 @@ impl StageStats {
     pub fn dead_letters(&self) -> u64 {
         self.dead_lettered.iter().map(Counter::get).sum()
     }
-}
 
-const SUB_BUCKETS: usize = 16;
-const BUCKETS: usize = SUB_BUCKETS * 40;
-
-/// A histogram of durations: microseconds in log-linear buckets, each at most 1/16 of its value wide.
-#[derive(Debug)]
-pub struct LatenessHistogram {
-    buckets: Box<[AtomicU64]>,
-    max_us: AtomicU64,
-}
-
-impl Default for LatenessHistogram {
-    fn default() -> Self {
-        Self { buckets: (0..BUCKETS).map(|_| AtomicU64::new(0)).collect(), max_us: AtomicU64::new(0) }
-    }
-}
-
-impl LatenessHistogram {
-    /// Counts one value.
-    pub fn record(&self, value: Duration) {
-        let us = u64::try_from(value.as_micros()).unwrap_or(u64::MAX);
-        self.buckets[bucket(us)].fetch_add(1, Ordering::Relaxed);
-        self.max_us.fetch_max(us, Ordering::Relaxed);
+    /// The calls of this kind.
+    pub fn store(&self, operation: Operation) -> &StoreCalls {
+        &self.store[operation.index()]
     }
 
-    /// Forgets everything.
-    pub fn clear(&self) {
-        self.buckets.iter().for_each(|b| b.store(0, Ordering::Relaxed));
-        self.max_us.store(0, Ordering::Relaxed);
-    }
-
-    /// How many values were counted.
-    pub fn count(&self) -> u64 {
-        self.buckets.iter().map(|b| b.load(Ordering::Relaxed)).sum()
-    }
-
-    /// The largest value.
-    pub fn max(&self) -> Duration {
-        Duration::from_micros(self.max_us.load(Ordering::Relaxed))
-    }
-
-    /// The value below which the share `q` (0..=1) of the values lies: the upper end of its bucket, `None` when empty.
-    pub fn quantile(&self, q: f64) -> Option<Duration> {
-        let counts: Vec<u64> = self.buckets.iter().map(|b| b.load(Ordering::Relaxed)).collect();
-        let total: u64 = counts.iter().sum();
-        if total == 0 {
-            return None;
+    /// Counts what was wrong with the headers of a record.
+    pub fn count_repairs(&self, envelope: &Envelope) {
+        if envelope.repaired.is_empty() && !envelope.untrusted {
+            return;
         }
-        let rank = ((total as f64 * q).ceil() as u64).clamp(1, total);
-        let mut seen = 0;
-        for (index, count) in counts.iter().enumerate() {
-            seen += count;
-            if seen >= rank {
-                return Some(Duration::from_micros(upper_bound(index)).min(self.max()));
-            }
-        }
-        Some(self.max())
-    }
-}
-
-fn bucket(us: u64) -> usize {
-    if us < SUB_BUCKETS as u64 {
-        return us as usize;
-    }
-    let power = us.ilog2() as usize; // >= 4
-    let sub = (us >> (power - 4)) as usize & (SUB_BUCKETS - 1);
-    ((power - 3) * SUB_BUCKETS + sub).min(BUCKETS - 1)
-}
-
-/// The largest value of a bucket.
-fn upper_bound(index: usize) -> u64 {
-    if index < SUB_BUCKETS {
-        return index as u64;
-    }
-    let (power, sub) = (index / SUB_BUCKETS + 3, (index % SUB_BUCKETS) as u64);
-    ((SUB_BUCKETS as u64 + sub + 1) << (power - 4)) - 1
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_value_lies_in_its_bucket_and_buckets_are_narrow() {
-        for us in (0..100_000).chain([1 << 20, (1 << 30) + 12_345, 1 << 40]) {
-            let index = bucket(us);
-            assert!(us <= upper_bound(index), "{us}");
-            if index > 0 {
-                assert!(us > upper_bound(index - 1), "{us}");
-            }
-            assert!(upper_bound(index) - us <= us / 16 + 1, "{us}");
+        self.repaired.add(u64::from(!envelope.repaired.is_empty()));
+        for (name, counter) in repairable().zip(&self.repaired_headers) {
+            let hit = if name == "untrusted" { envelope.untrusted } else { envelope.repaired.contains(name) };
+            counter.add(u64::from(hit));
         }
     }
 
-    #[test]
-    fn quantiles_of_known_values() {
-        let h = LatenessHistogram::default();
-        assert_eq!(h.quantile(0.5), None);
-        for ms in 1..=100 {
-            h.record(Duration::from_millis(ms));
-        }
-        let p50 = h.quantile(0.5).unwrap().as_millis();
-        assert!((50..=53).contains(&p50), "{p50}");
-        assert_eq!(h.quantile(1.0), Some(Duration::from_millis(100)));
-        assert_eq!(h.count(), 100);
+    /// Counts how an execution ended.
+    pub fn count_attempt(&self, outcome: &Outcome) {
+        let attempt = match outcome {
+            Outcome::Done => Attempt::Done,
+            Outcome::Fenced => Attempt::Fenced,
+            Outcome::Failed(failure) => match failure.class {
+                FailureClass::Transient => Attempt::Transient,
+                FailureClass::Permanent => Attempt::Permanent,
+                FailureClass::Poison => Attempt::Poison,
+            },
+        };
+        self.attempts.of(attempt).add(1);
+    }
+
+    /// Counts the producer's answer.
+    pub fn count_produced(&self, result: &Result<(), PublishError>) {
+        let produced = match result {
+            Ok(()) => Produced::Acknowledged,
+            Err(PublishError::TooLarge) => Produced::TooLarge,
+            Err(PublishError::Unacknowledged(_)) => Produced::Unacknowledged,
+        };
+        self.produced.of(produced).add(1);
     }
 }

@@ -83,6 +83,12 @@ const LOOK: Duration = Duration::from_micros(200);
 /// How often watermarks are stored; librdkafka commits them every second.
 const STORE_EVERY: Duration = Duration::from_millis(100);
 
+/// A member learns of a rebalance by its next heartbeat, and until all have, the partitions that move stand still: so
+/// heartbeats are frequent even where the session is long.
+fn heartbeat(session_timeout: Duration) -> Duration {
+    (session_timeout / 5).clamp(Duration::from_millis(1), Duration::from_secs(1))
+}
+
 struct Assigned {
     lane: LaneHandle,
     paused: bool,
@@ -171,6 +177,7 @@ impl ConsumerContext for Context {
             Rebalance::Assign(list) => {
                 let partitions = self.partitions(list);
                 tracing::debug!(topic = %self.options.topic, ?partitions, "partitions assigned");
+                self.host.member(true);
                 let mut lanes = self.lanes();
                 for partition in partitions {
                     let lane = self.host.open(partition);
@@ -190,6 +197,7 @@ impl ConsumerContext for Context {
                 if consumer.assignment_lost() {
                     // Others may own them already: what runs here holds its leases and settles, nothing is stored.
                     tracing::warn!(topic = %self.options.topic, ?partitions, "membership lost; joining again");
+                    self.host.member(false);
                     for (_, assigned) in taken {
                         assigned.lane.command(LaneCommand::Drain);
                     }
@@ -236,7 +244,7 @@ impl StageConsumer {
         config
             .set("group.id", &options.group_id)
             .set("session.timeout.ms", options.session_timeout.as_millis().to_string())
-            .set("heartbeat.interval.ms", (options.session_timeout.as_millis() / 5).max(1).to_string())
+            .set("heartbeat.interval.ms", heartbeat(options.session_timeout).as_millis().to_string())
             .set("fetch.queue.backoff.ms", "20")
             .set("fetch.wait.max.ms", "50")
             .set("topic.metadata.refresh.interval.ms", "60000");
@@ -279,9 +287,21 @@ impl StageConsumer {
     /// Polls until `stop` is set, then drains the lanes, stores what they reached and leaves the group.
     ///
     /// # Errors
-    /// When the client cannot go on: fenced by another member, or a fatal error.
+    /// When the client cannot go on: fenced by another member, or a fatal error. The lanes are drained all the same,
+    /// so that what runs here is settled and not executed again by the next owner; nothing is stored.
     pub fn run(self, stop: &AtomicBool, alive: impl Fn()) -> Result<(), Error> {
         let context = Arc::clone(self.consumer.context());
+        let result = self.poll(&context, stop, alive);
+        let lanes: Vec<_> = context.lanes().drain().collect();
+        let reached = context.drain(lanes);
+        if result.is_ok() {
+            context.store(&self.consumer, &reached);
+        }
+        // Dropping the consumer closes it: what is stored is committed, the group is left.
+        result
+    }
+
+    fn poll(&self, context: &Context, stop: &AtomicBool, alive: impl Fn()) -> Result<(), Error> {
         let mut last_store = Instant::now();
         while !stop.load(Ordering::Relaxed) {
             alive();
@@ -306,16 +326,12 @@ impl StageConsumer {
             self.see_to_pauses(&mut lanes);
             if last_store.elapsed() >= STORE_EVERY {
                 last_store = Instant::now();
-                self.store_watermarks(&context, &mut lanes);
+                self.store_watermarks(context, &mut lanes);
             }
             while hold_back(&mut lanes) {
                 std::thread::sleep(LOOK);
             }
         }
-        let lanes: Vec<_> = context.lanes().drain().collect();
-        let reached = context.drain(lanes);
-        context.store(&self.consumer, &reached);
-        // Dropping the consumer closes it: what is stored is committed, the group is left.
         Ok(())
     }
 
@@ -389,7 +405,7 @@ fn hold_back(lanes: &mut HashMap<i32, Assigned>) -> bool {
 }
 
 /// Copies a record out of the client's buffers, key, value and headers in one allocation.
-fn own(message: &BorrowedMessage<'_>) -> Record {
+pub(super) fn own(message: &BorrowedMessage<'_>) -> Record {
     let (key, value) = (message.key(), message.payload());
     let mut size = key.map_or(0, <[u8]>::len) + value.map_or(0, <[u8]>::len);
     let mut count = 0;
@@ -418,3 +434,6 @@ fn own(message: &BorrowedMessage<'_>) -> Record {
         headers,
     }
 }
+
+#[cfg(test)]
+mod tests;

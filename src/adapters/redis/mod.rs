@@ -234,6 +234,10 @@ impl IdempotencyStore for Store {
         .boxed()
     }
 
+    fn is_available(&self) -> bool {
+        *self.link.available().borrow()
+    }
+
     fn release(&self, batch: Vec<(CopyKey, Claim)>) -> BoxFuture<'static, Vec<Result<bool, StoreError>>> {
         let link = Arc::clone(&self.link);
         async move {

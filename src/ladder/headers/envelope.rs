@@ -92,7 +92,7 @@ impl Repairs {
     /// a number but too far ahead.
     pub fn names(self) -> impl Iterator<Item = &'static str> {
         let set = move |bit: usize| self.0 & (1 << bit) != 0;
-        NAMES.iter().copied().chain(["due_clamped"]).enumerate().filter(move |(bit, _)| set(*bit)).map(|(_, n)| n)
+        super::REPAIRABLE.into_iter().enumerate().filter(move |(bit, _)| set(*bit)).map(|(_, n)| n)
     }
 
     /// Whether the header of this name (or `due_clamped`) is among them.

@@ -20,12 +20,14 @@
 mod finish;
 mod io;
 mod lease;
+mod view;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::time::Duration;
 
 pub use io::{Arrival, ClaimId, Dedup, Delivery, Effects, Finish, Input, LaneConfig, Order, Slot, Verdict};
+pub use view::Standing;
 
 use super::event::{Mark, Now, Timestamp};
 use super::headers::next_fence;

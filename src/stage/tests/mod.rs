@@ -101,6 +101,7 @@ impl Rig {
             handler: Arc::clone(&handler) as _,
             store: Arc::new(store.clone()),
             publisher: Arc::clone(&producer) as _,
+            tracer: None,
             clock: Arc::clone(&clock) as _,
             permits: Arc::new(Semaphore::new(settings.concurrency)),
             partitions: Partitions(vec![3; 4]),
