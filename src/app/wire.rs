@@ -320,6 +320,9 @@ pub fn settings(pipeline: &config::Pipeline) -> Vec<StageSettings> {
 }
 
 #[cfg(test)]
+mod settings_tests;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::{Sources, load};

@@ -103,6 +103,17 @@ impl LaneState {
         // Release: whoever sees the position sees all that came before it.
         self.position.store(position.unwrap_or(-1), Ordering::Release);
     }
+
+    /// The lane has ended: it holds nothing any more, and takes nothing in.
+    pub(super) fn tell_end(&self, position: Option<i64>) {
+        self.tell(position, false, 0, 0, self.halted());
+        self.queued.store(0, Ordering::Relaxed);
+    }
+
+    /// The lane stands still.
+    pub(super) fn halt(&self) {
+        self.halted.store(true, Ordering::Relaxed);
+    }
 }
 
 /// The poll thread's end of a lane.
@@ -134,8 +145,13 @@ impl LaneHandle {
     /// Hands records over; they are dropped when the lane has ended (they were never delivered as far as the
     /// watermark knows).
     pub fn hand_over(&self, records: Vec<Record>) {
-        self.state.queued.fetch_add(records.len(), Ordering::Relaxed);
-        self.command(LaneCommand::Records(records));
+        let (queued, count) = (&self.state.queued, records.len());
+        queued.fetch_add(count, Ordering::Relaxed);
+        if self.commands.send(LaneCommand::Records(records)).is_err() {
+            // The lane's end may have set it to 0 already.
+            let less = |queued: usize| Some(queued.saturating_sub(count));
+            queued.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).ok();
+        }
     }
 
     /// Sends a command; a lane that has ended needs none.

@@ -17,6 +17,8 @@ mod process;
 pub mod record;
 mod settle;
 pub mod stats;
+#[cfg(test)]
+mod tests;
 mod trace;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -91,7 +93,7 @@ impl Stage {
 
 impl LaneHost for Stage {
     fn open(&self, partition: i32) -> LaneHandle {
-        let lane = lane::open(Arc::clone(&self.ctx), &self.runtime);
+        let lane = lane::open(Arc::clone(&self.ctx), partition, &self.runtime);
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.retain(|(_, probe)| probe.state().is_some());
         open.push((partition, lane.probe()));

@@ -101,9 +101,18 @@ impl Future for Execution<'_> {
         if deadline.as_mut().poll(cx).is_pending() {
             return Poll::Pending;
         }
-        this.handler = None;
+        let handler = this.handler.take();
+        drop(catch_unwind(AssertUnwindSafe(|| drop(handler)))); // as in `Drop`
         let why = format!("handler overran its deadline of {timeout:?} and was cancelled");
         Poll::Ready((this.slot, Outcome::Failed(Failure::transient(why))))
+    }
+}
+
+impl Drop for Execution<'_> {
+    /// The handler's own destructors run here when it is cancelled; a panic of theirs must not end the lane.
+    fn drop(&mut self) {
+        let handler = self.handler.take();
+        drop(catch_unwind(AssertUnwindSafe(|| drop(handler))));
     }
 }
 

@@ -34,12 +34,12 @@ impl<T> Lane<T> {
         debug_assert_eq!(self.entry(slot).state, State::Publishing);
         match delivery {
             Delivery::Acknowledged => self.settle_as(slot, Mark::MovedOn, fx),
-            Delivery::TooLarge => fx.shrink.push(slot),
             Delivery::Unpublishable => self.halt(slot),
-            Delivery::Failed if self.lease_gone(now, slot) => {
+            Delivery::TooLarge | Delivery::Failed if self.lease_gone(now, slot) => {
                 fx.leases_lost += 1;
                 self.park_at_the_end(now, slot);
             }
+            Delivery::TooLarge => fx.shrink.push(slot),
             Delivery::Failed => {
                 let entry = self.entry_mut(slot);
                 entry.state = State::Republish;
@@ -102,7 +102,7 @@ impl<T> Lane<T> {
     }
 
     /// Whether nothing may be published any more for this event.
-    pub(super) fn lease_gone(&self, now: Now, slot: Slot) -> bool {
+    pub fn lease_gone(&self, now: Now, slot: Slot) -> bool {
         let entry = self.entry(slot);
         entry.lost || (entry.leased && now.boot >= entry.lease_until)
     }

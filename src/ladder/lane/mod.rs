@@ -125,6 +125,9 @@ pub struct Lane<T> {
 
 const NEVER: Duration = Duration::MAX;
 
+/// The store was down, and a probe may go out: it waits for a permit, not for a time.
+const PROBE_NOW: Duration = Duration::ZERO;
+
 impl<T> Lane<T> {
     /// An empty lane.
     pub fn new(config: LaneConfig) -> Self {
@@ -186,6 +189,17 @@ impl<T> Lane<T> {
     pub fn claim(&self, slot: Slot) -> ClaimId {
         let entry = self.entry(slot);
         entry.claim.unwrap_or(ClaimId { sequence: 0, fence: entry.last_fence })
+    }
+
+    /// Whether the store holds this claim for the event in this slot, as far as is known.
+    pub fn holds(&self, slot: Slot, claim: ClaimId) -> bool {
+        self.entries.get(slot as usize).and_then(Option::as_ref).is_some_and(|entry| entry.claim == Some(claim))
+    }
+
+    /// Whether the handler that [`Effects::start`] asked for may still be started. If not, nothing is to be done:
+    /// its lease is over, and the lane has given the event up, or will at the next step.
+    pub fn may_start(&self, now: Now, slot: Slot) -> bool {
+        self.entry(slot).state == State::Running && !self.lease_gone(now, slot)
     }
 
     /// How many permits the lane can use now.
@@ -252,7 +266,7 @@ impl<T> Lane<T> {
         let wall = if self.draining { None } else { self.due.peek().map(|Reverse((due, ..))| *due) };
         let timer = self.timers.peek().map_or(NEVER, |Reverse((at, ..))| *at);
         let probe = match self.store_down_until {
-            Some(until) if !self.ready.is_empty() && !self.draining && !self.held && !self.halted => until,
+            Some(until) if until > PROBE_NOW && !self.ready.is_empty() && !self.draining && !self.held => until,
             _ => NEVER,
         };
         let boot = timer.min(probe).min(self.next_renewal).min(self.next_lease_check);
@@ -377,9 +391,16 @@ impl<T> Lane<T> {
 
     fn dispatch(&mut self, now: Now, permits: usize, fx: &mut Effects<T>) {
         let usable = permits.min(self.wanted(now));
-        fx.permits += permits - usable;
-        for _ in 0..usable {
+        let mut used = 0;
+        while used < usable {
             let Some(slot) = self.ready.pop_front() else { break };
+            if self.entry(slot).due > now.wall {
+                // The wall clock was set back since it became ready.
+                self.entry_mut(slot).state = State::Waiting;
+                self.admit(now, slot);
+                continue;
+            }
+            used += 1;
             self.owed += 1;
             if self.config.dedup == Dedup::Off {
                 self.start(now, slot, fx);
@@ -397,9 +418,10 @@ impl<T> Lane<T> {
             self.entry_mut(slot).state = State::Claiming;
             fx.claim.push(slot);
         }
+        fx.permits += permits - used;
         // While the store is down one probe at a time is out; the next waits for its answer.
         if let Some(until) = &mut self.store_down_until
-            && usable > 0
+            && used > 0
         {
             *until = now.boot + MAX_BACKOFF;
         }
@@ -417,6 +439,9 @@ impl<T> Lane<T> {
     }
 
     fn advance(&mut self, now: Now, fx: &mut Effects<T>) {
+        if self.store_down_until.is_some_and(|until| until <= now.boot) {
+            self.store_down_until = Some(PROBE_NOW);
+        }
         while let Some(Reverse((due, _, slot))) = self.due.peek()
             && *due <= now.wall
         {
