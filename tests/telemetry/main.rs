@@ -141,6 +141,8 @@ impl Fixture {
             clock,
             permits: Arc::new(Semaphore::new(4)),
             partitions: Partitions(vec![1; 4]),
+            gained_partitions: false.into(),
+            tracer: None,
             keys: CopyKeys::new("test", &ladder),
             settings: StageSettings::default(),
             process: 7,
@@ -215,7 +217,8 @@ impl Fixture {
         });
         all.map(|(series, value)| {
             assert!(series.contains("pipeline=\"orders\"") && series.contains(&stage), "{series}");
-            let series = series.replace("pipeline=\"orders\"", "").replace(&stage, "").replace('"', "").replace(',', " ");
+            let series =
+                series.replace("pipeline=\"orders\"", "").replace(&stage, "").replace('"', "").replace(',', " ");
             (series.split_whitespace().collect::<Vec<_>>().join(" ").replace("{ ", "{").replace(" }", "}"), value)
         })
         .filter(|(s, _)| !s.starts_with("ladder_assigned_partitions"))
