@@ -323,7 +323,10 @@ impl<'a> Task<'a> {
                 }
             }
             for slot in fx.start.drain(..) {
-                self.start(slot).await;
+                // A start before it may have taken so long that this one's lease is lost.
+                if self.lane.is_running(slot) {
+                    self.start(slot).await;
+                }
             }
             fx.clear();
             // Keep the larger buffers of the two.

@@ -47,7 +47,7 @@ pub enum Error {
     Fatal {
         /// Topic.
         topic: String,
-        /// What librdkafka says.
+        /// What librdkafka says, or which task of ours is gone.
         reason: String,
     },
 }
@@ -279,11 +279,12 @@ impl StageConsumer {
     /// Polls until `stop` is set, then drains the lanes, stores what they reached and leaves the group.
     ///
     /// # Errors
-    /// When the client cannot go on: fenced by another member, or a fatal error.
+    /// When the client cannot go on: fenced by another member, a fatal error, a lane that ended by itself.
     pub fn run(self, stop: &AtomicBool, alive: impl Fn()) -> Result<(), Error> {
         let context = Arc::clone(self.consumer.context());
         let mut last_store = Instant::now();
-        while !stop.load(Ordering::Relaxed) {
+        let mut broken = None;
+        while !stop.load(Ordering::Relaxed) && broken.is_none() {
             alive();
             let mut timeout = POLL;
             for _ in 0..BATCH {
@@ -304,6 +305,8 @@ impl StageConsumer {
                 assigned.lane.hand_over(std::mem::take(&mut assigned.batch));
             }
             self.see_to_pauses(&mut lanes);
+            // It panicked. Its partition would stand still for ever with a member that looks healthy; another can go on.
+            broken = lanes.iter().find(|(_, assigned)| assigned.lane.ended()).map(|(partition, _)| *partition);
             if last_store.elapsed() >= STORE_EVERY {
                 last_store = Instant::now();
                 self.store_watermarks(&context, &mut lanes);
@@ -316,7 +319,14 @@ impl StageConsumer {
         let reached = context.drain(lanes);
         context.store(&self.consumer, &reached);
         // Dropping the consumer closes it: what is stored is committed, the group is left.
-        Ok(())
+        match broken {
+            None => Ok(()),
+            Some(partition) => {
+                let reason =
+                    format!("the task of partition {partition} panicked; nothing is lost, start the stage again");
+                Err(Error::Fatal { topic: self.options.topic.clone(), reason })
+            }
+        }
     }
 
     fn see_to_pauses(&self, lanes: &mut HashMap<i32, Assigned>) {

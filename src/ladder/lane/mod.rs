@@ -186,6 +186,11 @@ impl<T> Lane<T> {
         entry.claim.unwrap_or(ClaimId { sequence: 0, fence: entry.last_fence })
     }
 
+    /// Whether the handler of the event in a slot is to run: false once its lease is lost, and when the slot is free.
+    pub fn is_running(&self, slot: Slot) -> bool {
+        matches!(self.entries.get(slot as usize), Some(Some(entry)) if entry.state == State::Running)
+    }
+
     /// How many permits the lane can use now.
     pub fn wanted(&self, now: Now) -> usize {
         if self.draining || self.held || self.halted {
@@ -257,7 +262,8 @@ impl<T> Lane<T> {
         (wall, (boot != NEVER).then_some(boot))
     }
 
-    /// Takes one input and appends what has to be done.
+    /// Takes one input and appends what has to be done. Several inputs may come before anything of it is done: what a
+    /// later one makes void is taken off the lists again, so that they never name an event that is finished.
     pub fn step(&mut self, now: Now, input: Input<T>, fx: &mut Effects<T>) {
         match input {
             Input::Arrived(batch) => {
