@@ -324,7 +324,7 @@ impl StageConsumer {
             Some(partition) => {
                 let reason =
                     format!("the task of partition {partition} panicked; nothing is lost, start the stage again");
-                Err(Error::Fatal { topic: self.options.topic.clone(), reason })
+                Err(Error::Fatal { topic: self.options.topic, reason })
             }
         }
     }

@@ -121,7 +121,7 @@ impl World {
     }
 
     fn answer(&mut self, asked: Asked, dice: u8) -> Result<(), TestCaseError> {
-        let fails = dice % 4 == 0;
+        let fails = dice.is_multiple_of(4);
         match asked {
             Asked::Claim(slot, sent) => {
                 let reply = match dice % 8 {
@@ -135,7 +135,7 @@ impl World {
                 self.feed(Input::Claimed(vec![(slot, reply)], sent))
             }
             Asked::Renew(slot, claim, sent) => {
-                let reply = if fails { None } else { Some(dice % 3 != 0) };
+                let reply = if fails { None } else { Some(!dice.is_multiple_of(3)) };
                 self.feed(Input::Renewed(vec![(slot, claim, reply)], sent))
             }
             Asked::Settle(slot) => self.feed(Input::Settled(vec![(slot, !fails)])),
