@@ -61,7 +61,7 @@ pub enum Error {
     Fatal {
         /// Topic.
         topic: String,
-        /// What librdkafka says.
+        /// What librdkafka says, or which task of ours is gone.
         reason: String,
     },
 }
@@ -301,8 +301,9 @@ impl StageConsumer {
     /// Polls until `stop` is set, then drains the lanes, stores what they reached and leaves the group.
     ///
     /// # Errors
-    /// When the client cannot go on: fenced by another member, or a fatal error. The lanes are drained all the same,
-    /// so that what runs here is settled and not executed again by the next owner; nothing is stored.
+    /// When the client cannot go on: fenced by another member, a fatal error, a lane that ended by itself. The lanes are
+    /// drained all the same, so that what runs here is settled and not executed again by the next owner; nothing is
+    /// stored then. Also when handlers outlast the drain time.
     pub fn run(self, stop: &AtomicBool, alive: impl Fn()) -> Result<(), Error> {
         let context = Arc::clone(self.consumer.context());
         let result = self.poll(&context, stop, alive);
@@ -345,6 +346,12 @@ impl StageConsumer {
                 assigned.lane.hand_over(std::mem::take(&mut assigned.batch));
             }
             self.see_to_pauses(&mut lanes);
+            // It panicked. Its partition would stand still for ever with a member that looks healthy; another can go on.
+            if let Some((partition, _)) = lanes.iter().find(|(_, assigned)| assigned.lane.ended()) {
+                let reason =
+                    format!("the task of partition {partition} panicked; nothing is lost, start the stage again");
+                return Err(Error::Fatal { topic: self.options.topic.clone(), reason });
+            }
             if last_store.elapsed() >= STORE_EVERY {
                 last_store = Instant::now();
                 self.store_watermarks(context, &mut lanes);
