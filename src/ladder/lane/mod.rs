@@ -240,32 +240,6 @@ impl<T> Lane<T> {
         self.store_down_until.is_some()
     }
 
-    /// Events that are not due yet.
-    pub fn waiting(&self) -> usize {
-        self.waiting
-    }
-
-    /// Events that are past their due time and not finished.
-    pub fn in_flight(&self) -> usize {
-        self.in_flight
-    }
-
-    /// Permits that events of this lane hold now.
-    pub fn permits_held(&self) -> usize {
-        let holds = |e: &&Entry<T>| matches!(e.state, State::Claiming | State::Confirming | State::Running);
-        self.entries.iter().flatten().filter(holds).count()
-    }
-
-    /// All events in the lane, in no order.
-    pub fn iter(&self) -> impl Iterator<Item = &T> {
-        self.entries.iter().flatten().map(|entry| &entry.item)
-    }
-
-    /// Due time of the event that has waited longest past it without being started.
-    pub fn oldest_ready_due(&self) -> Option<Timestamp> {
-        self.ready.front().map(|&slot| self.entry(slot).due)
-    }
-
     /// When the lane wants its next [`Input::Tick`]: on the wall clock, and on the boot clock.
     pub fn next_tick(&self) -> (Option<Timestamp>, Option<Duration>) {
         let wall = if self.draining { None } else { self.due.peek().map(|Reverse((due, ..))| *due) };
