@@ -55,7 +55,7 @@ async fn a_drain_waits_for_acknowledgements_and_settlements() {
     rig.pass(SECOND * 3).await;
     assert!(!lane.ended());
     rig.store.all(Fault::None);
-    lane.wait_ended().await;
+    rig.ended(&mut lane).await;
     assert_eq!((lane.position(), rig.stored("e0", 0).as_str()), (Some(1), "F"));
 }
 
@@ -118,7 +118,7 @@ async fn with_the_store_down_a_drain_goes_on_until_the_lane_is_stopped() {
     rig.pass(SECOND * 30).await;
     assert_eq!((lane.ended(), lane.position()), (false, Some(0)));
     lane.command(LaneCommand::Stop);
-    lane.wait_ended().await;
+    rig.ended(&mut lane).await;
     rig.is_at_rest();
     holds_nothing(&rig, &lane);
     assert_eq!(lane.position(), Some(0), "what was not recorded is read again");
@@ -131,7 +131,7 @@ async fn a_stop_cancels_what_runs_and_its_leases_run_out() {
     rig.pass(SECOND).await;
     assert_eq!(rig.handler.running(), 4);
     lane.command(LaneCommand::Stop);
-    lane.wait_ended().await;
+    rig.ended(&mut lane).await;
     rig.is_at_rest();
     holds_nothing(&rig, &lane);
     assert_eq!((rig.handler.cancelled(), lane.position(), rig.store.calls("settle")), (4, Some(0), 0));
@@ -147,7 +147,7 @@ async fn an_answer_of_the_producer_after_the_end_reaches_nobody() {
     let mut lane = rig.lane(records(0..3));
     rig.until("they are with the producer", || rig.producer.held() == 3).await;
     lane.command(LaneCommand::Stop);
-    lane.wait_ended().await;
+    rig.ended(&mut lane).await;
     rig.producer.answer_held(Ok(()));
     rig.pass(SECOND).await;
     assert_eq!((lane.position(), rig.store.calls("settle")), (Some(0), 0));
@@ -184,7 +184,7 @@ async fn records_that_nobody_took_in_count_for_nobody() {
     let mut lane = rig.open();
     lane.command(LaneCommand::Stop);
     lane.hand_over(records(0..5));
-    lane.wait_ended().await;
+    rig.ended(&mut lane).await;
     lane.hand_over(records(5..9));
     holds_nothing(&rig, &lane);
     assert_eq!(lane.position(), None);
@@ -207,7 +207,7 @@ async fn the_overview_counts_open_lanes_only() {
 async fn a_bug_in_a_lane_halts_its_partition_and_no_other_and_keeps_no_permit() {
     let rig = Rig::new(MAIN, as_usual, slow);
     let mut lane = rig.lane([record(0), record(1), Record { value: Some("bug".into()), ..record(2) }, record(3)]);
-    lane.wait_ended().await;
+    rig.ended(&mut lane).await;
     rig.is_at_rest();
     rig.until("it is told", || lane.state().halted()).await;
     assert_eq!((lane.position(), rig.stage.overview().halted), (Some(0), 1), "nothing is skipped");

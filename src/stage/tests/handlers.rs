@@ -135,7 +135,7 @@ async fn a_handler_that_panics_while_it_is_cancelled_takes_nothing_with_it() {
     let mut lane = rig.lane(records(0..2));
     rig.until("it runs", || rig.handler.running() == 1).await;
     lane.command(LaneCommand::Stop);
-    lane.wait_ended().await;
+    rig.ended(&mut lane).await;
     assert_eq!(rig.ctx.permits.available_permits(), 4);
     assert_eq!(lane.position(), Some(0));
 }

@@ -172,10 +172,14 @@ impl Rig {
         assert_eq!(self.handler.running(), 0, "handlers");
     }
 
+    async fn ended(&self, lane: &mut LaneHandle) {
+        tokio::time::timeout(SECOND * 600, lane.wait_ended()).await.expect("the lane ends");
+    }
+
     /// Drains the lane; its position at the end.
     async fn drain(&self, lane: &mut LaneHandle) -> Option<i64> {
         lane.command(LaneCommand::Drain);
-        tokio::time::timeout(SECOND * 600, lane.wait_ended()).await.expect("the lane ends");
+        self.ended(lane).await;
         self.is_at_rest();
         lane.position()
     }

@@ -151,7 +151,7 @@ async fn a_lane_that_is_stopped_gives_all_its_permits_back() {
             let mut lane = rig.lane(records(0..20));
             rig.pass(time).await;
             lane.command(LaneCommand::Stop);
-            lane.wait_ended().await;
+            rig.ended(&mut lane).await;
             rig.is_at_rest();
         }
     }
@@ -172,6 +172,6 @@ async fn permits_that_come_free_in_the_very_round_of_a_stop_are_not_lost() {
     tokio::time::advance(MS * 2).await;
     lane.command(LaneCommand::Drain);
     lane.command(LaneCommand::Stop);
-    lane.wait_ended().await;
+    rig.ended(&mut lane).await;
     rig.is_at_rest();
 }

@@ -73,6 +73,8 @@ pub(super) enum Fault {
     Down,
     /// It is done, but the reply is lost.
     Lost,
+    /// It is done, but there are no replies at all, not even failures: a store with a bug.
+    Short,
     /// It is done, but the reply takes this long, and is ready at the second look.
     Slow(Duration),
 }
@@ -130,6 +132,10 @@ impl Store {
                 Fault::Lost => {
                     call.await;
                     none()
+                }
+                Fault::Short => {
+                    call.await;
+                    Vec::new()
                 }
                 Fault::Slow(time) => {
                     let replies = call.await;

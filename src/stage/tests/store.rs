@@ -170,3 +170,18 @@ async fn claims_and_settlements_of_one_round_are_one_batch_each() {
     rig.position(&lane, 100).await;
     assert_eq!((rig.store.calls("claim"), rig.store.calls("settle")), (1, 1));
 }
+
+#[tokio::test(start_paused = true)]
+async fn entries_that_a_store_leaves_out_of_its_answer_were_not_answered() {
+    let rig = Rig::new(MAIN, as_usual, done);
+    rig.store.all(Fault::Short);
+    let lane = rig.lane(records(0..5));
+    rig.pass(SECOND * 3).await;
+    assert_eq!(rig.handler.count(), 0);
+    rig.is_at_rest();
+    rig.store.fail(|f| (f.claim, f.renew) = (Fault::None, Fault::None));
+    rig.pass(SECOND * 3).await;
+    rig.store.all(Fault::None);
+    rig.position(&lane, 5).await;
+    assert_eq!(rig.handler.count(), 5);
+}
