@@ -4,7 +4,6 @@
 //! From outside nobody sees what runs at the moment, so overdue events include those whose handler is running, and a
 //! committed offset is up to a second old.
 
-use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
@@ -263,13 +262,11 @@ pub fn table(status: &Status) -> String {
     for pipeline in &status.pipelines {
         let stages = &pipeline.stages;
         let topic = stages.iter().map(|s| s.topic.len()).max().unwrap_or_default().max(5);
-        // Writing to a string does not fail.
-        let _ = writeln!(out, "{}", pipeline.pipeline);
-        let _ = writeln!(
-            out,
-            "  {:<9}  {:<topic$}  {:>10}  {:>10}  {:>14}  {:>10}  {:>7}",
+        out.push_str(&format!("{}\n", pipeline.pipeline));
+        out.push_str(&format!(
+            "  {:<9}  {:<topic$}  {:>10}  {:>10}  {:>14}  {:>10}  {:>7}\n",
             "STAGE", "TOPIC", "WAITING", "OVERDUE", "OLDEST OVERDUE", "LAG", "MEMBERS"
-        );
+        ));
         let (depth, rungs) = match stages.split_last() {
             Some((dlq, rungs)) => (Some(dlq), rungs),
             None => (None, &stages[..]),
@@ -287,14 +284,13 @@ pub fn table(status: &Status) -> String {
                         .to_string()
                 }
             };
-            let _ = writeln!(
-                out,
-                "  {:<9}  {:<topic$}  {waiting:>10}  {overdue:>10}  {oldest:>14}  {:>10}  {:>7}",
+            out.push_str(&format!(
+                "  {:<9}  {:<topic$}  {waiting:>10}  {overdue:>10}  {oldest:>14}  {:>10}  {:>7}\n",
                 stage.stage, stage.topic, stage.lag, stage.members
-            );
+            ));
         }
         if let Some(dlq) = depth {
-            let _ = writeln!(out, "  dead letters in the DLQ: {}", dlq.waiting);
+            out.push_str(&format!("  dead letters in the DLQ: {}\n", dlq.waiting));
         }
         out.push('\n');
     }

@@ -4,7 +4,7 @@
 //! carry event ids, keys or partitions, so the number of series depends on the configuration alone.
 
 use std::collections::BTreeMap;
-use std::fmt::{self, Display, Write};
+use std::fmt::{self, Display};
 
 /// The content type of [`Exposition::render`].
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -151,8 +151,7 @@ impl Exposition {
         for metric in ALL {
             if let Some(samples) = self.samples.get(metric.name) {
                 let help = metric.help.replace('\\', "\\\\").replace('\n', "\\n");
-                // Writing to a string does not fail.
-                let _ = writeln!(out, "# HELP {} {help}\n# TYPE {0} {}", metric.name, metric.kind);
+                out.push_str(&format!("# HELP {} {help}\n# TYPE {0} {}\n", metric.name, metric.kind));
                 out.push_str(samples);
             }
         }
@@ -172,11 +171,11 @@ fn line<'a>(
     let mut separator = '{';
     for (label, value) in labels {
         let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-        let _ = write!(out, "{separator}{label}=\"{value}\"");
+        out.push_str(&format!("{separator}{label}=\"{value}\""));
         separator = ',';
     }
     let end = if separator == ',' { "}" } else { "" };
-    let _ = writeln!(out, "{end} {number}");
+    out.push_str(&format!("{end} {number}\n"));
 }
 
 #[cfg(test)]
