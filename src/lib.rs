@@ -35,3 +35,8 @@ pub mod telemetry;
 
 #[doc(hidden)]
 pub mod cli;
+
+/// The README's example compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;

@@ -163,7 +163,7 @@ impl Bench {
         for n in 0..events as u64 {
             let record = self.record(&ladder.rungs()[stage].topic, n, due, ladder.group());
             self.engine.publisher.publish(record, n, &sink);
-            while n - acks.count() > 50_000 {
+            while (n + 1).saturating_sub(acks.count()) > 50_000 {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         }

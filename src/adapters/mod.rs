@@ -3,4 +3,5 @@
 
 pub mod kafka;
 pub mod memory;
+pub mod otel;
 pub mod redis;

@@ -14,11 +14,14 @@ use crate::adapters::kafka::admin::startup::{StartupOptions, startup_check};
 use crate::adapters::kafka::admin::{self, Admin, TopicState};
 use crate::adapters::kafka::{consumer, producer};
 use crate::adapters::memory::MemoryStore;
+use crate::adapters::otel::OtelTracer;
 use crate::adapters::redis;
 use crate::config::{self, Config};
 use crate::handlers::dead_letters::DeadLetterLog;
+use crate::ladder::rungs::Ladder;
 use crate::stage::context::Partitions;
 use crate::stage::ports::{Handler, IdempotencyStore};
+use crate::telemetry::traces::{self, Traces};
 
 /// Why the stages did not start, or could not go on.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +45,12 @@ pub enum Error {
         /// Those that there are.
         stages: Vec<String>,
     },
+    /// `--stage orphan:<topic>` names a topic that is none.
+    #[error("`{topic}` is no orphan: that is a topic named <topic>.<group>.… of a chosen pipeline, and no rung of any")]
+    NoOrphan {
+        /// As given.
+        topic: String,
+    },
     /// A handler was given for a pipeline that is not configured.
     #[error("a handler was given for pipeline `{name}`, which is not configured; configured: {}", configured.join(", "))]
     UnusedHandler {
@@ -62,6 +71,9 @@ pub enum Error {
     /// A stage's consumer.
     #[error(transparent)]
     Consumer(#[from] consumer::Error),
+    /// The export of traces.
+    #[error(transparent)]
+    Traces(#[from] traces::Error),
     /// No random numbers.
     #[error(transparent)]
     NoRandomness(#[from] NoRandomness),
@@ -74,7 +86,9 @@ impl Error {
             Error::Wire(_)
             | Error::UnknownPipeline { .. }
             | Error::UnknownStage { .. }
+            | Error::NoOrphan { .. }
             | Error::UnusedHandler { .. }
+            | Error::Traces(_)
             | Error::Producer(producer::Error::Config(_))
             | Error::Consumer(consumer::Error::Config { .. }) => 64,
             Error::Kafka(e) => e.exit_code(),
@@ -92,11 +106,13 @@ pub enum StageName {
     All,
     /// `main`, `retry-2`, `dlq`.
     Named(String),
+    /// `orphan:<topic>`: a topic that was a rung once and still holds a backlog.
+    Orphan(String),
 }
 
 /// Not the name of a stage.
 #[derive(Debug, thiserror::Error)]
-#[error("`{0}` is no stage; it is main, retry-1 … retry-16, dlq or all")]
+#[error("`{0}` is no stage; it is main, retry-1 … retry-16, dlq, all or orphan:<topic>")]
 pub struct NoStage(String);
 
 impl FromStr for StageName {
@@ -106,6 +122,9 @@ impl FromStr for StageName {
         let is_retry = name.strip_prefix("retry-").is_some_and(|n| {
             !n.starts_with('0') && n.parse::<usize>().is_ok_and(|n| (1..=config::MAX_RETRIES).contains(&n))
         });
+        if let Some(topic) = name.strip_prefix("orphan:").filter(|topic| !topic.is_empty()) {
+            return Ok(StageName::Orphan(topic.to_owned()));
+        }
         match name {
             "all" => Ok(StageName::All),
             "main" | "dlq" => Ok(StageName::Named(name.to_owned())),
@@ -141,12 +160,19 @@ pub struct Builder {
     handlers: HashMap<String, Arc<dyn Handler>>,
     pipelines: Vec<String>,
     stages: Vec<StageName>,
+    topics_as_configured: bool,
 }
 
 impl Builder {
     /// All stages of all pipelines, with the handlers that the configuration names.
     pub fn new(config: Config) -> Self {
-        Self { config, handlers: HashMap::new(), pipelines: Vec::new(), stages: vec![StageName::All] }
+        Self {
+            config,
+            handlers: HashMap::new(),
+            pipelines: Vec::new(),
+            stages: vec![StageName::All],
+            topics_as_configured: false,
+        }
     }
 
     /// Executes the events of a pipeline with `handler`, whatever the configuration names.
@@ -172,6 +198,14 @@ impl Builder {
         self
     }
 
+    /// Takes the topics to be as configured, without a check: for a broker that cannot be asked, such as the
+    /// [embedded](crate::adapters::kafka::embedded) one. On any other a missing or compacted topic loses events.
+    #[must_use]
+    pub fn topics_as_configured(mut self) -> Self {
+        self.topics_as_configured = true;
+        self
+    }
+
     /// Checks the topics, connects to Kafka and Redis, starts the stages.
     ///
     /// # Errors
@@ -191,7 +225,16 @@ impl Builder {
             ladders.push((Arc::new(wire::ladder(pipeline)?), wire::payload_decoder(pipeline)?));
         }
         self.check_stages(&chosen)?;
-        let (partitions, batch_size) = self.check_topics(&chosen).await?;
+        let traces = wire::traces(&self.config, "retry-ladder")?;
+        let (partitions, batch_size) = if self.topics_as_configured {
+            (
+                chosen.iter().map(|pipeline| configured_partitions(pipeline)).collect(),
+                producer::Options::default().batch_size,
+            )
+        } else {
+            self.check_topics(&chosen).await?
+        };
+        let orphans = self.orphans(&chosen).await?;
         let properties = wire::properties(&self.config);
         let options = producer::Options { message_timeout: self.config.kafka.message_timeout, batch_size };
         let publisher = Arc::new(producer::KafkaPublisher::new(properties.clone(), options)?);
@@ -199,6 +242,10 @@ impl Builder {
         engine.instance = self.config.instance.clone();
         engine.session_timeout = self.config.kafka.session_timeout;
         engine.drain_timeout = self.config.kafka.drain_timeout;
+        engine.tracer = traces.as_ref().map(|traces| {
+            let client_id = engine.properties.client_id();
+            Arc::new(OtelTracer::new(traces.queue(), wire::sampling(&self.config), client_id)) as _
+        });
 
         let mut stores = Stores::default();
         let mut pipelines = Vec::new();
@@ -225,6 +272,7 @@ impl Builder {
                 let named = |s: &StageName| match s {
                     StageName::All => true,
                     StageName::Named(name) => **name == *rung.name,
+                    StageName::Orphan(_) => false,
                 };
                 if self.stages.iter().any(named) {
                     tracing::info!(pipeline = %pipeline.ladder.pipeline(), stage = %rung.name, topic = %rung.topic, "stage starts");
@@ -232,7 +280,36 @@ impl Builder {
                 }
             }
         }
-        Ok(App { stages })
+        for orphan in orphans {
+            let (of, ladder, index, count) = orphan;
+            let pipeline = pipelines[of].with_orphan(ladder, index, count);
+            tracing::info!(topic = %pipeline.ladder.rungs()[index].topic, "orphan is drained");
+            stages.push(engine.start(&pipeline, index)?);
+        }
+        Ok(App { stages, traces })
+    }
+
+    /// The orphans to be drained: of which chosen pipeline, its ladder with the orphan as a rung, that rung, and the
+    /// orphan's partitions.
+    async fn orphans(&self, chosen: &[&config::Pipeline]) -> Result<Vec<(usize, Ladder, usize, i32)>, Error> {
+        let mut orphans = Vec::new();
+        for stage in &self.stages {
+            let StageName::Orphan(topic) = stage else { continue };
+            let rungs = chosen.iter().flat_map(|p| p.stages()).map(|(_, topic)| topic).collect::<Vec<_>>();
+            let of = chosen.iter().position(|p| topic.starts_with(&format!("{}.{}.", p.topic, p.group)));
+            let Some(of) = of.filter(|_| !rungs.contains(&topic.as_str())) else {
+                return Err(Error::NoOrphan { topic: topic.clone() });
+            };
+            let admin = Admin::new(wire::connection(&self.config))?;
+            let described = admin.describe(&BTreeSet::from([topic.clone()])).await?;
+            let Some(TopicState::Exists(actual)) = described.get(topic) else {
+                let brokers = self.config.kafka.brokers.clone();
+                return Err(admin::Error::Missing { brokers, topics: vec![topic.clone()] }.into());
+            };
+            let (ladder, index) = wire::ladder_with_orphan(chosen[of], topic)?;
+            orphans.push((of, ladder, index, actual.partitions));
+        }
+        Ok(orphans)
     }
 
     fn chosen(&self) -> Result<Vec<&config::Pipeline>, Error> {
@@ -296,6 +373,11 @@ impl Builder {
     }
 }
 
+fn configured_partitions(pipeline: &config::Pipeline) -> Partitions {
+    let count = i32::try_from(pipeline.partitions).unwrap_or(i32::MAX);
+    Partitions(vec![count; pipeline.stages().len()])
+}
+
 /// One store of each kind for the whole process.
 #[derive(Default)]
 struct Stores {
@@ -327,6 +409,7 @@ impl Stores {
 /// Running stages.
 pub struct App {
     stages: Vec<RunningStage>,
+    traces: Option<Traces>,
 }
 
 impl App {
@@ -351,6 +434,9 @@ impl App {
         let mut result = first;
         for stage in &mut self.stages {
             result = result.and(stage.ended().await);
+        }
+        if let Some(traces) = self.traces.take() {
+            traces.shutdown().await;
         }
         Ok(result?)
     }

@@ -17,7 +17,7 @@ use crate::ladder::rungs::Ladder;
 use crate::stage::clock::{Clock, SystemClock};
 use crate::stage::context::{Decode, Partitions, StageContext, StageSettings};
 use crate::stage::lanes::LaneView;
-use crate::stage::ports::{Handler, IdempotencyStore, Publisher};
+use crate::stage::ports::{Handler, IdempotencyStore, Publisher, Tracer};
 use crate::stage::stats::StageStats;
 use crate::stage::{LaneOverview, Stage};
 
@@ -27,6 +27,8 @@ pub struct Engine {
     pub properties: Properties,
     /// The one producer.
     pub publisher: Arc<dyn Publisher>,
+    /// Takes the spans of all stages; `None`: nothing is traced.
+    pub tracer: Option<Arc<dyn Tracer>>,
     /// Tells the time.
     pub clock: Arc<dyn Clock>,
     /// Static member id of this process, `None` for dynamic membership.
@@ -62,6 +64,17 @@ pub struct Pipeline {
     pub partitions: Partitions,
 }
 
+impl Pipeline {
+    /// The same with another rung at `index`, as `ladder` has it: a topic that was a rung once.
+    pub(super) fn with_orphan(&self, ladder: Ladder, index: usize, partitions: i32) -> Self {
+        let mut orphan = self.clone();
+        orphan.ladder = Arc::new(ladder);
+        orphan.settings.insert(index, self.settings[index - 1].clone());
+        orphan.partitions.0.insert(index, partitions);
+        orphan
+    }
+}
+
 /// No random bits can be had from the system.
 #[derive(Debug, thiserror::Error)]
 #[error("no random numbers from the system: {0}")]
@@ -76,6 +89,7 @@ impl Engine {
         Ok(Self {
             properties,
             publisher,
+            tracer: None,
             clock: Arc::new(SystemClock),
             instance: None,
             session_timeout: Duration::from_secs(15),
@@ -102,9 +116,11 @@ impl Engine {
             handler: Arc::clone(if is_last { &pipeline.dead_letters } else { &pipeline.handler }),
             store: Arc::clone(&pipeline.store),
             publisher: Arc::clone(&self.publisher),
+            tracer: self.tracer.clone(),
             clock: Arc::clone(&self.clock),
             permits: Arc::new(Semaphore::new(settings.concurrency)),
             partitions: pipeline.partitions.clone(),
+            gained_partitions: AtomicBool::new(false),
             keys: CopyKeys::new(&pipeline.prefix, &pipeline.ladder),
             settings,
             process: self.process,

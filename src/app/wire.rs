@@ -17,7 +17,8 @@ use crate::ladder::rungs::{Ladder, LadderFault, LadderSpec, RetrySpec};
 use crate::messages::{self, Decoder, Framing};
 use crate::stage::clock::Clock;
 use crate::stage::context::{StageSettings, Tombstones};
-use crate::stage::ports::Handler;
+use crate::stage::ports::{Handler, Sampling};
+use crate::telemetry::traces::{self, Traces};
 
 /// A pipeline of the configuration that cannot be built.
 #[derive(Debug, thiserror::Error)]
@@ -85,6 +86,40 @@ pub fn connection(config: &Config) -> Connection {
     Connection { brokers: properties.brokers, properties: properties.common }
 }
 
+/// The export of spans, where an endpoint is configured; `service` is this process's `service.name`.
+///
+/// # Errors
+/// When the endpoint cannot be used at all. That nothing answers there is no error.
+///
+/// # Panics
+/// Outside a tokio runtime.
+pub fn traces(config: &Config, service: &'static str) -> Result<Option<Traces>, traces::Error> {
+    let Some(endpoint) = &config.telemetry.otlp_endpoint else { return Ok(None) };
+    let mut url = endpoint.url().clone();
+    let authorization = match (url.username(), url.password().unwrap_or_default()) {
+        ("", "") => None,
+        (user, password) => {
+            let decode = |text| percent_encoding::percent_decode_str(text).collect::<Vec<u8>>();
+            let pair = [decode(user), decode(password)].join(&b':');
+            Some(format!("Basic {}", traces::base64(&pair)))
+        }
+    };
+    // The url has a host, so neither can fail.
+    url.set_username("").and_then(|()| url.set_password(None)).ok();
+    let options = traces::Options {
+        endpoint: url.to_string(),
+        authorization,
+        service,
+        instance: config.instance.clone().unwrap_or_else(|| format!("{:016x}", fastrand::u64(..))),
+    };
+    Traces::start(options).map(Some)
+}
+
+/// Which events are traced.
+pub fn sampling(config: &Config) -> Sampling {
+    Sampling { ratio: config.telemetry.sample_ratio.0, on_failure: config.telemetry.sample_on_failure }
+}
+
 /// The topics of a pipeline.
 pub fn topics(pipeline: &config::Pipeline) -> PipelineTopics {
     let retries = pipeline.retries.iter().enumerate().map(|(i, retry)| RetryTopic {
@@ -110,7 +145,30 @@ pub fn topics(pipeline: &config::Pipeline) -> PipelineTopics {
 /// # Errors
 /// The first fault; the configuration has checked them all already.
 pub fn ladder(pipeline: &config::Pipeline) -> Result<Ladder, Error> {
-    let spec = LadderSpec {
+    build(pipeline, spec(pipeline))
+}
+
+/// The pipeline's ladder with a former rung put back where its name (`….retry-2`) says it was, and its index. What
+/// fails there goes on to the rung that now stands at that place, or to the DLQ where there is none.
+///
+/// # Errors
+/// When the ladder has no room for it.
+pub fn ladder_with_orphan(pipeline: &config::Pipeline, topic: &str) -> Result<(Ladder, usize), Error> {
+    let mut spec = spec(pipeline);
+    let last = spec.retries.len() + 1;
+    let named = topic.rsplit_once(".retry-").and_then(|(_, n)| n.parse::<usize>().ok());
+    let index = named.unwrap_or(last).clamp(1, last);
+    // Its delay is known no more. It bounds the dues in its records, so the longest that fits between its neighbours.
+    let delay = match spec.retries.get(index - 1) {
+        Some(next) => next.delay.saturating_sub(Duration::from_millis(1)),
+        None => Duration::from_secs(365 * 24 * 60 * 60),
+    };
+    spec.retries.insert(index - 1, RetrySpec { delay, topic: Some(topic.to_owned()), jitter: 0.0 });
+    Ok((build(pipeline, spec)?, index))
+}
+
+fn spec(pipeline: &config::Pipeline) -> LadderSpec {
+    LadderSpec {
         pipeline: pipeline.name.clone(),
         group: pipeline.group.clone(),
         topic: pipeline.topic.clone(),
@@ -122,7 +180,10 @@ pub fn ladder(pipeline: &config::Pipeline) -> Result<Ladder, Error> {
         dlq_topic: Some(pipeline.dlq.topic.clone()),
         max_event_age: pipeline.max_event_age,
         max_deferrals: pipeline.max_deferrals,
-    };
+    }
+}
+
+fn build(pipeline: &config::Pipeline, spec: LadderSpec) -> Result<Ladder, Error> {
     Ladder::new(spec).map_err(|faults| {
         let fault = faults.into_iter().next();
         let pipeline = pipeline.name.clone();
@@ -256,4 +317,47 @@ pub fn settings(pipeline: &config::Pipeline) -> Vec<StageSettings> {
             }
         })
         .collect()
+}
+
+#[cfg(test)]
+mod settings_tests;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Sources, load};
+
+    fn pipeline() -> config::Pipeline {
+        let yaml = "pipelines: { p: { topic: t, group: g, message: shop.v1.OrderPlaced, handler: { log: {} }, \
+                    retries: [ { delay: 5s }, { delay: 5m } ] } }";
+        load(&Sources::inline("test", yaml)).unwrap().config.pipelines.remove(0)
+    }
+
+    #[test]
+    fn a_former_rung_goes_back_to_its_place_and_leads_to_the_rung_that_stands_there_now() {
+        for (topic, index, next) in [
+            ("t.g.retry-1", 1, "t.g.retry-1x"),
+            ("t.g.retry-2", 2, "t.g.retry-2x"),
+            ("t.g.retry-3", 3, "t.g.dlq"),
+            ("t.g.retry-9", 3, "t.g.dlq"),
+            ("t.g.renamed", 3, "t.g.dlq"),
+        ] {
+            let mut pipeline = pipeline();
+            pipeline.retries[0].topic = "t.g.retry-1x".into();
+            pipeline.retries[1].topic = "t.g.retry-2x".into();
+            let (ladder, at) = ladder_with_orphan(&pipeline, topic).unwrap();
+            assert_eq!((at, &*ladder.rungs()[at].topic, &*ladder.rungs()[at + 1].topic), (index, topic, next));
+        }
+    }
+
+    #[test]
+    fn the_dlq_stage_claims_nothing_and_a_rungs_own_concurrency_wins() {
+        let mut pipeline = pipeline();
+        pipeline.retries[1].concurrency = Some(3);
+        let settings = settings(&pipeline);
+        let concurrency: Vec<_> = settings.iter().map(|s| s.concurrency).collect();
+        assert_eq!(concurrency, [64, 64, 3, 64]);
+        let dedup: Vec<_> = settings.iter().map(|s| s.dedup).collect();
+        assert_eq!(dedup, [Dedup::Required, Dedup::Required, Dedup::Required, Dedup::Off]);
+    }
 }

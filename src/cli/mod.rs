@@ -1,6 +1,7 @@
 //! The `pipeline` command line: one file per command, each thin over the modules below. Only this module prints.
 
 mod config;
+mod demo;
 pub mod produce;
 mod run;
 pub mod status;
@@ -15,8 +16,10 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::adapters::kafka::admin::Admin;
 use crate::adapters::kafka::admin::plan::known_topics;
+use crate::adapters::otel::OtelTracer;
 use crate::app::wire;
 use crate::config::{Config, Sources, load};
+use crate::stage::ports::Tracer;
 
 /// Non-blocking retries for Kafka: main → retry-1 … retry-N → DLQ.
 ///
@@ -45,6 +48,7 @@ struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    Demo(demo::DemoArgs),
     /// Check or show the configuration
     Config(config::ConfigArgs),
     /// Create, check or list the topics of the configured pipelines
@@ -71,6 +75,9 @@ pub fn main() -> ExitCode {
         let conflict = "--stage and --pipeline before a command: they belong to the call without one";
         return usage(&Cli::command().error(clap::error::ErrorKind::ArgumentConflict, conflict));
     }
+    if let Some(Command::Demo(args)) = cli.command {
+        return block_on(demo::run(args, cli.config.is_some() || cli.brokers.is_some()));
+    }
     let mut sources = Sources::new(cli.config).env(std::env::vars_os());
     if let Some(brokers) = cli.brokers {
         sources = sources.flag("--brokers", "kafka.brokers", brokers);
@@ -86,22 +93,25 @@ pub fn main() -> ExitCode {
             return code.unwrap_or(ExitCode::FAILURE);
         }
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return fail(&format!("no runtime: {error}"), 1),
-    };
-    runtime.block_on(async {
+    block_on(async {
         match cli.command {
             None => run::run(cli.run, config).await,
             Some(Command::Topics(args)) => topics(&args, &config).await,
             Some(Command::Produce(args)) => produce(args, &config).await,
+            Some(Command::Config(_) | Command::Demo(_)) => ExitCode::SUCCESS, // dealt with above
             Some(Command::Status(args)) => match status::run(&args, &config).await {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => fail(&error.to_string(), error.exit_code()),
             },
-            Some(Command::Config(_)) => ExitCode::SUCCESS, // dealt with above
         }
     })
+}
+
+fn block_on(command: impl Future<Output = ExitCode>) -> ExitCode {
+    match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(command),
+        Err(error) => fail(&format!("no runtime: {error}"), 1),
+    }
 }
 
 fn usage(error: &clap::Error) -> ExitCode {
@@ -114,6 +124,12 @@ fn usage(error: &clap::Error) -> ExitCode {
 fn fail(message: &str, code: u8) -> ExitCode {
     eprintln!("pipeline: {message}");
     ExitCode::from(code)
+}
+
+/// Tells on stderr what is no failure.
+#[allow(clippy::print_stderr, reason = "the command line talks to a person")]
+fn note(message: &str) {
+    eprintln!("pipeline: {message}");
 }
 
 async fn topics(args: &topics::TopicsArgs, config: &Config) -> ExitCode {
@@ -154,6 +170,15 @@ async fn produce(args: produce::ProduceArgs, config: &Config) -> ExitCode {
             return fail(&error.to_string(), error.exit_code());
         }
     }
+    let traces = match wire::traces(config, "retry-ladder-produce") {
+        Ok(traces) => traces,
+        Err(error) => return fail(&error.to_string(), config::EXIT_CONFIG),
+    };
+    let sampling = wire::sampling(config);
+    let tracer = traces.as_ref().map(|traces| {
+        let tracer = OtelTracer::new(traces.queue(), sampling, produce::CLIENT_ID);
+        Arc::new(tracer) as Arc<dyn Tracer>
+    });
     let properties = wire::properties(config);
     let target = produce::Target {
         brokers: properties.brokers,
@@ -161,6 +186,8 @@ async fn produce(args: produce::ProduceArgs, config: &Config) -> ExitCode {
         topic: pipeline.topic.clone(),
         decoder,
         startup_timeout: config.kafka.startup_timeout,
+        sample_ratio: sampling.ratio,
+        tracer,
     };
     let stop = Arc::new(AtomicBool::new(false));
     tokio::spawn({
@@ -174,6 +201,12 @@ async fn produce(args: produce::ProduceArgs, config: &Config) -> ExitCode {
         }
     });
     let done = tokio::task::spawn_blocking(move || produce::execute(&args, target, stop)).await;
+    if let Some(traces) = traces {
+        let lost = traces.shutdown().await;
+        if lost > 0 {
+            note(&format!("{lost} spans were lost: the collector at telemetry.otlp_endpoint did not take them"));
+        }
+    }
     match done {
         Ok(Ok(true)) => ExitCode::SUCCESS,
         Ok(Ok(false)) => ExitCode::FAILURE,

@@ -19,11 +19,13 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+pub(crate) use client::CLIENT_ID;
 pub use publish::{Error, Failure, Partitioner, ProduceRequest, Summary, Update, run};
 pub use source::Source;
 
 use crate::messages::Decoder;
 use crate::messages::generate::Options;
+use crate::stage::ports::Tracer;
 
 /// Events generated when neither `--count` nor `--json` is given.
 const DEFAULT_COUNT: u64 = 1_000;
@@ -103,6 +105,10 @@ pub struct Target {
     pub decoder: Decoder,
     /// `startup_timeout`.
     pub startup_timeout: Duration,
+    /// `telemetry.sample_ratio`.
+    pub sample_ratio: f64,
+    /// Takes the first span of each traced event.
+    pub tracer: Option<Arc<dyn Tracer>>,
 }
 
 /// Publishes as the flags say, shows progress and writes the summary: whether every event was published. Blocks.
@@ -164,6 +170,8 @@ fn request(args: &ProduceArgs, target: Target, stop: Arc<AtomicBool>) -> Result<
         id_field: args.id_field.clone(),
         partitioner: args.partitioner,
         rate: args.rate,
+        sample_ratio: target.sample_ratio,
+        tracer: target.tracer,
         startup_timeout: target.startup_timeout,
         stop,
         ..ProduceRequest::new(target.brokers, target.topic, target.decoder, source)

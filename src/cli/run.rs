@@ -32,7 +32,7 @@ impl RunArgs {
     /// The lowest index of the stages to be run, 0 when all are: what the default port of the admin server goes by.
     fn lowest_stage(&self, config: &Config) -> usize {
         let index = |stage: &StageName| match stage {
-            StageName::All => Some(0),
+            StageName::All | StageName::Orphan(_) => Some(0),
             StageName::Named(name) => {
                 config.pipelines.iter().filter_map(|p| p.stages().iter().position(|(stage, _)| stage == name)).max()
             }

@@ -4,6 +4,7 @@
 //! From outside nobody sees what runs at the moment, so overdue events include those whose handler is running, and a
 //! committed offset is up to a second old.
 
+use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
@@ -262,11 +263,14 @@ pub fn table(status: &Status) -> String {
     for pipeline in &status.pipelines {
         let stages = &pipeline.stages;
         let topic = stages.iter().map(|s| s.topic.len()).max().unwrap_or_default().max(5);
-        out.push_str(&format!("{}\n", pipeline.pipeline));
-        out.push_str(&format!(
-            "  {:<9}  {:<topic$}  {:>10}  {:>10}  {:>14}  {:>10}  {:>7}\n",
+        // Writing to a string does not fail.
+        writeln!(out, "{}", pipeline.pipeline).ok();
+        writeln!(
+            out,
+            "  {:<9}  {:<topic$}  {:>10}  {:>10}  {:>14}  {:>10}  {:>7}",
             "STAGE", "TOPIC", "WAITING", "OVERDUE", "OLDEST OVERDUE", "LAG", "MEMBERS"
-        ));
+        )
+        .ok();
         let (depth, rungs) = match stages.split_last() {
             Some((dlq, rungs)) => (Some(dlq), rungs),
             None => (None, &stages[..]),
@@ -284,13 +288,15 @@ pub fn table(status: &Status) -> String {
                         .to_string()
                 }
             };
-            out.push_str(&format!(
-                "  {:<9}  {:<topic$}  {waiting:>10}  {overdue:>10}  {oldest:>14}  {:>10}  {:>7}\n",
+            writeln!(
+                out,
+                "  {:<9}  {:<topic$}  {waiting:>10}  {overdue:>10}  {oldest:>14}  {:>10}  {:>7}",
                 stage.stage, stage.topic, stage.lag, stage.members
-            ));
+            )
+            .ok();
         }
         if let Some(dlq) = depth {
-            out.push_str(&format!("  dead letters in the DLQ: {}\n", dlq.waiting));
+            writeln!(out, "  dead letters in the DLQ: {}", dlq.waiting).ok();
         }
         out.push('\n');
     }

@@ -85,8 +85,10 @@ section! {
     pub struct Telemetry {
         /// Where traces go (OTLP over gRPC); none without one.
         otlp_endpoint: Option<Endpoint> = "null";
-        /// Share of events that are traced.
+        /// Share of events that are traced; one that arrives with a trace context says for itself.
         sample_ratio: Ratio = "1.0" in "0" ..= "1";
+        /// An event that is not traced becomes so with its first failure.
+        sample_on_failure: bool = "true";
         /// `text` for people, `json` for machines.
         log_format: LogFormat = "text";
     }

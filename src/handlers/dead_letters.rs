@@ -45,8 +45,9 @@ impl Handler for DeadLetterLog {
         let error = event.header(headers::ERROR).and_then(headers::parse_error);
         let (class, text) = error.unwrap_or(("unknown", ""));
         tracing::debug!(
-            pipeline = &*event.pipeline, event_id = &*event.id, class, error = text, origin = %event.origin,
-            partition = event.record.partition, offset = event.record.offset, "dead letter"
+            pipeline = &*event.pipeline, trace_id = event.trace_id(), event_id = &*event.id,
+            correlation_id = event.correlation_id(), stage = &*event.stage_name, attempt = event.attempt,
+            class, error = text, origin = %event.origin, partition = event.record.partition, offset = event.record.offset, "dead letter"
         );
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         match state.by_class.get_mut(class) {

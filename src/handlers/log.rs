@@ -26,7 +26,9 @@ impl Handler for LogHandler {
         tracing::info!(
             target: TARGET,
             pipeline = &*event.pipeline,
+            trace_id = event.trace_id(),
             event_id = &*event.id,
+            correlation_id = event.correlation_id(),
             stage = &*event.stage_name,
             attempt = event.attempt,
             key = key.map(|key| String::from_utf8_lossy(key)).as_deref(),
@@ -86,13 +88,17 @@ mod tests {
 
     #[test]
     fn one_line_with_the_facts_of_the_event() {
-        let event = EventBuilder::new().attempt(2).stage(1, "retry-1").build();
+        let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let event = EventBuilder::new().attempt(2).stage(1, "retry-1").header("correlation-id", b"c-7");
+        let event = event.header("traceparent", parent.as_bytes()).build();
         let lines = lines(true, event);
         assert_eq!(lines.len(), 1);
         let line: serde_json::Value = serde_json::from_str(&lines[0]).unwrap();
         assert_eq!(line["level"], "INFO");
         assert_eq!(line["target"], TARGET);
+        assert_eq!(line["trace_id"], "0af7651916cd43dd8448eb211c80319c");
         assert_eq!(line["event_id"], "order-1");
+        assert_eq!(line["correlation_id"], "c-7");
         assert_eq!(line["stage"], "retry-1");
         assert_eq!(line["attempt"], 2);
         assert_eq!(line["key"], "customer-9");

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::ladder::event::{Origin, Timestamp};
 use crate::stage::clock::{Clock, Now};
-use crate::stage::ports::Event;
+use crate::stage::ports::{Event, TraceContext};
 use crate::stage::record::Record;
 
 /// The instant of [`FixedClock`]: 1994-11-06T08:49:37Z, the example of RFC 9110.
@@ -51,6 +51,7 @@ impl EventBuilder {
                     headers: Vec::new(),
                 }),
                 payload: payload.clone(),
+                trace: None,
             },
             record: Record {
                 partition: 3,
@@ -104,6 +105,11 @@ impl EventBuilder {
 
     pub(crate) fn header(mut self, name: &str, value: &[u8]) -> Self {
         self.record.headers.push((Bytes::copy_from_slice(name.as_bytes()), Some(Bytes::copy_from_slice(value))));
+        self
+    }
+
+    pub(crate) fn trace(mut self, parent: &str) -> Self {
+        self.event.trace = TraceContext::parse(parent.as_bytes());
         self
     }
 

@@ -82,6 +82,17 @@ pub enum FailureClass {
     Poison,
 }
 
+impl FailureClass {
+    /// The word used in headers, metrics, logs and traces.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            FailureClass::Transient => "transient",
+            FailureClass::Permanent => "permanent",
+            FailureClass::Poison => "poison",
+        }
+    }
+}
+
 /// A failed execution.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {

@@ -1,14 +1,14 @@
 //! What all lanes of a stage share: the ladder, the ports, the settings, the counters.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 
 use super::clock::Clock;
-use super::ports::{Handler, IdempotencyStore, Publisher};
+use super::ports::{Handler, IdempotencyStore, Publisher, Tracer};
 use super::stats::StageStats;
 use crate::ladder::headers::{CompatHeaders, CopyKeys, IdSource};
 use crate::ladder::lane::{Dedup, LaneConfig, Order};
@@ -92,7 +92,7 @@ impl Default for StageSettings {
     }
 }
 
-/// Partition counts of the ladder's topics, by rung.
+/// Partition counts of the ladder's topics, by rung, as they were at the start.
 #[derive(Clone, Debug)]
 pub struct Partitions(pub Vec<i32>);
 
@@ -101,7 +101,12 @@ impl Partitions {
     /// many partitions, else `None` (by key).
     pub fn keep(&self, source: usize, target: usize, partition: i32) -> Option<i32> {
         let (from, to) = (self.0.get(source)?, self.0.get(target)?);
-        (to >= from && partition < *to).then_some(partition)
+        (to >= from && partition < *from).then_some(partition)
+    }
+
+    /// Whether the source has gained partitions since the start: this one was not there.
+    pub fn gained(&self, source: usize, partition: i32) -> bool {
+        self.0.get(source).is_some_and(|count| partition >= *count)
     }
 }
 
@@ -121,12 +126,16 @@ pub struct StageContext {
     pub store: Arc<dyn IdempotencyStore>,
     /// Produces hops.
     pub publisher: Arc<dyn Publisher>,
+    /// Takes spans; `None`: nothing is traced, and trace contexts pass untouched.
+    pub tracer: Option<Arc<dyn Tracer>>,
     /// Tells the time.
     pub clock: Arc<dyn Clock>,
     /// Permits to run handlers.
     pub permits: Arc<Semaphore>,
     /// Partition counts.
     pub partitions: Partitions,
+    /// Set once the stage's topic is seen to have gained partitions: from then on hops go by key.
+    pub gained_partitions: AtomicBool,
     /// Settings.
     pub settings: StageSettings,
     /// Names copies in the store.
@@ -146,6 +155,21 @@ impl StageContext {
         &self.ladder.rungs()[self.stage]
     }
 
+    /// The partition for the next copy of a record of `partition`, `None`: by key.
+    pub(super) fn next_partition(&self, target: usize, partition: i32) -> Option<i32> {
+        if self.partitions.gained(self.stage, partition) && !self.gained_partitions.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                topic = %self.rung().topic,
+                "the topic has gained partitions; hops go by key until a restart. Raise the retry topics, too: \
+                 pipeline topics create --add-partitions"
+            );
+        }
+        if self.gained_partitions.load(Ordering::Relaxed) {
+            return None;
+        }
+        self.partitions.keep(self.stage, target, partition)
+    }
+
     pub(super) fn lane_config(&self) -> LaneConfig {
         let number = LANES.fetch_add(1, Ordering::Relaxed);
         LaneConfig {
@@ -158,5 +182,25 @@ impl StageContext {
             first_sequence: number << 40,
             seed: self.process ^ number.wrapping_mul(0x9E37_79B9_7F4A_7C15),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_partition_number_is_kept_where_the_target_has_as_many() {
+        let partitions = Partitions(vec![6, 6, 12, 3]);
+        for (source, target, partition, kept) in [
+            (0, 1, 5, Some(5)),
+            (0, 2, 5, Some(5)),
+            (0, 3, 2, None), // fewer: by key, or two keys of one partition would part
+            (0, 1, 6, None), // gained since the start
+            (0, 9, 0, None),
+        ] {
+            assert_eq!(partitions.keep(source, target, partition), kept, "{source} {target} {partition}");
+        }
+        assert!(partitions.gained(0, 6) && !partitions.gained(0, 5));
     }
 }

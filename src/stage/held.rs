@@ -9,6 +9,7 @@ use futures::future::AbortHandle;
 use super::context::StageContext;
 use super::ports::CopyKey;
 use super::record::Record;
+use super::trace::EventTrace;
 use crate::ladder::event::{Action, Failure, HaltReason, Timestamp};
 use crate::ladder::headers::{self, Coordinates, Envelope, IdSource, Shrink};
 use crate::ladder::lane::Arrival;
@@ -30,6 +31,8 @@ pub(super) struct Held {
     pub(super) halted: Option<HaltReason>,
     /// Cancels the running handler.
     pub(super) abort: Option<AbortHandle>,
+    /// Its spans, where there is a tracer.
+    pub(super) trace: Option<EventTrace>,
 }
 
 /// What a lane is told of a record that arrived.
@@ -65,6 +68,7 @@ pub(super) fn receive(ctx: &StageContext, record: Record) -> Arrival<Box<Held>> 
             shrink: Shrink::default(),
             halted: None,
             abort: None,
+            trace: None,
         }),
     }
 }

@@ -3,8 +3,12 @@
 //!
 //! It decides nothing about an event: what a reply means is in the pure lane, where an event goes in `ladder::route`.
 
+mod calls;
+mod tell;
+
 use std::future::{Future, poll_fn};
 use std::mem;
+use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,35 +21,38 @@ use futures::{FutureExt, StreamExt};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::{Instant, Sleep};
 
+use self::calls::Reply;
 use super::context::StageContext;
 use super::held::{self, Held};
-use super::lanes::{LaneCommand, LaneEnds, LaneHandle, LaneView};
-use super::ports::{AckSink, Claim, PublishError};
+use super::lanes::{LaneCommand, LaneEnds, LaneHandle};
+use super::ports::{AckSink, PublishError};
 use super::process::{Execution, Prepared, prepare};
-use super::settle;
-use super::stats::{Attempt, Operation};
-use crate::ladder::event::{Action, ClaimReply, Mark, Now, Outcome, Timestamp};
-use crate::ladder::lane::{ClaimId, Delivery, Effects, Finish, Input, Lane, Slot, Standing};
+use super::stats::Attempt;
+use super::{settle, trace};
+use crate::ladder::event::{Now, Outcome};
+use crate::ladder::lane::{Delivery, Effects, Input, Lane, Slot};
 
 /// The wall clock is read again at least this often, so that a step of it (NTP, suspend) is noticed.
 const MAX_SLEEP: Duration = Duration::from_secs(30);
 /// How long a lane that was told to drain goes on when nobody waits for it any more.
 const ABANDONED: Duration = Duration::from_secs(60);
 
-/// Starts a lane's task on the current tokio runtime.
-pub(super) fn open(ctx: Arc<StageContext>, runtime: &tokio::runtime::Handle) -> LaneHandle {
-    let (handle, ends) = LaneHandle::new(2 * ctx.settings.max_in_flight);
-    runtime.spawn(async move { Task::new(&ctx, ends).run().await });
+/// Starts a lane's task on the runtime.
+pub(super) fn open(ctx: Arc<StageContext>, partition: i32, runtime: &tokio::runtime::Handle) -> LaneHandle {
+    let (handle, ends) = LaneHandle::new(ctx.settings.max_in_flight);
+    let state = Arc::clone(handle.state());
+    runtime.spawn(async move {
+        let run = Task::new(&ctx, ends).run();
+        if AssertUnwindSafe(run).catch_unwind().await.is_err() {
+            // What it held is not done, so nothing is lost. The poll thread sees that the lane has ended, and ends the stage.
+            state.halt();
+            tracing::error!(
+                topic = %ctx.rung().topic, partition,
+                "the task of a partition panicked, which is a bug; its stage ends, start it again"
+            );
+        }
+    });
     handle
-}
-
-/// A reply of the store to one batch.
-enum Reply {
-    Claimed(Vec<(Slot, Option<ClaimReply>)>, Duration),
-    Renewed(Vec<(Slot, ClaimId, Option<bool>)>, Duration),
-    /// Recorded or not, and how many of the recorded were no longer ours.
-    Settled(Vec<(Slot, bool)>, u64),
-    Released(Vec<Slot>),
 }
 
 struct Acks(mpsc::UnboundedSender<(u64, Result<(), PublishError>)>);
@@ -139,20 +146,12 @@ impl<'a> Task<'a> {
             self.take_what_is_there();
             self.take_permits();
             self.perform().await;
+            self.queue_for_permit();
             self.tell();
             if self.lane.drained() {
                 break;
             }
         }
-        // Permits of handlers that are cut off here.
-        let running = self.running.len();
-        self.running.clear();
-        self.ctx.stats.running.fetch_sub(running as u64, Ordering::Relaxed);
-        self.ctx.stats.attempts.of(Attempt::Cancelled).add(running as u64);
-        self.ctx.permits.add_permits(self.lane.permits_held());
-        self.tell();
-        // Nobody listening is fine: the handle was dropped.
-        self.ends.ended.send_replace(true);
     }
 
     async fn next(
@@ -205,8 +204,19 @@ impl<'a> Task<'a> {
     }
 
     fn step(&mut self, input: Input<Box<Held>>) {
-        let now = self.ctx.clock.now();
+        self.step_at(self.ctx.clock.now(), input);
+    }
+
+    fn step_at(&mut self, now: Now, input: Input<Box<Held>>) {
         self.lane.step(now, input, &mut self.fx);
+        // At once: an outcome that is ready later in this round no longer counts, the lane has given the event up.
+        for slot in self.fx.cancel.drain(..) {
+            let held = self.lane.get_mut(slot);
+            if let Some(abort) = held.abort.take() {
+                abort.abort();
+                trace::cancelled(self.ctx, held, now.wall);
+            }
+        }
     }
 
     // ------------------------------------------------------------------------------------------------ inputs
@@ -251,7 +261,8 @@ impl<'a> Task<'a> {
         let took = now.wall.since(held.started);
         held.took = took;
         let verdict = settle::conclude(self.ctx, held, outcome, now.wall, self.rng.f64());
-        self.lane.step(now, Input::Returned(slot, verdict), &mut self.fx);
+        trace::executed(self.ctx, held, verdict, now.wall);
+        self.step_at(now, Input::Returned(slot, verdict));
         took
     }
 
@@ -259,10 +270,24 @@ impl<'a> Task<'a> {
         let slot = ticket as Slot;
         self.ctx.stats.count_produced(&result);
         let delivery = match result {
-            Ok(()) => Delivery::Acknowledged,
+            Ok(()) => {
+                let now = self.ctx.clock.now().wall;
+                trace::sent(self.ctx, self.lane.get_mut(slot), now);
+                Delivery::Acknowledged
+            }
             Err(PublishError::TooLarge) => Delivery::TooLarge,
             Err(PublishError::Unacknowledged(why)) => {
-                tracing::debug!(why, partition = self.lane.get(slot).record.partition, "publish not acknowledged");
+                let held = self.lane.get(slot);
+                tracing::debug!(
+                    trace_id = held.trace_id(),
+                    event_id = &*held.envelope.event_id,
+                    correlation_id = held.record.correlation_id(),
+                    stage = &*self.ctx.rung().name,
+                    attempt = held.envelope.attempt + 1,
+                    partition = held.record.partition,
+                    why,
+                    "publish not acknowledged"
+                );
                 self.ctx.stats.republished.add(1);
                 Delivery::Failed
             }
@@ -285,25 +310,24 @@ impl<'a> Task<'a> {
 
     fn take_permits(&mut self) {
         let now = self.ctx.clock.now();
-        let wanted = self.lane.wanted(now);
-        if wanted == 0 {
-            self.permit = None;
-            return;
-        }
         let permits = &self.ctx.permits;
-        let free = permits.available_permits().min(wanted);
-        let taken = match u32::try_from(free).ok().filter(|n| *n > 0).map(|n| permits.try_acquire_many(n)) {
-            Some(Ok(taken)) => {
-                taken.forget();
-                free
-            }
-            _ => 0,
-        };
-        if taken > 0 {
-            self.lane.step(now, Input::Permits(taken), &mut self.fx);
+        let free = self.lane.wanted(now).min(permits.available_permits());
+        let Ok(count) = u32::try_from(free) else { return };
+        if count > 0
+            && let Ok(taken) = permits.try_acquire_many(count)
+        {
+            taken.forget();
+            self.step_at(now, Input::Permits(free));
         }
-        if taken < wanted && self.permit.is_none() {
-            let permits = Arc::clone(permits);
+    }
+
+    /// Queues for a permit when events are ready: those for which there was none, and those that became ready while
+    /// the effects were performed (the next of its key, behind a handler that answered at once).
+    fn queue_for_permit(&mut self) {
+        if self.lane.wanted(self.ctx.clock.now()) == 0 {
+            self.permit = None;
+        } else if self.permit.is_none() {
+            let permits = Arc::clone(&self.ctx.permits);
             self.permit = Some(async move { permits.acquire_owned().await.ok() }.boxed());
         }
     }
@@ -316,11 +340,6 @@ impl<'a> Task<'a> {
             let mut fx = mem::take(&mut self.fx);
             let now = self.ctx.clock.now();
             self.count(&mut fx);
-            for slot in fx.cancel.drain(..) {
-                if let Some(abort) = self.lane.get_mut(slot).abort.take() {
-                    abort.abort();
-                }
-            }
             self.call_store(&mut fx, now);
             for slot in fx.publish.drain(..) {
                 self.publish(slot);
@@ -348,121 +367,10 @@ impl<'a> Task<'a> {
         }
     }
 
-    fn count(&mut self, fx: &mut Effects<Box<Held>>) {
-        let stats = &self.ctx.stats;
-        if fx.permits > 0 {
-            self.ctx.permits.add_permits(fx.permits);
-        }
-        stats.busy.add(fx.busy as u64);
-        stats.leases_lost.add(fx.leases_lost as u64);
-        stats.corrupt.add(fx.corrupt.len() as u64);
-        if let Some(slot) = fx.corrupt.first()
-            && !mem::replace(&mut self.told_corrupt, true)
-        {
-            tracing::error!(
-                key = %self.lane.get(*slot).key,
-                "a deduplication record holds a value that is none of ours; its event waits until the record is gone"
-            );
-        }
-        for (held, finish) in fx.finished.drain(..) {
-            match (finish, held.failed.as_ref().map(|(_, action)| action)) {
-                (Finish::Duplicate, _) => stats.duplicates.add(1),
-                (Finish::Settled(Mark::Done), _) => stats.done.add(1),
-                (Finish::Settled(Mark::MovedOn), Some(Action::DeadLetter { reason })) => {
-                    stats.dead_lettered(*reason).add(1);
-                }
-                (Finish::Settled(Mark::MovedOn), Some(Action::Defer { .. })) => stats.deferred.add(1),
-                (Finish::Settled(Mark::MovedOn), _) => stats.forwarded.add(1),
-            }
-        }
-    }
-
-    fn claim_of(&self, claim: ClaimId) -> Claim {
-        Claim { process: self.ctx.process, sequence: claim.sequence, fence: claim.fence }
-    }
-
-    /// One batch per step and kind.
-    fn call_store(&mut self, fx: &mut Effects<Box<Held>>, now: Now) {
-        let (store, settings, sent) = (&self.ctx.store, &self.ctx.settings, now.boot);
-        if !fx.claim.is_empty() {
-            let slots = mem::take(&mut fx.claim);
-            let batch = slots
-                .iter()
-                .map(|&slot| (Arc::clone(&self.lane.get(slot).key), self.claim_of(self.lane.claim(slot))))
-                .collect();
-            let call = store.claim(batch, settings.lease);
-            let stats = Arc::clone(&self.ctx.stats);
-            self.calls.push(
-                async move {
-                    let replies = stats.store(Operation::Claim).observe(call).await;
-                    Reply::Claimed(slots.into_iter().zip(replies.into_iter().map(Result::ok)).collect(), sent)
-                }
-                .boxed(),
-            );
-        }
-        if !fx.renew.is_empty() {
-            let renewals = mem::take(&mut fx.renew);
-            let batch = renewals
-                .iter()
-                .map(|&(slot, claim)| (Arc::clone(&self.lane.get(slot).key), self.claim_of(claim)))
-                .collect();
-            let call = store.renew(batch, settings.lease);
-            let stats = Arc::clone(&self.ctx.stats);
-            self.calls.push(
-                async move {
-                    let replies = stats.store(Operation::Renew).observe(call).await.into_iter().map(Result::ok);
-                    Reply::Renewed(renewals.into_iter().zip(replies).map(|((s, c), r)| (s, c, r)).collect(), sent)
-                }
-                .boxed(),
-            );
-        }
-        if !fx.settle.is_empty() {
-            let settlements = mem::take(&mut fx.settle);
-            let batch = settlements
-                .iter()
-                .map(|&(slot, mark)| {
-                    let held = self.lane.get(slot);
-                    let ttl = settle::ttl(settings, &held.envelope, mark);
-                    (Arc::clone(&held.key), self.claim_of(self.lane.claim(slot)), mark, ttl)
-                })
-                .collect();
-            let call = store.settle(batch);
-            let stats = Arc::clone(&self.ctx.stats);
-            self.calls.push(
-                async move {
-                    let mut lost = 0;
-                    let replies = stats.store(Operation::Settle).observe(call).await;
-                    let settled = settlements.into_iter().zip(replies).map(|((slot, _), reply)| {
-                        lost += u64::from(matches!(reply, Ok(super::ports::SettleReply::LeaseLost)));
-                        (slot, reply.is_ok())
-                    });
-                    let settled = settled.collect();
-                    Reply::Settled(settled, lost)
-                }
-                .boxed(),
-            );
-        }
-        if !fx.release.is_empty() {
-            let releases = mem::take(&mut fx.release);
-            self.ctx.stats.released.add(releases.len() as u64);
-            let batch = releases
-                .iter()
-                .map(|&(slot, claim)| (Arc::clone(&self.lane.get(slot).key), self.claim_of(claim)))
-                .collect();
-            let call = store.release(batch);
-            let stats = Arc::clone(&self.ctx.stats);
-            self.calls.push(
-                async move {
-                    // Released or not: what is not runs out by itself.
-                    drop(stats.store(Operation::Release).observe(call).await);
-                    Reply::Released(releases.into_iter().map(|(slot, _)| slot).collect())
-                }
-                .boxed(),
-            );
-        }
-    }
-
     fn publish(&mut self, slot: Slot) {
+        if self.lane.lease_gone(self.ctx.clock.now(), slot) {
+            return self.step(Input::Published(slot, Delivery::Failed));
+        }
         let fence = self.lane.claim(slot).fence;
         match settle::next_copy(self.ctx, self.lane.get(slot), fence) {
             Some(record) => self.ctx.publisher.publish(record, u64::from(slot), &self.acks),
@@ -471,10 +379,16 @@ impl<'a> Task<'a> {
     }
 
     async fn start(&mut self, slot: Slot) {
-        let (now, fence) = (self.ctx.clock.now().wall, self.lane.claim(slot).fence);
+        let now = self.ctx.clock.now();
+        // The handlers before it in this round may have taken long enough for its lease to end.
+        if !self.lane.may_start(now, slot) {
+            return;
+        }
+        let (now, fence) = (now.wall, self.lane.claim(slot).fence);
         let due = self.lane.due(slot);
         let held = self.lane.get_mut(slot);
         held.started = now;
+        trace::begin(self.ctx, held);
         let event = match prepare(self.ctx, held, fence, now) {
             Prepared::Run(event) => event,
             Prepared::Known(outcome) => {
@@ -505,46 +419,21 @@ impl<'a> Task<'a> {
             }
         }
     }
+}
 
-    fn view(&self) -> LaneView {
-        let (now, lane) = (self.ctx.clock.now().wall, &self.lane);
-        let mut view = LaneView {
-            position: lane.position(),
-            delivered_to: lane.delivered_to(),
-            halted: lane.halted(),
-            store_down: lane.store_down(),
-            ..LaneView::default()
-        };
-        for (held, standing) in lane.standings(now) {
-            match standing {
-                Standing::Waiting => view.waiting += 1,
-                Standing::Started => view.in_flight += 1,
-                Standing::Overdue => {
-                    let written = || {
-                        Timestamp::from_millis(u64::try_from(held.record.timestamp_ms).unwrap_or(now.floor_millis()))
-                    };
-                    let due = held.envelope.due.unwrap_or_else(written);
-                    view.overdue += 1;
-                    view.oldest_overdue = Some(view.oldest_overdue.map_or(due, |oldest| oldest.min(due)));
-                }
-            }
-        }
-        view
-    }
-
-    fn tell(&mut self) {
-        let lane = &self.lane;
-        self.ends.state.tell(lane.position(), lane.paused(), lane.waiting(), lane.in_flight(), lane.halted());
-        if lane.halted() && !mem::replace(&mut self.told_halt, true) {
-            let reason = self.lane.iter().find_map(|held| Some((held.halted?, held)));
-            let (reason, offset) =
-                reason.map_or(("unknown", -1), |(reason, held)| (reason.as_str(), held.record.offset));
-            let rung = self.ctx.rung();
-            tracing::error!(
-                topic = %rung.topic, offset, reason,
-                "a partition is halted: going on would lose this event; see the runbook, then restart the stage"
-            );
-        }
+impl Drop for Task<'_> {
+    /// The lane's end, whatever led to it: handlers that still run are cut off, their permits come back, and those that
+    /// came free in a round that was cut off.
+    fn drop(&mut self) {
+        let running = self.running.len();
+        self.running.clear();
+        self.ctx.stats.running.fetch_sub(running as u64, Ordering::Relaxed);
+        self.ctx.stats.attempts.of(Attempt::Cancelled).add(running as u64);
+        self.ctx.permits.add_permits(self.lane.permits_held() + self.fx.permits);
+        self.ends.commands.close();
+        self.ends.state.tell_end(self.lane.position());
+        // Nobody listening is fine: the handle was dropped.
+        self.ends.ended.send_replace(true);
     }
 }
 

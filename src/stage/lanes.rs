@@ -91,17 +91,28 @@ impl LaneState {
         self.halted.load(Ordering::Relaxed)
     }
 
-    pub(super) fn taken_in(&self, records: usize) {
+    pub(crate) fn taken_in(&self, records: usize) {
         self.queued.fetch_sub(records, Ordering::Relaxed);
     }
 
-    pub(super) fn tell(&self, position: Option<i64>, paused: bool, waiting: usize, in_flight: usize, halted: bool) {
+    pub(crate) fn tell(&self, position: Option<i64>, paused: bool, waiting: usize, in_flight: usize, halted: bool) {
         self.waiting.store(waiting, Ordering::Relaxed);
         self.in_flight.store(in_flight, Ordering::Relaxed);
         self.halted.store(halted, Ordering::Relaxed);
         self.paused.store(paused, Ordering::Relaxed);
         // Release: whoever sees the position sees all that came before it.
         self.position.store(position.unwrap_or(-1), Ordering::Release);
+    }
+
+    /// The lane has ended: it holds nothing any more, and takes nothing in.
+    pub(super) fn tell_end(&self, position: Option<i64>) {
+        self.tell(position, false, 0, 0, self.halted());
+        self.queued.store(0, Ordering::Relaxed);
+    }
+
+    /// The lane stands still.
+    pub(super) fn halt(&self) {
+        self.halted.store(true, Ordering::Relaxed);
     }
 }
 
@@ -111,31 +122,36 @@ pub struct LaneHandle {
     commands: mpsc::UnboundedSender<LaneCommand>,
     state: Arc<LaneState>,
     ended: watch::Receiver<bool>,
-    max_queued: usize,
+    max_in_flight: usize,
 }
 
-/// The lane's end.
+/// The lane's end. Visible in the crate so that the consumer's tests can play the lane.
 #[derive(Debug)]
-pub(super) struct LaneEnds {
-    pub(super) commands: mpsc::UnboundedReceiver<LaneCommand>,
-    pub(super) state: Arc<LaneState>,
-    pub(super) ended: watch::Sender<bool>,
+pub(crate) struct LaneEnds {
+    pub(crate) commands: mpsc::UnboundedReceiver<LaneCommand>,
+    pub(crate) state: Arc<LaneState>,
+    pub(crate) ended: watch::Sender<bool>,
 }
 
 impl LaneHandle {
-    pub(super) fn new(max_queued: usize) -> (Self, LaneEnds) {
+    pub(crate) fn new(max_in_flight: usize) -> (Self, LaneEnds) {
         let (tx, rx) = mpsc::unbounded_channel();
         let (ended_tx, ended_rx) = watch::channel(false);
         let state = Arc::new(LaneState::new());
-        let handle = Self { commands: tx, state: Arc::clone(&state), ended: ended_rx, max_queued };
+        let handle = Self { commands: tx, state: Arc::clone(&state), ended: ended_rx, max_in_flight };
         (handle, LaneEnds { commands: rx, state, ended: ended_tx })
     }
 
     /// Hands records over; they are dropped when the lane has ended (they were never delivered as far as the
     /// watermark knows).
     pub fn hand_over(&self, records: Vec<Record>) {
-        self.state.queued.fetch_add(records.len(), Ordering::Relaxed);
-        self.command(LaneCommand::Records(records));
+        let (queued, count) = (&self.state.queued, records.len());
+        queued.fetch_add(count, Ordering::Relaxed);
+        if self.commands.send(LaneCommand::Records(records)).is_err() {
+            // The lane's end may have set it to 0 already.
+            let less = |queued: usize| Some(queued.saturating_sub(count));
+            queued.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).ok();
+        }
     }
 
     /// Sends a command; a lane that has ended needs none.
@@ -151,7 +167,12 @@ impl LaneHandle {
 
     /// Whether the partition should be paused now: the lane says so, or has not caught up with what it was handed.
     pub fn paused(&self) -> bool {
-        self.state.paused.load(Ordering::Relaxed) || self.state.queued.load(Ordering::Relaxed) > self.max_queued
+        self.state.paused.load(Ordering::Relaxed) || self.state.queued.load(Ordering::Relaxed) > 2 * self.max_in_flight
+    }
+
+    /// Whether the lane has about as much to do as it should be given: time to let it catch up.
+    pub fn crowded(&self) -> bool {
+        self.state.in_flight() > self.max_in_flight / 2
     }
 
     /// Whether the lane has ended.

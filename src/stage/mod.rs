@@ -3,7 +3,8 @@
 //! Reading order: [`ports`] (the narrow traits to the outside), [`record`] (the bytes of one record), [`context`] (what
 //! the lanes of a stage share), then an event's way: `held` (received, waiting), `process` (executed), `settle`
 //! (moved on), all driven by `lane`, the task of one partition; [`lanes`] is what the poll thread sees of it, [`clock`]
-//! the only reader of the clocks, [`stats`] what is counted (durations in [`histogram`]).
+//! the only reader of the clocks, [`stats`] what is counted (durations in [`histogram`]), `trace` which spans an event
+//! leaves.
 
 pub mod clock;
 pub mod context;
@@ -16,6 +17,9 @@ mod process;
 pub mod record;
 mod settle;
 pub mod stats;
+#[cfg(test)]
+mod tests;
+mod trace;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -89,7 +93,7 @@ impl Stage {
 
 impl LaneHost for Stage {
     fn open(&self, partition: i32) -> LaneHandle {
-        let lane = lane::open(Arc::clone(&self.ctx), &self.runtime);
+        let lane = lane::open(Arc::clone(&self.ctx), partition, &self.runtime);
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.retain(|(_, probe)| probe.state().is_some());
         open.push((partition, lane.probe()));

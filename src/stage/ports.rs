@@ -7,8 +7,9 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 
 use super::record::Record;
+use crate::ladder::event::{Action, Origin, Outcome, Timestamp};
 pub use crate::ladder::event::{ClaimReply, Mark};
-use crate::ladder::event::{Origin, Outcome, Timestamp};
+pub use crate::telemetry::trace_context::{Sampling, TraceContext};
 
 // ---------------------------------------------------------------------------------------------- handler
 
@@ -39,6 +40,9 @@ pub struct Event {
     pub record: Arc<Record>,
     /// The Protobuf bytes: the value without any schema registry framing.
     pub payload: Bytes,
+    /// The span of this execution, to be passed on to whatever the handler calls; `None` without tracing, then the
+    /// record's own `traceparent` is the one to pass on.
+    pub trace: Option<TraceContext>,
 }
 
 impl Event {
@@ -53,6 +57,17 @@ impl Event {
     /// The first header of this name that has a value.
     pub fn header(&self, name: &str) -> Option<&[u8]> {
         self.record.header(name)
+    }
+
+    /// For log lines about the event, with its id, stage and attempt: the trace, 32 hex digits.
+    pub fn trace_id(&self) -> Option<String> {
+        let trace = self.trace.or_else(|| self.record.trace())?;
+        Some(format!("{:032x}", trace.trace_id()))
+    }
+
+    /// The correlation id that its producer gave it, where it is text.
+    pub fn correlation_id(&self) -> Option<&str> {
+        self.record.correlation_id()
     }
 }
 
@@ -214,4 +229,72 @@ pub trait Publisher: Send + Sync + 'static {
     /// Hands a record over; the answer comes to `acks`. Never blocks: a full queue is told to `acks` as
     /// [`PublishError::Unacknowledged`].
     fn publish(&self, record: Outgoing, ticket: u64, acks: &Arc<dyn AckSink>);
+}
+
+// ---------------------------------------------------------------------------------------------- traces
+
+/// What a span is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SpanKind {
+    /// From the hop to the dispatch.
+    Wait,
+    /// One execution.
+    Process,
+    /// From the decision to publish to the acknowledgement.
+    Send,
+}
+
+/// A span that has ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Span<'a> {
+    /// What it is about.
+    pub kind: SpanKind,
+    /// The span itself.
+    pub context: TraceContext,
+    /// Its parent, `None` for the first span of a trace.
+    pub parent: Option<TraceContext>,
+    /// Its start.
+    pub start: Timestamp,
+    /// Its end.
+    pub end: Timestamp,
+    /// The topic that the event was read from or, for [`SpanKind::Send`], is written to.
+    pub topic: &'a Arc<str>,
+    /// The partition on that topic, where it is known.
+    pub partition: Option<i32>,
+    /// The offset in that partition, where it is known.
+    pub offset: Option<i64>,
+    /// The record's key.
+    pub key: Option<&'a Bytes>,
+    /// The event's id.
+    pub event_id: &'a Arc<str>,
+    /// Which stage it happened in; `None` in the producer of the event.
+    pub stage: Option<SpanStage<'a>>,
+    /// The event's due time, in a stage with a delay.
+    pub due: Option<Timestamp>,
+    /// A word for the kind of failure, and its text.
+    pub error: Option<(&'a str, &'a str)>,
+    /// What a failure led to.
+    pub action: Option<&'a Action>,
+}
+
+/// Where in a pipeline a span belongs.
+#[derive(Clone, Copy, Debug)]
+pub struct SpanStage<'a> {
+    /// Name of the pipeline.
+    pub pipeline: &'a Arc<str>,
+    /// Name of the stage.
+    pub name: &'a Arc<str>,
+    /// The stage's consumer group.
+    pub group_id: &'a Arc<str>,
+    /// Which execution of the event, from 1.
+    pub attempt: u32,
+}
+
+/// Takes the spans of the events that are traced.
+pub trait Tracer: std::fmt::Debug + Send + Sync + 'static {
+    /// Which events are.
+    fn sampling(&self) -> Sampling;
+
+    /// Takes a span over. Never blocks, never fails: a span that cannot be kept is lost and counted.
+    fn write(&self, span: &Span<'_>);
 }

@@ -15,10 +15,12 @@ use tokio::time::Sleep;
 use super::context::{StageContext, Tombstones};
 use super::held::Held;
 use super::ports::{Event, Handler};
+use super::trace::EventTrace;
 use crate::ladder::event::{Failure, Outcome, Timestamp};
 use crate::ladder::lane::Slot;
 
 /// What is to be done with a held event.
+#[allow(clippy::large_enum_variant, reason = "moved once, on the hot path: a box would cost more")]
 pub(super) enum Prepared {
     /// Run the handler on it.
     Run(Event),
@@ -54,6 +56,7 @@ pub(super) fn prepare(ctx: &StageContext, held: &Held, fence: u64, now: Timestam
         origin: held.envelope.origin.clone(),
         record: Arc::clone(&held.record),
         payload,
+        trace: held.trace.as_ref().map(EventTrace::process),
     })
 }
 
@@ -98,9 +101,18 @@ impl Future for Execution<'_> {
         if deadline.as_mut().poll(cx).is_pending() {
             return Poll::Pending;
         }
-        this.handler = None;
+        let handler = this.handler.take();
+        drop(catch_unwind(AssertUnwindSafe(|| drop(handler)))); // as in `Drop`
         let why = format!("handler overran its deadline of {timeout:?} and was cancelled");
         Poll::Ready((this.slot, Outcome::Failed(Failure::transient(why))))
+    }
+}
+
+impl Drop for Execution<'_> {
+    /// The handler's own destructors run here when it is cancelled; a panic of theirs must not end the lane.
+    fn drop(&mut self) {
+        let handler = self.handler.take();
+        drop(catch_unwind(AssertUnwindSafe(|| drop(handler))));
     }
 }
 

@@ -2,6 +2,9 @@
 
 use bytes::Bytes;
 
+use crate::ladder::headers::{TRACEPARENT, TRACESTATE};
+use crate::telemetry::trace_context::TraceContext;
+
 /// A record as the broker delivered it.
 #[derive(Clone, Debug)]
 pub struct Record {
@@ -28,6 +31,28 @@ impl Record {
     /// The first header of this name that has a value.
     pub fn header(&self, name: &str) -> Option<&[u8]> {
         self.headers().find(|(n, _)| *n == name.as_bytes()).and_then(|(_, v)| v)
+    }
+
+    /// The last header of this name, as Kafka's own `lastHeader`; `None` when there is none or it has no value.
+    fn last_header(&self, name: &str) -> Option<&[u8]> {
+        let last = self.headers.iter().rev().find(|(n, _)| n == name.as_bytes())?;
+        last.1.as_deref()
+    }
+
+    /// The span that produced it, when its `traceparent` is valid.
+    pub fn trace(&self) -> Option<TraceContext> {
+        TraceContext::parse(self.last_header(TRACEPARENT)?)
+    }
+
+    /// Its `tracestate`; worth something together with a valid [`Record::trace`] only.
+    pub fn trace_state(&self) -> Option<&str> {
+        std::str::from_utf8(self.last_header(TRACESTATE)?).ok()
+    }
+
+    /// The correlation id that its producer gave it, where it is text.
+    pub fn correlation_id(&self) -> Option<&str> {
+        let value = self.header("correlation-id").or_else(|| self.header("x-correlation-id"))?;
+        std::str::from_utf8(value).ok()
     }
 
     /// Bytes held in memory, about.

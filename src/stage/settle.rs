@@ -8,8 +8,9 @@ use bytes::Bytes;
 use super::context::{StageContext, StageSettings};
 use super::held::Held;
 use super::ports::Outgoing;
+use super::trace::EventTrace;
 use crate::ladder::event::{Action, Mark, Outcome, Timestamp};
-use crate::ladder::headers::{self, Envelope, Move, NextHeader};
+use crate::ladder::headers::{self, Envelope, Move, NextHeader, Trace};
 use crate::ladder::lane::Verdict;
 use crate::ladder::route;
 
@@ -28,8 +29,14 @@ pub(super) fn conclude(
     };
     let action = route::decide(&ctx.ladder, &held.envelope, Err(&failure), now, jitter_draw);
     tracing::debug!(
-        event_id = %held.envelope.event_id, stage = %ctx.rung().name, attempt = held.envelope.attempt + 1,
-        error = failure.message, ?action, "execution failed"
+        trace_id = held.trace_id(),
+        event_id = &*held.envelope.event_id,
+        correlation_id = held.record.correlation_id(),
+        stage = &*ctx.rung().name,
+        attempt = held.envelope.attempt + 1,
+        error = failure.message,
+        ?action,
+        "execution failed"
     );
     let verdict = match action {
         Action::Done => return Verdict::Done,
@@ -47,6 +54,7 @@ pub(super) fn conclude(
 pub(super) fn next_copy(ctx: &StageContext, held: &Held, fence: u64) -> Option<Outgoing> {
     let (failure, action) = held.failed.as_ref()?;
     let target = route::target(&ctx.ladder, &held.envelope, action)?;
+    let parent = held.trace.as_ref().and_then(EventTrace::next).map(|next| next.to_string());
     let next = headers::next(
         held.record.headers(),
         &Move {
@@ -57,7 +65,7 @@ pub(super) fn next_copy(ctx: &StageContext, held: &Held, fence: u64) -> Option<O
             started: held.started,
             took: held.took,
             fence,
-            trace: None,
+            trace: parent.as_deref().map(|parent| Trace { parent, state: held.record.trace_state() }),
             compat: ctx.settings.compat,
         },
         held.shrink,
@@ -69,7 +77,7 @@ pub(super) fn next_copy(ctx: &StageContext, held: &Held, fence: u64) -> Option<O
     });
     Some(Outgoing {
         topic: Arc::clone(&target.topic),
-        partition: ctx.partitions.keep(ctx.stage, target.index, held.record.partition),
+        partition: ctx.next_partition(target.index, held.record.partition),
         key: held.record.key.clone(),
         value: held.record.value.clone(),
         headers: headers.collect(),

@@ -4,7 +4,7 @@
 //! carry event ids, keys or partitions, so the number of series depends on the configuration alone.
 
 use std::collections::BTreeMap;
-use std::fmt::{self, Display};
+use std::fmt::{self, Display, Write};
 
 /// The content type of [`Exposition::render`].
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -151,7 +151,8 @@ impl Exposition {
         for metric in ALL {
             if let Some(samples) = self.samples.get(metric.name) {
                 let help = metric.help.replace('\\', "\\\\").replace('\n', "\\n");
-                out.push_str(&format!("# HELP {} {help}\n# TYPE {0} {}\n", metric.name, metric.kind));
+                // Writing to a string does not fail.
+                writeln!(out, "# HELP {} {help}\n# TYPE {0} {}", metric.name, metric.kind).ok();
                 out.push_str(samples);
             }
         }
@@ -171,11 +172,11 @@ fn line<'a>(
     let mut separator = '{';
     for (label, value) in labels {
         let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-        out.push_str(&format!("{separator}{label}=\"{value}\""));
+        write!(out, "{separator}{label}=\"{value}\"").ok();
         separator = ',';
     }
     let end = if separator == ',' { "}" } else { "" };
-    out.push_str(&format!("{end} {number}\n"));
+    writeln!(out, "{end} {number}").ok();
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
-//! What the process tells of itself: logs, metrics.
+//! What the process tells of itself: logs, metrics, traces.
 
 pub mod logs;
 pub mod metrics;
 pub mod process;
+pub mod trace_context;
+pub mod traces;

@@ -21,6 +21,19 @@ pub(crate) fn brokers() -> String {
     })
 }
 
+/// The url of the real Redis.
+///
+/// # Panics
+/// When `REDIS_URL` is not set.
+pub(crate) fn redis_url() -> String {
+    std::env::var("REDIS_URL").unwrap_or_else(|_| {
+        panic!(
+            "REDIS_URL is not set: this test needs a real Redis; start one with `scripts/services up`, \
+             then set REDIS_URL=redis://localhost:6379/0"
+        )
+    })
+}
+
 /// How to reach the real Kafka.
 pub(crate) fn connection() -> Connection {
     Connection { brokers: brokers(), properties: BTreeMap::new() }

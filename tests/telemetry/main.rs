@@ -1,5 +1,6 @@
 //! Which metrics a stage moves, for every outcome: the real stage over ports in memory, its scrape read back by a
 //! parser of the test's own. What is not named in a test has not moved.
+#![allow(clippy::unwrap_used, reason = "a test that meets an error it did not ask for fails")]
 
 mod parser;
 
@@ -142,6 +143,8 @@ impl Fixture {
             clock,
             permits: Arc::new(Semaphore::new(4)),
             partitions: Partitions(vec![1; 4]),
+            gained_partitions: false.into(),
+            tracer: None,
             keys: CopyKeys::new("test", &ladder),
             settings: StageSettings::default(),
             process: 7,

@@ -19,8 +19,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("messages", &["ladder"]),
     ("telemetry", &["ladder"]),
     ("stage", &["ladder", "telemetry", "messages"]),
-    ("adapters", &["ladder", "stage::ports", "stage::record", "stage::clock", "telemetry", "messages"]),
-    ("handlers", &["ladder", "stage::ports", "stage::record", "stage::clock", "telemetry", "messages"]),
+    ("adapters", &["ladder", "stage::ports", "stage::lanes", "stage::record", "stage::clock", "telemetry", "messages"]),
+    ("handlers", &["ladder", "stage::ports", "stage::lanes", "stage::record", "stage::clock", "telemetry", "messages"]),
 ];
 
 /// The packages that the ladder may use: none that does I/O, reads a clock or draws random numbers.

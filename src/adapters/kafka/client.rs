@@ -29,9 +29,14 @@ impl Properties {
         Self { brokers: brokers.into(), ..Self::default() }
     }
 
+    /// `client.id` of every client.
+    pub fn client_id(&self) -> &str {
+        self.common.get("client.id").map_or("retry-ladder", String::as_str)
+    }
+
     pub(super) fn base(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
-        config.set("bootstrap.servers", &self.brokers).set("client.id", "retry-ladder");
+        config.set("bootstrap.servers", &self.brokers).set("client.id", self.client_id());
         // Reconnects at least every 30 s, at once the first time.
         config.set("reconnect.backoff.ms", "250").set("reconnect.backoff.max.ms", "30000");
         config.set_log_level(RDKafkaLogLevel::Warning);

@@ -42,12 +42,26 @@ pub enum Error {
         /// Topic.
         topic: String,
     },
+    /// It was stopped, and handlers were still running after the drain time. They were cancelled; nothing is lost, their
+    /// events run again.
+    #[error(
+        "{topic}: handlers of {partitions} partition(s) were still running after the drain time of {timeout:?} and were \
+         cancelled; their events run again (raise kafka.drain_timeout, or lower handler_timeout)"
+    )]
+    Undrained {
+        /// Topic.
+        topic: String,
+        /// How many partitions had running handlers.
+        partitions: usize,
+        /// The drain time.
+        timeout: Duration,
+    },
     /// The client cannot go on.
     #[error("kafka consumer of {topic}: {reason}")]
     Fatal {
         /// Topic.
         topic: String,
-        /// What librdkafka says.
+        /// What librdkafka says, or which task of ours is gone.
         reason: String,
     },
 }
@@ -70,16 +84,31 @@ pub struct Options {
 }
 
 /// Most records taken from the client before they are handed over.
-const BATCH: usize = 1_000;
+const BATCH: usize = 500;
 /// Longest wait for a record, so that pauses, resumes and watermarks are seen to.
 const POLL: Duration = Duration::from_millis(20);
+/// How long the poll thread waits for a crowded lane before it goes on and lets the partition be paused.
+///
+/// A pause throws away what the client has fetched ahead, so a lane that is merely busy is better waited for; one that
+/// is stuck must not hold up the others.
+const HOLD_BACK: Duration = Duration::from_millis(50);
+/// Between two looks at a crowded lane.
+const LOOK: Duration = Duration::from_micros(200);
 /// How often watermarks are stored; librdkafka commits them every second.
 const STORE_EVERY: Duration = Duration::from_millis(100);
+
+/// A member learns of a rebalance by its next heartbeat, and until all have, the partitions that move stand still: so
+/// heartbeats are frequent even where the session is long.
+fn heartbeat(session_timeout: Duration) -> Duration {
+    (session_timeout / 5).clamp(Duration::from_millis(1), Duration::from_secs(1))
+}
 
 struct Assigned {
     lane: LaneHandle,
     paused: bool,
     stored: i64,
+    /// Since when its lane has had more to do than it should be given.
+    crowded_since: Option<Instant>,
     /// Polled and not yet handed over. Kept with the assignment: a record of an earlier one must not reach a later
     /// lane, whose watermark would then pass records that are still to come.
     batch: Vec<Record>,
@@ -97,8 +126,8 @@ impl Context {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Drains these lanes, at most the drain time, and gives back what they reached.
-    fn drain(&self, mut lanes: Vec<(i32, Assigned)>) -> TopicPartitionList {
+    /// Drains these lanes, at most the drain time; gives back what they reached and how many were not done by then.
+    fn drain(&self, mut lanes: Vec<(i32, Assigned)>) -> (TopicPartitionList, usize) {
         for (_, assigned) in &lanes {
             assigned.lane.command(LaneCommand::Drain);
         }
@@ -122,7 +151,7 @@ impl Context {
             }
             assigned.lane.command(LaneCommand::Stop);
         }
-        reached
+        (reached, late)
     }
 
     fn add(&self, list: &mut TopicPartitionList, partition: i32, position: i64) {
@@ -166,7 +195,10 @@ impl ConsumerContext for Context {
                 let mut lanes = self.lanes();
                 for partition in partitions {
                     let lane = self.host.open(partition);
-                    lanes.insert(partition, Assigned { lane, paused: false, stored: -1, batch: Vec::new() });
+                    lanes.insert(
+                        partition,
+                        Assigned { lane, paused: false, stored: -1, crowded_since: None, batch: Vec::new() },
+                    );
                 }
             }
             Rebalance::Revoke(list) => {
@@ -184,7 +216,7 @@ impl ConsumerContext for Context {
                         assigned.lane.command(LaneCommand::Drain);
                     }
                 } else {
-                    let reached = self.drain(taken);
+                    let (reached, _) = self.drain(taken);
                     self.store(consumer, &reached);
                 }
             }
@@ -226,7 +258,7 @@ impl StageConsumer {
         config
             .set("group.id", &options.group_id)
             .set("session.timeout.ms", options.session_timeout.as_millis().to_string())
-            .set("heartbeat.interval.ms", (options.session_timeout.as_millis() / 5).max(1).to_string())
+            .set("heartbeat.interval.ms", heartbeat(options.session_timeout).as_millis().to_string())
             .set("fetch.queue.backoff.ms", "20")
             .set("fetch.wait.max.ms", "50")
             .set("topic.metadata.refresh.interval.ms", "60000");
@@ -269,9 +301,29 @@ impl StageConsumer {
     /// Polls until `stop` is set, then drains the lanes, stores what they reached and leaves the group.
     ///
     /// # Errors
-    /// When the client cannot go on: fenced by another member, or a fatal error.
+    /// When the client cannot go on: fenced by another member, a fatal error, a lane that ended by itself. The lanes are
+    /// drained all the same, so that what runs here is settled and not executed again by the next owner; nothing is
+    /// stored then. Also when handlers outlast the drain time.
     pub fn run(self, stop: &AtomicBool, alive: impl Fn()) -> Result<(), Error> {
         let context = Arc::clone(self.consumer.context());
+        let result = self.poll(&context, stop, alive);
+        let lanes: Vec<_> = context.lanes().drain().collect();
+        let (reached, late) = context.drain(lanes);
+        if result.is_ok() {
+            context.store(&self.consumer, &reached);
+        }
+        // Dropping the consumer closes it: what is stored is committed, the group is left.
+        match result {
+            Ok(()) if late > 0 => Err(Error::Undrained {
+                topic: self.options.topic.clone(),
+                partitions: late,
+                timeout: self.options.drain_timeout,
+            }),
+            result => result,
+        }
+    }
+
+    fn poll(&self, context: &Context, stop: &AtomicBool, alive: impl Fn()) -> Result<(), Error> {
         let mut last_store = Instant::now();
         while !stop.load(Ordering::Relaxed) {
             alive();
@@ -294,15 +346,20 @@ impl StageConsumer {
                 assigned.lane.hand_over(std::mem::take(&mut assigned.batch));
             }
             self.see_to_pauses(&mut lanes);
+            // It panicked. Its partition would stand still for ever with a member that looks healthy; another can go on.
+            if let Some((partition, _)) = lanes.iter().find(|(_, assigned)| assigned.lane.ended()) {
+                let reason =
+                    format!("the task of partition {partition} panicked; nothing is lost, start the stage again");
+                return Err(Error::Fatal { topic: self.options.topic.clone(), reason });
+            }
             if last_store.elapsed() >= STORE_EVERY {
                 last_store = Instant::now();
-                self.store_watermarks(&context, &mut lanes);
+                self.store_watermarks(context, &mut lanes);
+            }
+            while hold_back(&mut lanes) {
+                std::thread::sleep(LOOK);
             }
         }
-        let lanes: Vec<_> = context.lanes().drain().collect();
-        let reached = context.drain(lanes);
-        context.store(&self.consumer, &reached);
-        // Dropping the consumer closes it: what is stored is committed, the group is left.
         Ok(())
     }
 
@@ -362,8 +419,21 @@ impl StageConsumer {
     }
 }
 
+/// Whether a lane is crowded that was not given time to catch up yet.
+fn hold_back(lanes: &mut HashMap<i32, Assigned>) -> bool {
+    let mut wait = false;
+    for assigned in lanes.values_mut() {
+        if assigned.paused || !assigned.lane.crowded() {
+            assigned.crowded_since = None;
+        } else {
+            wait |= assigned.crowded_since.get_or_insert_with(Instant::now).elapsed() < HOLD_BACK;
+        }
+    }
+    wait
+}
+
 /// Copies a record out of the client's buffers, key, value and headers in one allocation.
-fn own(message: &BorrowedMessage<'_>) -> Record {
+pub(super) fn own(message: &BorrowedMessage<'_>) -> Record {
     let (key, value) = (message.key(), message.payload());
     let mut size = key.map_or(0, <[u8]>::len) + value.map_or(0, <[u8]>::len);
     let mut count = 0;
@@ -392,3 +462,6 @@ fn own(message: &BorrowedMessage<'_>) -> Record {
         headers,
     }
 }
+
+#[cfg(test)]
+mod tests;

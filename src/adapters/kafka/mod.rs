@@ -1,8 +1,9 @@
-//! Kafka through librdkafka: consumer, producer, admin.
+//! Kafka through librdkafka: consumer, producer, admin; and a broker inside the process for the demo.
 
 pub mod admin;
 mod client;
 pub mod consumer;
+pub mod embedded;
 pub mod lag;
 pub mod producer;
 mod raw;

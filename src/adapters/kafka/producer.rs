@@ -219,3 +219,6 @@ impl Drop for KafkaPublisher {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

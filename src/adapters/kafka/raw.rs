@@ -1,15 +1,19 @@
-//! Header names as bytes: the one module with raw pointers.
+//! The one module with raw pointers: header names as bytes, and a setting of the embedded broker.
 //!
 //! Kafka does not hold producers to UTF-8 in header names, and rdkafka's safe reader panics on a name that is not:
 //! one hostile record would end the stage. So headers are read from, and written to, librdkafka directly. A name
 //! with a NUL byte in it is cut there by librdkafka itself.
+//!
+//! How long the embedded broker waits for a group's first members has no safe wrapper in rdkafka.
 #![allow(unsafe_code, reason = "see the module's head")]
 
 use std::ffi::{CStr, c_void};
+use std::time::Duration;
 use std::{ptr, slice};
 
 use bytes::Bytes;
 use rdkafka::bindings as rd;
+use rdkafka::client::{Client, ClientContext};
 use rdkafka::message::{BorrowedMessage, OwnedHeaders};
 
 /// Calls `f` with each header's name and value, in order.
@@ -55,6 +59,18 @@ pub(super) fn to_native(headers: &[(Bytes, Option<Bytes>)]) -> OwnedHeaders {
         debug_assert!(added == rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR);
     }
     native
+}
+
+/// Sets how long the mock cluster that `owner` has started waits for the first members of a group; nothing happens
+/// when it has started none.
+pub(super) fn set_first_join_delay<C: ClientContext>(owner: &Client<C>, delay: Duration) {
+    // SAFETY: the client is alive for the whole call.
+    let cluster = unsafe { rd::rd_kafka_handle_mock_cluster(owner.native_ptr()) };
+    if !cluster.is_null() {
+        let ms = i32::try_from(delay.as_millis()).unwrap_or(i32::MAX);
+        // SAFETY: the client owns the cluster and is alive; librdkafka takes the cluster's lock itself.
+        unsafe { rd::rd_kafka_mock_group_initial_rebalance_delay_ms(cluster, ms) };
+    }
 }
 
 #[cfg(test)]

@@ -2,17 +2,24 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{Headers as _, Message as _};
+use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
 use rdkafka::producer::{BaseProducer, DeliveryResult, Producer as _, ProducerContext};
 use rdkafka::util::Timeout;
 
-use super::publish::{EVENT_ID, Error, Failure};
+use super::publish::{EVENT_ID, Error, Failure, TRACEPARENT};
+use crate::ladder::event::Timestamp;
+use crate::stage::clock::{Clock as _, SystemClock};
+use crate::stage::ports::{Span, SpanKind, TraceContext, Tracer};
+
+/// `client.id`, unless the properties name another.
+pub(crate) const CLIENT_ID: &str = "retry-ladder-produce";
 
 /// A topic must stay unknown this long: a new one takes a moment to be known to every broker.
 const TOPIC_GRACE: Duration = Duration::from_secs(2);
@@ -24,6 +31,44 @@ pub(super) struct Acks {
     /// Taken out by the publisher as it polls.
     pub(super) failures: Mutex<Vec<Failure>>,
     last_error: Mutex<Option<String>>,
+    spans: Option<Spans>,
+}
+
+/// Tells the first span of each traced event.
+#[derive(Debug)]
+pub(super) struct Spans {
+    pub(super) tracer: Arc<dyn Tracer>,
+    pub(super) topic: Arc<str>,
+}
+
+impl Spans {
+    /// From the handing over to the acknowledgement, or to its failure. All that is to be known stands in the record.
+    fn sent(&self, message: &BorrowedMessage<'_>, error: Option<&KafkaError>) {
+        let header = |name| message.headers()?.iter().find(|h| h.key == name)?.value;
+        let Some(context) = header(TRACEPARENT).and_then(TraceContext::parse).filter(|c| c.is_sampled()) else {
+            return;
+        };
+        let end = SystemClock.now().wall;
+        let start = message.timestamp().to_millis().and_then(|ms| u64::try_from(ms).ok());
+        let event_id = header(EVENT_ID).map(String::from_utf8_lossy).unwrap_or_default();
+        let error = error.map(not_acknowledged);
+        self.tracer.write(&Span {
+            kind: SpanKind::Send,
+            context,
+            parent: None,
+            start: start.map_or(end, |ms| Timestamp::from_millis(ms).min(end)),
+            end,
+            topic: &self.topic,
+            partition: Some(message.partition()).filter(|partition| *partition >= 0),
+            offset: Some(message.offset()).filter(|offset| *offset >= 0 && error.is_none()),
+            key: message.key().map(Bytes::copy_from_slice).as_ref(),
+            event_id: &event_id.into(),
+            stage: None,
+            due: None,
+            error: error.as_deref().map(|text| ("not_acknowledged", text)),
+            action: None,
+        });
+    }
 }
 
 impl ClientContext for Acks {
@@ -42,6 +87,12 @@ impl ProducerContext for Acks {
     type DeliveryOpaque = usize;
 
     fn delivery(&self, result: &DeliveryResult<'_>, line: usize) {
+        if let Some(spans) = &self.spans {
+            match result {
+                Ok(message) => spans.sent(message, None),
+                Err((error, message)) => spans.sent(message, Some(error)),
+            }
+        }
         match result {
             Ok(_) => {
                 self.acknowledged.fetch_add(1, Ordering::Release);
@@ -74,10 +125,14 @@ pub(super) fn not_acknowledged(error: &KafkaError) -> String {
 }
 
 /// A producer; nothing is sent yet.
-pub(super) fn connect(brokers: &str, properties: &BTreeMap<String, String>) -> Result<BaseProducer<Acks>, Error> {
+pub(super) fn connect(
+    brokers: &str,
+    properties: &BTreeMap<String, String>,
+    spans: Option<Spans>,
+) -> Result<BaseProducer<Acks>, Error> {
     let mut config = ClientConfig::new();
     config
-        .set("client.id", "retry-ladder-produce")
+        .set("client.id", CLIENT_ID)
         .set("compression.type", "lz4")
         // The topic's limit decides, not the client's.
         .set("message.max.bytes", "16777216")
@@ -92,7 +147,7 @@ pub(super) fn connect(brokers: &str, properties: &BTreeMap<String, String>) -> R
         .set("partitioner", "murmur2_random")
         // A misspelt topic must be told, not made.
         .set("allow.auto.create.topics", "false");
-    config.create_with_context(Acks::default()).map_err(|e| Error::Config(format!("kafka: {e}")))
+    config.create_with_context(Acks { spans, ..Acks::default() }).map_err(|e| Error::Config(format!("kafka: {e}")))
 }
 
 /// Waits for a broker and asks it for the topic's partitions; `stop` ends the wait.

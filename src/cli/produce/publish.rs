@@ -17,17 +17,18 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 
-use super::client::{Acks, connect, not_acknowledged, topic_partitions};
+use super::client::{Acks, Spans, connect, not_acknowledged, topic_partitions};
 use super::source::{Events, Refused, Source};
 use crate::messages::{self, Decoder};
 use crate::stage::clock::{Clock as _, SystemClock};
+use crate::stage::ports::{TraceContext, Tracer};
 
 /// The event's id: stable through hops and redrives.
 pub(super) const EVENT_ID: &str = "x-ladder-event-id";
 /// Joins the log lines about one event over all systems.
 const CORRELATION_ID: &str = "correlation-id";
 /// The trace that the event begins.
-const TRACEPARENT: &str = "traceparent";
+pub(super) const TRACEPARENT: &str = "traceparent";
 
 /// Failures kept in the summary; the observer is told all of them.
 const KEPT_FAILURES: usize = 1_000;
@@ -68,6 +69,10 @@ pub struct ProduceRequest {
     pub partitioner: Partitioner,
     /// Events per second; as fast as the broker takes them without.
     pub rate: Option<f64>,
+    /// Share of the events whose trace is recorded.
+    pub sample_ratio: f64,
+    /// Takes a span for each of these; without one their traces begin with the first execution.
+    pub tracer: Option<Arc<dyn Tracer>>,
     /// How long a broker may be unreachable at the start.
     pub startup_timeout: Duration,
     /// Set from elsewhere to end early: what was handed over is still awaited.
@@ -89,6 +94,8 @@ impl ProduceRequest {
             id_field: None,
             partitioner: Partitioner::default(),
             rate: None,
+            sample_ratio: 1.0,
+            tracer: None,
             startup_timeout: Duration::from_secs(30),
             stop: Arc::default(),
         }
@@ -232,7 +239,8 @@ pub fn run(request: ProduceRequest, observe: &mut dyn FnMut(Update<'_>)) -> Resu
     let seed = getrandom::u64().map_err(|e| Error::Config(format!("no source of randomness: {e}")))?;
     let mut random = fastrand::Rng::with_seed(seed);
 
-    let producer = connect(&request.brokers, &request.properties)?;
+    let spans = request.tracer.map(|tracer| Spans { tracer, topic: request.topic.as_str().into() });
+    let producer = connect(&request.brokers, &request.properties, spans)?;
     let partitions =
         topic_partitions(&producer, &request.brokers, &request.topic, request.startup_timeout, &request.stop)?;
 
@@ -275,7 +283,7 @@ pub fn run(request: ProduceRequest, observe: &mut dyn FnMut(Update<'_>)) -> Resu
             Partitioner::Murmur2Random => None,
             Partitioner::RoundRobin => i32::try_from(publisher.sent % u64::from(partitions)).ok(),
         };
-        let trace = format!("00-{:032x}-{:016x}-01", random.u128(1..), random.u64(1..));
+        let trace = TraceContext::root(request.sample_ratio).to_string();
         let headers = OwnedHeaders::new_with_capacity(3)
             .insert(Header { key: EVENT_ID, value: Some(&event.id) })
             .insert(Header { key: CORRELATION_ID, value: Some(&format!("{:032x}", random.u128(..))) })

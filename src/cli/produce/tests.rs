@@ -12,6 +12,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::*;
 use crate::messages::Framing;
+use crate::stage::ports::{Sampling, Span, SpanKind};
 
 const PARTITIONS: i32 = 4;
 
@@ -275,6 +276,8 @@ fn a_missing_topic_is_told_with_the_remedy_and_not_made() {
 #[test]
 fn a_broker_that_does_not_answer_is_told_in_time() {
     let request = ProduceRequest {
+        sample_ratio: 1.0,
+        tracer: None,
         startup_timeout: Duration::from_secs(1),
         ..ProduceRequest::new("127.0.0.1:1", "orders", decoder(), generated(1))
     };
@@ -306,6 +309,42 @@ fn wrong_requests_are_refused_before_a_broker_is_asked() {
     );
 }
 
+/// Keeps trace context, partition, offset and error of each span.
+#[derive(Debug, Default)]
+struct Spans(std::sync::Mutex<Vec<(String, Option<i32>, Option<i64>, bool)>>);
+
+impl Tracer for Spans {
+    fn sampling(&self) -> Sampling {
+        Sampling::default()
+    }
+
+    fn write(&self, span: &Span<'_>) {
+        assert_eq!((span.kind, &**span.topic, span.parent), (SpanKind::Send, "orders", None));
+        assert!(span.start <= span.end && !span.event_id.is_empty());
+        let span = (span.context.to_string(), span.partition, span.offset, span.error.is_some());
+        self.0.lock().unwrap().push(span);
+    }
+}
+
+#[test]
+fn a_sampled_event_leaves_the_span_that_its_trace_begins_with() {
+    let cluster = cluster();
+    let brokers = cluster.bootstrap_servers();
+    let spans = Arc::new(Spans::default());
+    let request = ProduceRequest {
+        sample_ratio: 0.5,
+        tracer: Some(Arc::clone(&spans) as _),
+        ..ProduceRequest::new(&brokers, "orders", decoder(), generated(400))
+    };
+    assert_eq!(publish(request).0.unwrap().published, 400);
+    let traceparents: BTreeSet<_> = read_back(&brokers).into_iter().map(|r| r.headers["traceparent"].clone()).collect();
+    let sampled: BTreeSet<_> = traceparents.iter().filter(|t| t.ends_with("-01")).cloned().collect();
+    assert!((100..300).contains(&sampled.len()), "{} of 400 are sampled", sampled.len());
+    let spans = spans.0.lock().unwrap();
+    assert!(spans.iter().all(|(_, partition, offset, failed)| partition.is_some() && offset.is_some() && !failed));
+    assert_eq!(spans.iter().map(|(traceparent, ..)| traceparent.clone()).collect::<BTreeSet<_>>(), sampled);
+}
+
 #[test]
 fn the_flags_make_the_request() {
     #[derive(clap::Parser)]
@@ -319,6 +358,8 @@ fn the_flags_make_the_request() {
         properties: BTreeMap::new(),
         topic: "orders".into(),
         decoder: Decoder::new("shop.v1.OrderPlaced", None, framing).unwrap(),
+        sample_ratio: 1.0,
+        tracer: None,
         startup_timeout: Duration::from_secs(30),
     };
     let args =

@@ -138,11 +138,17 @@ pub(super) fn for_event(constant: &HeaderMap, event: &Event) -> HeaderMap {
     }
 
     // A trace context that is not valid is to be ignored (W3C Trace Context, sections 3.2.3 and 3.3.1.1).
-    if let Some(parent) = event.header("traceparent").filter(|parent| is_traceparent(parent)) {
+    // With tracing it is that of this execution, which is a child of the record's.
+    let inbound = event.header("traceparent").filter(|parent| is_traceparent(parent));
+    if let Some(trace) = event.trace {
+        values.put(&TRACEPARENT, |b| display(b, format_args!("{trace}")));
+    } else if let Some(parent) = inbound {
         values.put(&TRACEPARENT, |b| b.put_slice(parent));
-        if let Some(state) = event.header("tracestate").filter(|state| is_tracestate(state)) {
-            values.put(&TRACESTATE, |b| b.put_slice(state));
-        }
+    }
+    if inbound.is_some()
+        && let Some(state) = event.header("tracestate").filter(|state| is_tracestate(state))
+    {
+        values.put(&TRACESTATE, |b| b.put_slice(state));
     }
     values.headers
 }
@@ -358,6 +364,13 @@ mod tests {
         ] {
             assert!(!valid(broken), "{broken:?}");
         }
+        // The span of the execution goes before the record's.
+        let child = PARENT.replace("b7ad6b7169203331", "00f067aa0ba902b7");
+        let traced = || EventBuilder::new().trace(&child).header("tracestate", b"vendor=1");
+        check(traced().header("traceparent", PARENT.as_bytes()), "traceparent", Some(&child));
+        check(traced().header("traceparent", PARENT.as_bytes()), "tracestate", Some("vendor=1"));
+        check(traced(), "traceparent", Some(&child));
+        check(traced(), "tracestate", None);
         let state_alone = EventBuilder::new().header("tracestate", b"vendor=1");
         check(state_alone, "tracestate", None);
         let broken_state = EventBuilder::new().header("traceparent", PARENT.as_bytes()).header("tracestate", b"a\n");

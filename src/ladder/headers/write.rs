@@ -134,8 +134,8 @@ pub fn next<'h>(
     let hop = envelope.hop.checked_add(1).filter(|hop| *hop < HOP_LIMIT)?;
     let charged = if failure.class == FailureClass::Poison { 0 } else { 1 };
     let (stage, due, charged, deferred, class) = match m.action {
-        Action::Forward { stage, due } => (*stage, Some(*due), charged, 0, class_name(failure.class)),
-        Action::Defer { due } => (envelope.stage, Some(*due), 0, 1, class_name(failure.class)),
+        Action::Forward { stage, due } => (*stage, Some(*due), charged, 0, failure.class.as_str()),
+        Action::Defer { due } => (envelope.stage, Some(*due), 0, 1, failure.class.as_str()),
         Action::DeadLetter { reason } => (envelope.stage, None, charged, 0, reason.as_str()),
         Action::Done | Action::Halt { .. } => return None,
     };
@@ -197,14 +197,6 @@ pub fn next<'h>(
         write_history(&past, entry, &mut out);
     }
     Some(out.done())
-}
-
-const fn class_name(class: FailureClass) -> &'static str {
-    match class {
-        FailureClass::Transient => "transient",
-        FailureClass::Permanent => "permanent",
-        FailureClass::Poison => "poison",
-    }
 }
 
 /// Everything that is not ours, by index.

@@ -8,7 +8,9 @@ use crate::ladder::event::{Mark, Now};
 
 impl<T> Lane<T> {
     pub(super) fn returned(&mut self, now: Now, slot: Slot, verdict: Verdict, fx: &mut Effects<T>) {
-        debug_assert_eq!(self.entry(slot).state, State::Running);
+        if !self.is_running(slot) {
+            return; // it was cancelled in the same moment: its outcome no longer counts, its permit is back already
+        }
         fx.permits += 1;
         match verdict {
             Verdict::Done => {
@@ -34,12 +36,12 @@ impl<T> Lane<T> {
         debug_assert_eq!(self.entry(slot).state, State::Publishing);
         match delivery {
             Delivery::Acknowledged => self.settle_as(slot, Mark::MovedOn, fx),
-            Delivery::TooLarge => fx.shrink.push(slot),
             Delivery::Unpublishable => self.halt(slot),
-            Delivery::Failed if self.lease_gone(now, slot) => {
+            Delivery::TooLarge | Delivery::Failed if self.lease_gone(now, slot) => {
                 fx.leases_lost += 1;
                 self.park_at_the_end(now, slot);
             }
+            Delivery::TooLarge => fx.shrink.push(slot),
             Delivery::Failed => {
                 let entry = self.entry_mut(slot);
                 entry.state = State::Republish;
@@ -92,6 +94,8 @@ impl<T> Lane<T> {
         self.in_flight -= 1;
         self.watermark.done(entry.ticket);
         self.free.push(slot);
+        // A renewal that was asked for in the same round would name a free slot, or the next tenant.
+        fx.renew.retain(|(renewed, _)| *renewed != slot);
         fx.finished.push((entry.item, how));
     }
 
@@ -102,7 +106,7 @@ impl<T> Lane<T> {
     }
 
     /// Whether nothing may be published any more for this event.
-    pub(super) fn lease_gone(&self, now: Now, slot: Slot) -> bool {
+    pub fn lease_gone(&self, now: Now, slot: Slot) -> bool {
         let entry = self.entry(slot);
         entry.lost || (entry.leased && now.boot >= entry.lease_until)
     }

@@ -59,7 +59,9 @@ impl<T> Lane<T> {
         entry.leased = true;
         entry.lost = false;
         entry.lease_until = until;
-        if self.draining {
+        let early = entry.due > now.wall;
+        if early || self.draining {
+            // The end, or the wall clock was set back while the claim was under way: never early.
             fx.permits += 1;
             self.release(slot, fx);
         } else if now.boot >= until {
@@ -95,6 +97,7 @@ impl<T> Lane<T> {
                 self.park(now, slot);
             }
             (State::Confirming, None) => {
+                self.store_down_until = Some(now.boot + STORE_PROBE);
                 fx.permits += 1;
                 self.owed -= 1;
                 self.entry_mut(slot).state = State::Ready;
@@ -112,6 +115,7 @@ impl<T> Lane<T> {
         match entry.state {
             State::Running if !entry.lost => {
                 fx.leases_lost += 1;
+                fx.start.retain(|started| *started != slot);
                 fx.cancel.push(slot);
                 fx.permits += 1;
                 self.park(now, slot);

@@ -125,6 +125,9 @@ pub struct Lane<T> {
 
 const NEVER: Duration = Duration::MAX;
 
+/// The store was down, and a probe may go out: it waits for a permit, not for a time.
+const PROBE_NOW: Duration = Duration::ZERO;
+
 impl<T> Lane<T> {
     /// An empty lane.
     pub fn new(config: LaneConfig) -> Self {
@@ -188,6 +191,22 @@ impl<T> Lane<T> {
         entry.claim.unwrap_or(ClaimId { sequence: 0, fence: entry.last_fence })
     }
 
+    /// Whether the store holds this claim for the event in this slot, as far as is known.
+    pub fn holds(&self, slot: Slot, claim: ClaimId) -> bool {
+        self.entries.get(slot as usize).and_then(Option::as_ref).is_some_and(|entry| entry.claim == Some(claim))
+    }
+
+    /// Whether the handler that [`Effects::start`] asked for may still be started. If not, nothing is to be done:
+    /// its lease is over, and the lane has given the event up, or will at the next step.
+    pub fn may_start(&self, now: Now, slot: Slot) -> bool {
+        self.is_running(slot) && !self.lease_gone(now, slot)
+    }
+
+    /// Whether the handler of the event in a slot is to run: false once its lease is lost, and when the slot is free.
+    pub fn is_running(&self, slot: Slot) -> bool {
+        matches!(self.entries.get(slot as usize), Some(Some(entry)) if entry.state == State::Running)
+    }
+
     /// How many permits the lane can use now.
     pub fn wanted(&self, now: Now) -> usize {
         if self.draining || self.held || self.halted {
@@ -221,45 +240,20 @@ impl<T> Lane<T> {
         self.store_down_until.is_some()
     }
 
-    /// Events that are not due yet.
-    pub fn waiting(&self) -> usize {
-        self.waiting
-    }
-
-    /// Events that are past their due time and not finished.
-    pub fn in_flight(&self) -> usize {
-        self.in_flight
-    }
-
-    /// Permits that events of this lane hold now.
-    pub fn permits_held(&self) -> usize {
-        let holds = |e: &&Entry<T>| matches!(e.state, State::Claiming | State::Confirming | State::Running);
-        self.entries.iter().flatten().filter(holds).count()
-    }
-
-    /// All events in the lane, in no order.
-    pub fn iter(&self) -> impl Iterator<Item = &T> {
-        self.entries.iter().flatten().map(|entry| &entry.item)
-    }
-
-    /// Due time of the event that has waited longest past it without being started.
-    pub fn oldest_ready_due(&self) -> Option<Timestamp> {
-        self.ready.front().map(|&slot| self.entry(slot).due)
-    }
-
     /// When the lane wants its next [`Input::Tick`]: on the wall clock, and on the boot clock.
     pub fn next_tick(&self) -> (Option<Timestamp>, Option<Duration>) {
         let wall = if self.draining { None } else { self.due.peek().map(|Reverse((due, ..))| *due) };
         let timer = self.timers.peek().map_or(NEVER, |Reverse((at, ..))| *at);
         let probe = match self.store_down_until {
-            Some(until) if !self.ready.is_empty() && !self.draining && !self.held && !self.halted => until,
+            Some(until) if until > PROBE_NOW && !self.ready.is_empty() && !self.draining && !self.held => until,
             _ => NEVER,
         };
         let boot = timer.min(probe).min(self.next_renewal).min(self.next_lease_check);
         (wall, (boot != NEVER).then_some(boot))
     }
 
-    /// Takes one input and appends what has to be done.
+    /// Takes one input and appends what has to be done. Several inputs may come before anything of it is done: what a
+    /// later one makes void is taken off the lists again, so that they never name an event that is finished.
     pub fn step(&mut self, now: Now, input: Input<T>, fx: &mut Effects<T>) {
         match input {
             Input::Arrived(batch) => {
@@ -377,9 +371,16 @@ impl<T> Lane<T> {
 
     fn dispatch(&mut self, now: Now, permits: usize, fx: &mut Effects<T>) {
         let usable = permits.min(self.wanted(now));
-        fx.permits += permits - usable;
-        for _ in 0..usable {
+        let mut used = 0;
+        while used < usable {
             let Some(slot) = self.ready.pop_front() else { break };
+            if self.entry(slot).due > now.wall {
+                // The wall clock was set back since it became ready.
+                self.entry_mut(slot).state = State::Waiting;
+                self.admit(now, slot);
+                continue;
+            }
+            used += 1;
             self.owed += 1;
             if self.config.dedup == Dedup::Off {
                 self.start(now, slot, fx);
@@ -397,9 +398,10 @@ impl<T> Lane<T> {
             self.entry_mut(slot).state = State::Claiming;
             fx.claim.push(slot);
         }
+        fx.permits += permits - used;
         // While the store is down one probe at a time is out; the next waits for its answer.
         if let Some(until) = &mut self.store_down_until
-            && usable > 0
+            && used > 0
         {
             *until = now.boot + MAX_BACKOFF;
         }
@@ -417,6 +419,9 @@ impl<T> Lane<T> {
     }
 
     fn advance(&mut self, now: Now, fx: &mut Effects<T>) {
+        if self.store_down_until.is_some_and(|until| until <= now.boot) {
+            self.store_down_until = Some(PROBE_NOW);
+        }
         while let Some(Reverse((due, _, slot))) = self.due.peek()
             && *due <= now.wall
         {

@@ -1,8 +1,9 @@
-//! The lane by example, then by random schedules.
+//! The lane by example; [`schedules`] tries it at random.
 
-use proptest::prelude::*;
+mod schedules;
 
 use super::*;
+use crate::ladder::event::ClaimReply;
 
 const LEASE: Duration = Duration::from_secs(15);
 
@@ -78,8 +79,6 @@ impl Rig {
         slot
     }
 }
-
-use super::super::event::ClaimReply;
 
 #[test]
 fn success_is_settled_before_the_offset_is_done() {
@@ -270,6 +269,41 @@ fn at_the_local_deadline_the_handler_is_cancelled_without_an_answer_from_the_sto
 }
 
 #[test]
+fn a_renewal_is_taken_back_when_its_event_finishes_before_it_is_sent() {
+    let mut rig = Rig::new(Order::None, Dedup::Required);
+    let slot = rig.running(5);
+    rig.step(Input::Returned(slot, Verdict::Done));
+    assert_eq!(rig.later(LEASE / 3).renew.len(), 1);
+    let now = rig.now();
+    rig.lane.step(now, Input::Settled(vec![(slot, true)]), &mut rig.fx);
+    assert_eq!(rig.fx.finished, [(5, Finish::Settled(Mark::Done))]);
+    assert_eq!(rig.fx.renew, []);
+}
+
+#[test]
+fn an_outcome_that_comes_together_with_the_loss_of_its_lease_no_longer_counts() {
+    let mut rig = Rig::new(Order::None, Dedup::Required);
+    let slot = rig.running(5);
+    assert_eq!(rig.later(LEASE).cancel, [slot]);
+    let now = rig.now();
+    rig.lane.step(now, Input::Returned(slot, Verdict::Done), &mut rig.fx);
+    assert_eq!((rig.fx.settle.as_slice(), rig.fx.permits), ([].as_slice(), 1));
+    assert_eq!(rig.lane.position(), Some(5));
+}
+
+#[test]
+fn a_start_is_taken_back_when_the_lease_is_lost_before_it_is_performed() {
+    let mut rig = Rig::new(Order::None, Dedup::Required);
+    let slot = rig.running(5);
+    assert_eq!(rig.fx.start, [slot]);
+    rig.ms += LEASE.as_millis() as u64;
+    let now = rig.now();
+    rig.lane.step(now, Input::Tick, &mut rig.fx);
+    assert!(rig.fx.start.is_empty());
+    assert!(!rig.lane.is_running(slot));
+}
+
+#[test]
 fn a_lease_counts_from_before_the_claim_was_sent() {
     let mut rig = Rig::new(Order::None, Dedup::Required);
     rig.arrive(1, None, Duration::ZERO);
@@ -421,209 +455,4 @@ fn a_held_lane_starts_nothing_until_it_is_let_go() {
     assert_eq!(rig.lane.wanted(rig.now()), 0);
     rig.step(Input::Hold(false));
     assert_eq!(rig.lane.wanted(rig.now()), 1);
-}
-
-// ------------------------------------------------------------------------------------------------ random schedules
-
-/// A world that answers whatever the lane asks, in any order, with any outcome.
-struct World {
-    rig: Rig,
-    asked: Vec<Asked>,
-    free_permits: usize,
-    arrived: i64,
-    finished: Vec<i64>,
-    running: Vec<Slot>,
-    key_of: fn(i64) -> Option<u64>,
-}
-
-#[derive(Clone, Debug)]
-enum Asked {
-    Claim(Slot, Duration),
-    Renew(Slot, ClaimId, Duration),
-    Settle(Slot),
-    Release(Slot),
-    Publish(Slot),
-}
-
-const PERMITS: usize = 4;
-
-impl World {
-    fn new(order: Order, dedup: Dedup) -> Self {
-        Self {
-            rig: Rig::new(order, dedup),
-            asked: Vec::new(),
-            free_permits: PERMITS,
-            arrived: 0,
-            finished: Vec::new(),
-            running: Vec::new(),
-            key_of: |offset| (offset % 3 != 0).then_some(offset as u64 % 3),
-        }
-    }
-
-    fn feed(&mut self, input: Input<i64>) -> Result<(), TestCaseError> {
-        let before = self.rig.lane.position();
-        self.rig.step(input);
-        let fx = &self.rig.fx;
-        let sent = self.rig.now().boot;
-        self.free_permits += fx.permits;
-        self.running.retain(|s| !fx.cancel.contains(s));
-        self.running.extend(&fx.start);
-        self.finished.extend(fx.finished.iter().map(|(offset, _)| *offset));
-        self.asked.extend(fx.claim.iter().map(|s| Asked::Claim(*s, sent)));
-        self.asked.extend(fx.renew.iter().map(|(s, c)| Asked::Renew(*s, *c, sent)));
-        self.asked.extend(fx.settle.iter().map(|(s, _)| Asked::Settle(*s)));
-        self.asked.extend(fx.release.iter().map(|(s, _)| Asked::Release(*s)));
-        self.asked.extend(fx.publish.iter().chain(&fx.shrink).map(|s| Asked::Publish(*s)));
-        for slot in &fx.start {
-            prop_assert!(self.rig.lane.due(*slot) <= self.rig.now().wall, "started early");
-        }
-        let open = (0..self.arrived).find(|offset| !self.finished.contains(offset));
-        let truth = open.or((self.arrived > 0).then_some(self.arrived));
-        if !self.rig.lane.draining {
-            prop_assert_eq!(self.rig.lane.position(), truth, "the watermark is the first open offset");
-        }
-        prop_assert!(self.rig.lane.position() >= before, "the watermark never falls");
-        prop_assert_eq!(self.free_permits + self.rig.lane.permits_held(), PERMITS, "permits are neither lost nor made");
-        let mut keys: Vec<_> = self.running.iter().filter_map(|s| (self.key_of)(*self.rig.lane.get(*s))).collect();
-        keys.sort_unstable();
-        let all = keys.len();
-        keys.dedup();
-        prop_assert!(self.rig.lane.config.order == Order::None || keys.len() == all, "two of one key run at once");
-        Ok(())
-    }
-
-    fn act(&mut self, choice: u8, dice: u8) -> Result<(), TestCaseError> {
-        let pick = |n: usize| usize::from(dice) % n.max(1);
-        match choice % 5 {
-            0 if !self.rig.lane.paused() => {
-                let offset = self.arrived;
-                self.arrived += 1;
-                let due = self.rig.now().wall + Duration::from_millis(u64::from(dice) * 20);
-                let key = (self.key_of)(offset);
-                let arrival = Arrival { offset, due, key, bytes: 10, fence: 0, item: offset };
-                self.feed(Input::Arrived(vec![arrival]))
-            }
-            1 => {
-                let n = self.free_permits.min(self.rig.lane.wanted(self.rig.now()));
-                self.free_permits -= n;
-                self.feed(Input::Permits(n))
-            }
-            2 if !self.asked.is_empty() => {
-                let asked = self.asked.swap_remove(pick(self.asked.len()));
-                self.answer(asked, dice)
-            }
-            3 if !self.running.is_empty() => {
-                let slot = self.running.swap_remove(pick(self.running.len()));
-                let verdict = [Verdict::Done, Verdict::Publish, Verdict::Fenced][usize::from(dice >> 4) % 3];
-                self.feed(Input::Returned(slot, verdict))
-            }
-            _ => {
-                self.rig.ms += u64::from(dice) * 40;
-                self.feed(Input::Tick)
-            }
-        }
-    }
-
-    fn answer(&mut self, asked: Asked, dice: u8) -> Result<(), TestCaseError> {
-        let fails = dice % 4 == 0;
-        match asked {
-            Asked::Claim(slot, sent) => {
-                let reply = match dice % 8 {
-                    0 => None,
-                    1 => Some(ClaimReply::Busy),
-                    2 => Some(ClaimReply::AlreadyOurs),
-                    3 => Some(ClaimReply::Done),
-                    4 => Some(ClaimReply::Corrupt("?".into())),
-                    _ => Some(ClaimReply::Claimed),
-                };
-                self.feed(Input::Claimed(vec![(slot, reply)], sent))
-            }
-            Asked::Renew(slot, claim, sent) => {
-                let reply = if fails { None } else { Some(dice % 3 != 0) };
-                self.feed(Input::Renewed(vec![(slot, claim, reply)], sent))
-            }
-            Asked::Settle(slot) => self.feed(Input::Settled(vec![(slot, !fails)])),
-            Asked::Release(slot) => self.feed(Input::Released(vec![slot])),
-            Asked::Publish(slot) => {
-                let delivery = match dice % 4 {
-                    0 => Delivery::Failed,
-                    1 => Delivery::TooLarge,
-                    _ => Delivery::Acknowledged,
-                };
-                self.feed(Input::Published(slot, delivery))
-            }
-        }
-    }
-
-    /// From here on everything works: every event must come to its end.
-    fn finish(&mut self) -> Result<(), TestCaseError> {
-        for _ in 0..10_000 {
-            if self.finished.len() as i64 == self.arrived {
-                break;
-            }
-            if let Some(asked) = self.asked.pop() {
-                // 7: claimed, renewed, recorded, acknowledged.
-                self.answer(asked, 7)?;
-            } else if let Some(slot) = self.running.pop() {
-                self.feed(Input::Returned(slot, Verdict::Done))?;
-            } else {
-                self.act(1, 0)?;
-                self.rig.ms += 500;
-                self.feed(Input::Tick)?;
-            }
-        }
-        prop_assert_eq!(self.finished.len() as i64, self.arrived, "every event comes to its end");
-        Ok(())
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2_000))]
-
-    #[test]
-    fn whatever_happens_nothing_is_lost_early_or_out_of_order(
-        actions in proptest::collection::vec((any::<u8>(), any::<u8>()), 0..200),
-        stage_order in any::<bool>(),
-        dedup in prop_oneof![Just(Dedup::Off), Just(Dedup::Required), Just(Dedup::BestEffort)],
-    ) {
-        let order = if stage_order { Order::Stage } else { Order::None };
-        let mut world = World::new(order, dedup);
-        for (choice, dice) in actions {
-            world.act(choice, dice)?;
-        }
-        world.finish()?;
-    }
-
-    #[test]
-    fn a_drain_always_ends_and_never_passes_an_open_offset(
-        actions in proptest::collection::vec((any::<u8>(), any::<u8>()), 0..120),
-        rest in proptest::collection::vec((any::<u8>(), any::<u8>()), 0..60),
-    ) {
-        let mut world = World::new(Order::Stage, Dedup::Required);
-        for (choice, dice) in actions {
-            world.act(choice, dice)?;
-        }
-        world.feed(Input::Drain)?;
-        for (choice, dice) in rest {
-            if choice % 5 != 0 {
-                world.act(choice, dice)?;
-            }
-        }
-        for _ in 0..2_000 {
-            if world.rig.lane.drained() {
-                break;
-            }
-            if let Some(asked) = world.asked.pop() {
-                world.answer(asked, 7)?;
-            } else if let Some(slot) = world.running.pop() {
-                world.feed(Input::Returned(slot, Verdict::Done))?;
-            } else {
-                world.rig.ms += 500;
-                world.feed(Input::Tick)?;
-            }
-        }
-        prop_assert!(world.rig.lane.drained());
-        let open = (0..world.arrived).find(|offset| !world.finished.contains(offset));
-        prop_assert!(world.rig.lane.position() <= open.or(Some(world.arrived)));
-    }
 }

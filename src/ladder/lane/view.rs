@@ -1,6 +1,6 @@
 //! What a lane holds, for those who look at it: status and metrics.
 
-use super::{Lane, State};
+use super::{Entry, Lane, State};
 use crate::ladder::event::Timestamp;
 
 /// Where an event stands.
@@ -15,6 +15,32 @@ pub enum Standing {
 }
 
 impl<T> Lane<T> {
+    /// Events that are not due yet.
+    pub fn waiting(&self) -> usize {
+        self.waiting
+    }
+
+    /// Events that are past their due time and not finished.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// Permits that events of this lane hold now.
+    pub fn permits_held(&self) -> usize {
+        let holds = |e: &&Entry<T>| matches!(e.state, State::Claiming | State::Confirming | State::Running);
+        self.entries.iter().flatten().filter(holds).count()
+    }
+
+    /// All events in the lane, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.entries.iter().flatten().map(|entry| &entry.item)
+    }
+
+    /// Due time of the event that has waited longest past it without being started.
+    pub fn oldest_ready_due(&self) -> Option<Timestamp> {
+        self.ready.front().map(|&slot| self.entry(slot).due)
+    }
+
     /// One past the last offset that was delivered; `None` before anything was.
     pub fn delivered_to(&self) -> Option<i64> {
         self.watermark.delivered_to()

@@ -1,0 +1,396 @@
+//! Over librdkafka's mock cluster, with the test in the place of the lanes.
+
+use std::sync::atomic::AtomicU64;
+use std::sync::mpsc;
+
+use rdkafka::ClientConfig;
+use rdkafka::mocking::MockCluster;
+use rdkafka::producer::DefaultProducerContext;
+use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+
+use super::*;
+use crate::adapters::kafka::producer::{KafkaPublisher, Options as ProducerOptions};
+use crate::stage::lanes::LaneEnds;
+use crate::stage::ports::{AckSink, Outgoing, PublishError, Publisher};
+
+/// Longest wait for something that takes seconds (the mock's groups wait 3 s for members).
+const LIMIT: Duration = Duration::from_secs(60);
+
+type Cluster = MockCluster<'static, DefaultProducerContext>;
+type Header = (&'static [u8], Option<&'static [u8]>);
+
+fn cluster(partitions: i32) -> Cluster {
+    let cluster = MockCluster::new(1).unwrap();
+    cluster.create_topic("t", partitions, 1).unwrap();
+    cluster
+}
+
+fn options() -> Options {
+    Options {
+        topic: "t".into(),
+        group_id: "g".into(),
+        group_instance_id: None,
+        session_timeout: Duration::from_secs(6),
+        drain_timeout: Duration::from_secs(10),
+        delayed: true,
+    }
+}
+
+struct Acks(mpsc::Sender<()>);
+
+impl AckSink for Acks {
+    fn acknowledged(&self, _ticket: u64, result: Result<(), PublishError>) {
+        result.unwrap();
+        self.0.send(()).unwrap();
+    }
+}
+
+/// Publishes with our own producer, and waits for the acknowledgements.
+fn publish(cluster: &Cluster, records: Vec<(i32, Option<&'static [u8]>, Option<&'static [u8]>, Vec<Header>)>) {
+    let publisher =
+        KafkaPublisher::new(Properties::new(cluster.bootstrap_servers()), ProducerOptions::default()).unwrap();
+    let (sender, answers) = mpsc::channel();
+    let acks: Arc<dyn AckSink> = Arc::new(Acks(sender));
+    let count = records.len();
+    for (partition, key, value, headers) in records {
+        let record = Outgoing {
+            topic: "t".into(),
+            partition: Some(partition),
+            key: key.map(Bytes::from_static),
+            value: value.map(Bytes::from_static),
+            headers: headers.into_iter().map(|(n, v)| (n.into(), v.map(Bytes::from_static))).collect(),
+        };
+        publisher.publish(record, 0, &acks);
+    }
+    (0..count).for_each(|_| answers.recv_timeout(LIMIT).unwrap());
+}
+
+fn plain(partition: i32, count: usize) -> Vec<(i32, Option<&'static [u8]>, Option<&'static [u8]>, Vec<Header>)> {
+    (0..count).map(|_| (partition, None, Some(b"v".as_slice()), Vec::new())).collect()
+}
+
+/// Gives the test the lanes' ends.
+struct Host(mpsc::Sender<(i32, LaneEnds)>);
+
+impl LaneHost for Host {
+    fn open(&self, partition: i32) -> LaneHandle {
+        let (handle, ends) = LaneHandle::new(100_000);
+        self.0.send((partition, ends)).unwrap();
+        handle
+    }
+}
+
+fn consumer(cluster: &Cluster, options: Options) -> (StageConsumer, mpsc::Receiver<(i32, LaneEnds)>) {
+    let (sender, lanes) = mpsc::channel();
+    let properties = Properties::new(cluster.bootstrap_servers());
+    (StageConsumer::new(&properties, options, Arc::new(Host(sender))).unwrap(), lanes)
+}
+
+/// A stage's consumer on its poll thread.
+struct Running {
+    lanes: mpsc::Receiver<(i32, LaneEnds)>,
+    stop: Arc<AtomicBool>,
+    rounds: Arc<AtomicU64>,
+    thread: Option<std::thread::JoinHandle<Result<(), Error>>>,
+}
+
+impl Running {
+    fn start(cluster: &Cluster, options: Options) -> Self {
+        let (consumer, lanes) = consumer(cluster, options);
+        let (stop, rounds) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let thread = std::thread::spawn({
+            let (stop, rounds) = (Arc::clone(&stop), Arc::clone(&rounds));
+            move || {
+                consumer.run(&stop, || {
+                    rounds.fetch_add(1, Ordering::Relaxed);
+                })
+            }
+        });
+        Self { lanes, stop, rounds, thread: Some(thread) }
+    }
+
+    fn lane(&self) -> (i32, LaneEnds) {
+        self.lanes.recv_timeout(LIMIT).unwrap()
+    }
+
+    /// Waits until so many rounds of polling have been completed.
+    fn rounds(&self, count: u64) {
+        let until = self.rounds.load(Ordering::Relaxed) + count;
+        wait("rounds of polling", || self.rounds.load(Ordering::Relaxed) > until);
+    }
+
+    fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
+    fn ended(&self) -> bool {
+        self.thread.as_ref().is_some_and(std::thread::JoinHandle::is_finished)
+    }
+
+    fn join(mut self) -> Result<(), Error> {
+        self.thread.take().unwrap().join().unwrap()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn wait(what: &str, is_so: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < LIMIT, "not within {LIMIT:?}: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// The next command to a lane.
+fn command(lane: &mut LaneEnds) -> LaneCommand {
+    let begun = Instant::now();
+    loop {
+        match lane.commands.try_recv() {
+            Ok(command) => return command,
+            Err(error) => assert!(begun.elapsed() < LIMIT, "no command: {error}"),
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// So many records, from as many commands as it takes.
+fn records(lane: &mut LaneEnds, count: usize) -> Vec<Record> {
+    let mut all = Vec::new();
+    while all.len() < count {
+        match command(lane) {
+            LaneCommand::Records(records) => {
+                lane.state.taken_in(records.len());
+                all.extend(records);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(all.len(), count);
+    all
+}
+
+fn offsets(records: &[Record]) -> Vec<i64> {
+    records.iter().map(|record| record.offset).collect()
+}
+
+fn committed(cluster: &Cluster, partition: i32) -> Option<i64> {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", cluster.bootstrap_servers()).set("group.id", "g");
+    let consumer: BaseConsumer = config.create().unwrap();
+    let mut list = TopicPartitionList::new();
+    list.add_partition("t", partition);
+    match consumer.committed_offsets(list, LIMIT).unwrap().elements()[0].offset() {
+        Offset::Offset(offset) => Some(offset),
+        _ => None,
+    }
+}
+
+#[test]
+fn records_come_out_byte_for_byte_and_null_is_not_empty() {
+    let cluster = cluster(1);
+    let headers: Vec<Header> = vec![
+        (b"plain", Some(b"v")),
+        (b"plain", Some(b"again")),
+        (b"\xff\xfe name", Some(b"\x00\xff\x80")),
+        (b"\xc3\x28", None),
+        (b"", Some(b"nameless")),
+        (b"empty", Some(b"")),
+        (b"null", None),
+    ];
+    let sent: Vec<(i32, Option<&'static [u8]>, Option<&'static [u8]>, Vec<Header>)> = vec![
+        (0, Some(b"k"), Some(b"v"), headers),
+        (0, None, None, vec![]),
+        (0, Some(b""), Some(b""), vec![]),
+        (0, None, Some(b"\xff\x00"), vec![]),
+        (0, Some(b"\xff\x00"), None, vec![(b"\x80", Some(b"\x80"))]),
+    ];
+    publish(&cluster, sent.clone());
+    let running = Running::start(&cluster, options());
+    let (partition, mut lane) = running.lane();
+    assert_eq!(partition, 0);
+    let got = records(&mut lane, sent.len());
+    assert_eq!(offsets(&got), (0..sent.len() as i64).collect::<Vec<_>>());
+    for (record, (partition, key, value, headers)) in got.iter().zip(&sent) {
+        assert_eq!(record.partition, *partition);
+        assert_eq!(record.key.as_deref(), *key);
+        assert_eq!(record.value.as_deref(), *value);
+        assert_eq!(record.headers().collect::<Vec<_>>(), *headers);
+        assert!(record.timestamp_ms > 0);
+    }
+}
+
+#[test]
+fn what_a_lane_calls_done_is_committed_as_it_is() {
+    let cluster = cluster(2);
+    publish(&cluster, plain(0, 10));
+    let running = Running::start(&cluster, options());
+    let mut lanes: Vec<_> = [running.lane(), running.lane()].into();
+    lanes.sort_by_key(|(partition, _)| *partition);
+    let lane = &mut lanes[0].1;
+    records(lane, 10);
+    assert_eq!(committed(&cluster, 0), None, "nothing is done yet");
+    // Never one more than the lane says: 4 is the first event that is not done.
+    for position in [4, 9, 10] {
+        lane.state.tell(Some(position), false, 0, 0, false);
+        wait("the commit", || committed(&cluster, 0) == Some(position));
+    }
+    assert_eq!(committed(&cluster, 1), None, "nothing was delivered there");
+}
+
+#[test]
+fn a_partition_pauses_and_resumes_at_the_lanes_wish_and_loses_nothing() {
+    let cluster = cluster(2);
+    publish(&cluster, plain(0, 3));
+    let running = Running::start(&cluster, options());
+    let mut lanes: Vec<_> = [running.lane(), running.lane()].into();
+    lanes.sort_by_key(|(partition, _)| *partition);
+    let [(_, first), (_, second)] = lanes.as_mut_slice() else { panic!("two lanes") };
+    records(first, 3);
+
+    first.state.tell(Some(0), true, 0, 0, false);
+    running.rounds(2);
+    publish(&cluster, [plain(0, 5), plain(1, 5)].concat());
+    // The other partition is not held up, and polling goes on.
+    assert_eq!(offsets(&records(second, 5)), [0, 1, 2, 3, 4]);
+    running.rounds(20);
+    assert!(first.commands.try_recv().is_err(), "paused");
+
+    first.state.tell(Some(3), false, 0, 0, false);
+    assert_eq!(offsets(&records(first, 5)), [3, 4, 5, 6, 7]);
+}
+
+#[test]
+fn a_lane_that_does_not_keep_up_pauses_its_partition() {
+    let (handle, ends) = LaneHandle::new(10);
+    handle.hand_over(vec![record(0); 6]);
+    assert!(handle.crowded() && !handle.paused(), "half of what it may hold: given time first");
+    handle.hand_over(vec![record(0); 15]);
+    assert!(handle.paused(), "twice of what it may hold and not taken in");
+    ends.state.taken_in(21);
+    assert!(!handle.paused() && !handle.crowded());
+}
+
+#[test]
+fn stopping_waits_for_the_lanes_and_commits_what_they_reached() {
+    let cluster = cluster(1);
+    publish(&cluster, plain(0, 10));
+    let running = Running::start(&cluster, options());
+    let (_, mut lane) = running.lane();
+    records(&mut lane, 10);
+    running.stop();
+    assert!(matches!(command(&mut lane), LaneCommand::Drain));
+    assert!(!running.ended(), "the lane has not ended");
+    lane.state.tell(Some(7), false, 0, 0, false);
+    lane.ended.send_replace(true);
+    running.join().unwrap();
+    assert!(matches!(command(&mut lane), LaneCommand::Stop));
+    assert_eq!(committed(&cluster, 0), Some(7));
+}
+
+#[test]
+fn stopping_waits_no_longer_than_the_drain_time() {
+    let cluster = cluster(1);
+    publish(&cluster, plain(0, 10));
+    let running = Running::start(&cluster, Options { drain_timeout: Duration::from_millis(100), ..options() });
+    let (_, mut lane) = running.lane();
+    records(&mut lane, 10);
+    lane.state.tell(Some(2), false, 0, 0, false);
+    running.stop();
+    let ended = running.join();
+    assert!(matches!(ended, Err(Error::Undrained { partitions: 1, .. })), "{ended:?}");
+    assert!(matches!(command(&mut lane), LaneCommand::Drain));
+    assert!(matches!(command(&mut lane), LaneCommand::Stop));
+    assert_eq!(committed(&cluster, 0), Some(2), "as far as it came");
+}
+
+#[test]
+fn a_fenced_consumer_lets_its_lanes_finish_and_stores_nothing() {
+    let cluster = cluster(1);
+    publish(&cluster, plain(0, 10));
+    let running = Running::start(&cluster, Options { group_instance_id: Some("one".into()), ..options() });
+    let (_, mut lane) = running.lane();
+    records(&mut lane, 10);
+    cluster.request_errors(RDKafkaApiKey::Heartbeat, &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID]);
+    assert!(matches!(command(&mut lane), LaneCommand::Drain));
+    assert!(!running.ended(), "the lane has not ended");
+    lane.state.tell(Some(7), false, 0, 0, false);
+    lane.ended.send_replace(true);
+    let error = running.join().unwrap_err();
+    assert!(matches!(error, Error::Fenced { .. }), "{error}");
+    assert_eq!(committed(&cluster, 0), None);
+}
+
+#[test]
+fn a_partition_that_comes_back_gets_a_new_lane_from_the_stored_watermark_on() {
+    let cluster = cluster(1);
+    publish(&cluster, plain(0, 10));
+    let first = Running::start(&cluster, options());
+    let (_, mut lane) = first.lane();
+    records(&mut lane, 10);
+    lane.state.tell(Some(4), true, 0, 0, false);
+    first.stop();
+    assert!(matches!(command(&mut lane), LaneCommand::Drain));
+    lane.ended.send_replace(true);
+    first.join().unwrap();
+    // It was paused when it went; it comes back unpaused.
+    let second = Running::start(&cluster, options());
+    let (_, mut lane) = second.lane();
+    assert_eq!(offsets(&records(&mut lane, 6)), [4, 5, 6, 7, 8, 9]);
+}
+
+fn record(offset: i64) -> Record {
+    Record { partition: 0, offset, timestamp_ms: 0, key: None, value: None, headers: Vec::new() }
+}
+
+#[test]
+fn records_of_an_earlier_assignment_never_reach_a_later_lane() {
+    let cluster = cluster(1);
+    let (stage, lanes) = consumer(&cluster, options());
+    let context = stage.consumer.context();
+    let mut list = TopicPartitionList::new();
+    list.add_partition("t", 0);
+    let rebalance = |event: &Rebalance<'_>| context.pre_rebalance(&stage.consumer, event);
+
+    rebalance(&Rebalance::Assign(&list));
+    let (_, mut earlier) = lanes.try_recv().unwrap();
+    // Polled in the round in which the partition goes and comes back.
+    context.lanes().get_mut(&0).unwrap().batch.push(record(41));
+    earlier.ended.send_replace(true);
+    rebalance(&Rebalance::Revoke(&list));
+    rebalance(&Rebalance::Assign(&list));
+    let (_, mut later) = lanes.try_recv().unwrap();
+
+    assert!(matches!(earlier.commands.try_recv(), Ok(LaneCommand::Drain)));
+    assert!(matches!(earlier.commands.try_recv(), Ok(LaneCommand::Stop)));
+    assert!(later.commands.try_recv().is_err());
+    let lanes = context.lanes();
+    assert!(lanes[&0].batch.is_empty());
+    // Nor does the earlier lane's watermark count for the later one.
+    earlier.state.tell(Some(42), true, 0, 0, false);
+    assert_eq!((lanes[&0].lane.position(), lanes[&0].lane.paused(), lanes[&0].stored), (None, false, -1));
+}
+
+#[test]
+fn heartbeats_are_frequent_however_long_the_session() {
+    fn check(session_ms: u64, heartbeat_ms: u64) {
+        assert_eq!(heartbeat(Duration::from_millis(session_ms)), Duration::from_millis(heartbeat_ms));
+    }
+    check(1_000, 200);
+    check(6_000, 1_000);
+    check(15_000, 1_000);
+    check(1_800_000, 1_000);
+}
+
+#[test]
+fn properties_that_librdkafka_refuses_are_an_error_that_says_where_to_look() {
+    let mut properties = Properties::new("127.0.0.1:1");
+    properties.consumer.insert("fetch.wait.max.mss".into(), "1".into());
+    let (sender, _lanes) = mpsc::channel();
+    let error = StageConsumer::new(&properties, options(), Arc::new(Host(sender))).err().unwrap().to_string();
+    assert!(error.contains("fetch.wait.max.mss") && error.contains("kafka.consumer_properties"), "{error}");
+}

@@ -1,0 +1,91 @@
+//! What a lane tells of itself: counters, its view and its numbers, and the one line when it is halted.
+
+use std::mem;
+
+use super::Task;
+use crate::ladder::event::{Action, Mark, Timestamp};
+use crate::ladder::lane::{Effects, Finish, Standing};
+use crate::stage::held::Held;
+use crate::stage::lanes::LaneView;
+
+impl Task<'_> {
+    pub(super) fn count(&mut self, fx: &mut Effects<Box<Held>>) {
+        let stats = &self.ctx.stats;
+        if fx.permits > 0 {
+            self.ctx.permits.add_permits(fx.permits);
+        }
+        stats.busy.add(fx.busy as u64);
+        stats.leases_lost.add(fx.leases_lost as u64);
+        stats.corrupt.add(fx.corrupt.len() as u64);
+        if let Some(slot) = fx.corrupt.first()
+            && !mem::replace(&mut self.told_corrupt, true)
+        {
+            let held = self.lane.get(*slot);
+            tracing::error!(
+                trace_id = held.trace_id(), event_id = &*held.envelope.event_id,
+                correlation_id = held.record.correlation_id(), stage = &*self.ctx.rung().name,
+                attempt = held.envelope.attempt + 1, key = %held.key,
+                "a deduplication record holds a value that is none of ours; its event waits until the record is gone"
+            );
+        }
+        for (held, finish) in fx.finished.drain(..) {
+            match (finish, held.failed.as_ref().map(|(_, action)| action)) {
+                (Finish::Duplicate, _) => stats.duplicates.add(1),
+                (Finish::Settled(Mark::Done), _) => stats.done.add(1),
+                (Finish::Settled(Mark::MovedOn), Some(Action::DeadLetter { reason })) => {
+                    stats.dead_lettered(*reason).add(1);
+                }
+                (Finish::Settled(Mark::MovedOn), Some(Action::Defer { .. })) => stats.deferred.add(1),
+                (Finish::Settled(Mark::MovedOn), _) => stats.forwarded.add(1),
+            }
+        }
+    }
+
+    pub(super) fn view(&self) -> LaneView {
+        let (now, lane) = (self.ctx.clock.now().wall, &self.lane);
+        let mut view = LaneView {
+            position: lane.position(),
+            delivered_to: lane.delivered_to(),
+            halted: lane.halted(),
+            store_down: lane.store_down(),
+            ..LaneView::default()
+        };
+        for (held, standing) in lane.standings(now) {
+            match standing {
+                Standing::Waiting => view.waiting += 1,
+                Standing::Started => view.in_flight += 1,
+                Standing::Overdue => {
+                    let written = || {
+                        Timestamp::from_millis(u64::try_from(held.record.timestamp_ms).unwrap_or(now.floor_millis()))
+                    };
+                    let due = held.envelope.due.unwrap_or_else(written);
+                    view.overdue += 1;
+                    view.oldest_overdue = Some(view.oldest_overdue.map_or(due, |oldest| oldest.min(due)));
+                }
+            }
+        }
+        view
+    }
+
+    pub(super) fn tell(&mut self) {
+        let lane = &self.lane;
+        self.ends.state.tell(lane.position(), lane.paused(), lane.waiting(), lane.in_flight(), lane.halted());
+        if lane.halted() && !mem::replace(&mut self.told_halt, true) {
+            let halted = self.lane.iter().find_map(|held| Some((held.halted?, held)));
+            let (reason, held) = halted.map_or(("unknown", None), |(reason, held)| (reason.as_str(), Some(held)));
+            let rung = self.ctx.rung();
+            tracing::error!(
+                trace_id = held.and_then(|held| held.trace_id()),
+                event_id = held.map(|held| &*held.envelope.event_id),
+                correlation_id = held.and_then(|held| held.record.correlation_id()),
+                stage = &*rung.name,
+                attempt = held.map(|held| held.envelope.attempt + 1),
+                topic = %rung.topic,
+                partition = held.map(|held| held.record.partition),
+                offset = held.map(|held| held.record.offset),
+                reason,
+                "a partition is halted: going on would lose this event; see the runbook, then restart the stage"
+            );
+        }
+    }
+}

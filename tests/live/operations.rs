@@ -1,0 +1,10 @@
+//! The program in operation: processes of the real binary that join, leave, are killed, meet a Redis that restarts, or
+//! are not let in at all. What was executed is read from the handlers' own files, never from the engine's counters.
+
+mod exit_codes;
+mod harness;
+mod killed;
+mod offsets;
+mod redis_restart;
+mod sharing;
+mod signals;

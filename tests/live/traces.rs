@@ -1,0 +1,458 @@
+//! Traces in a real Jaeger, written by the real binary: one process for each stage, read back through Jaeger's API.
+#![allow(clippy::unwrap_used, reason = "clippy takes helpers of tests for something else")]
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::http::{HeaderMap, StatusCode};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::{Header, Headers as _, Message as _, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use serde_json::Value;
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::support::{brokers, client_config, unique};
+
+const LIMIT: Duration = Duration::from_secs(120);
+const DELAYS: [u64; 2] = [1_000, 2_000];
+
+fn service(variable: &str) -> String {
+    std::env::var(variable).unwrap_or_else(|_| {
+        panic!(
+            "{variable} is not set: this test needs a real Jaeger; put a Jaeger 2 binary at LADDER_CACHE/bin/jaeger or name one \
+             packed with xz in LADDER_JAEGER_XZ, start it with `scripts/services up jaeger`, then `eval \"$(scripts/services env)\"`"
+        )
+    })
+}
+
+/// Waits until `ready` gives something.
+async fn until<T>(what: &str, mut ready: impl AsyncFnMut() -> Option<T>) -> T {
+    let begin = Instant::now();
+    loop {
+        if let Some(value) = ready().await {
+            return value;
+        }
+        assert!(begin.elapsed() < LIMIT, "{what}: not within {LIMIT:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+// ---------------------------------------------------------------------------------------------- the sink
+
+/// One request of the http handler.
+#[derive(Clone, Debug)]
+struct Call {
+    event_id: String,
+    stage: String,
+    traceparent: String,
+    at: Instant,
+}
+
+/// An http sink that answers by event and stage.
+#[derive(Clone)]
+struct Sink {
+    address: SocketAddr,
+    calls: Arc<Mutex<Vec<Call>>>,
+}
+
+impl Sink {
+    async fn start(answer: impl Fn(&Call) -> u16 + Clone + Send + Sync + 'static) -> Self {
+        let calls: Arc<Mutex<Vec<Call>>> = Arc::default();
+        let seen = Arc::clone(&calls);
+        let handle = move |headers: HeaderMap| {
+            let text = |name: &str| headers.get(name).map_or("", |v| v.to_str().unwrap()).to_owned();
+            let call = Call {
+                event_id: text("ce-id"),
+                stage: text("x-ladder-stage"),
+                traceparent: text("traceparent"),
+                at: Instant::now(),
+            };
+            let status = StatusCode::from_u16(answer(&call)).unwrap();
+            seen.lock().unwrap().push(call);
+            async move { status }
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move { axum::serve(listener, Router::new().fallback(handle)).await });
+        Self { address, calls }
+    }
+
+    fn calls(&self) -> Vec<Call> {
+        self.calls.lock().unwrap().clone()
+    }
+
+    fn find(&self, event_id: &str, stage: &str) -> Option<Call> {
+        self.calls().into_iter().find(|call| call.event_id == event_id && call.stage == stage)
+    }
+}
+
+// ---------------------------------------------------------------------------------------------- the pipeline
+
+/// A pipeline of a test's own, run by the real binary.
+struct Pipeline {
+    topic: String,
+    folder: tempfile::TempDir,
+}
+
+/// A stage in a process of its own; ended when dropped.
+struct Stage(tokio::process::Child);
+
+impl Pipeline {
+    fn new(sink: &Sink, collector: &str, retries: &[u64]) -> Self {
+        let topic = unique("traces");
+        let redis = std::env::var("REDIS_URL").expect("REDIS_URL is not set: start a Redis with `scripts/services up`");
+        let retries: Vec<_> = retries.iter().map(|ms| format!("{{ delay: {ms}ms }}")).collect();
+        let config = format!(
+            "kafka: {{ brokers: '{}' }}\nredis: {{ url: '{redis}', prefix: {topic} }}\n\
+             telemetry: {{ otlp_endpoint: '{collector}', log_format: json }}\n\
+             pipelines:\n  p:\n    topic: {topic}\n    group: g\n    message: shop.v1.OrderPlaced\n    partitions: 1\n    \
+             retries: [{}]\n    handler: {{ http: {{ url: 'http://{}/' }} }}\n",
+            brokers(),
+            retries.join(", "),
+            sink.address,
+        );
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("topics.yaml"), config).unwrap();
+        let pipeline = Self { topic, folder };
+        let done = pipeline.command(&["topics", "create"]).output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        pipeline
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pipeline"));
+        command.args(args).arg("--config").arg(self.file()).env("RUST_LOG", "info,librdkafka=off");
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("PIPELINE_")) {
+            command.env_remove(name);
+        }
+        command
+    }
+
+    fn file(&self) -> std::path::PathBuf {
+        self.folder.path().join("topics.yaml")
+    }
+
+    fn run(&self, stage: &str) -> Stage {
+        let mut command = tokio::process::Command::from(self.command(&["--stage", stage]));
+        let log = std::fs::File::create(self.folder.path().join(format!("{stage}.log"))).unwrap();
+        command.stderr(log).stdin(Stdio::null()).kill_on_drop(true);
+        Stage(command.spawn().unwrap())
+    }
+
+    fn log(&self, stage: &str) -> String {
+        std::fs::read_to_string(self.folder.path().join(format!("{stage}.log"))).unwrap_or_default()
+    }
+
+    /// Publishes events of these ids with `pipeline produce`.
+    fn produce(&self, ids: &[&str]) {
+        let mut child = self
+            .command(&["produce", "--json", "-", "--id-field", "unique_id"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut input = child.stdin.take().unwrap();
+        ids.iter().for_each(|id| writeln!(input, "{{\"uniqueId\":\"{id}\"}}").unwrap());
+        drop(input);
+        let done = child.wait_with_output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        assert_eq!(String::from_utf8_lossy(&done.stderr), "", "the collector takes the spans");
+    }
+
+    fn rung(&self, name: &str) -> String {
+        format!("{}.g.{name}", self.topic)
+    }
+
+    /// Header names and values of all records of a topic with one partition.
+    fn headers(&self, topic: &str) -> Vec<Vec<(String, String)>> {
+        let consumer: BaseConsumer =
+            client_config().set("group.id", unique("reader")).set("enable.partition.eof", "true").create().unwrap();
+        let mut all = rdkafka::TopicPartitionList::new();
+        all.add_partition_offset(topic, 0, rdkafka::Offset::Beginning).unwrap();
+        consumer.assign(&all).unwrap();
+        let mut records = Vec::new();
+        loop {
+            match consumer.poll(LIMIT).expect("the broker answers") {
+                Err(rdkafka::error::KafkaError::PartitionEOF(_)) => return records,
+                Err(error) => panic!("{topic}: {error}"),
+                Ok(message) => records.push(message.headers().map_or_else(Vec::new, |headers| {
+                    let text = |v: Option<&[u8]>| String::from_utf8_lossy(v.unwrap_or_default()).into_owned();
+                    headers.iter().map(|h| (h.key.to_owned(), text(h.value))).collect()
+                })),
+            }
+        }
+    }
+}
+
+impl Stage {
+    /// Asks it to end; it drains and exports its last spans.
+    async fn end(mut self) -> Duration {
+        let begin = Instant::now();
+        let pid = self.0.id().expect("the stage runs").to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        let status = tokio::time::timeout(LIMIT, self.0.wait()).await.expect("the stage ends").unwrap();
+        assert_eq!(status.code(), Some(0));
+        begin.elapsed()
+    }
+}
+
+// ---------------------------------------------------------------------------------------------- Jaeger
+
+#[derive(Clone, Debug)]
+struct Span {
+    name: String,
+    id: String,
+    parent: String,
+    start_us: u64,
+    end_us: u64,
+    tags: HashMap<String, String>,
+    instance: String,
+}
+
+/// The spans of a trace, as soon as there are so many.
+async fn trace(id: &str, count: usize) -> Vec<Span> {
+    let url = format!("{}/api/traces/{id}", service("JAEGER_URL"));
+    let mut last = Vec::new();
+    let spans = until("the trace is in Jaeger", async || {
+        let body = reqwest::get(&url).await.ok()?.text().await.ok()?;
+        last = spans(&serde_json::from_str(&body).ok()?);
+        (last.len() >= count).then(|| last.clone())
+    });
+    spans.await
+}
+
+fn spans(answer: &Value) -> Vec<Span> {
+    let tags = |list: &Value| -> HashMap<String, String> {
+        let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
+        list.as_array().into_iter().flatten().map(|t| (t["key"].as_str().unwrap().into(), text(&t["value"]))).collect()
+    };
+    let trace = &answer["data"][0];
+    let spans = trace["spans"].as_array().into_iter().flatten().map(|span| {
+        let start_us = span["startTime"].as_u64().unwrap();
+        let references = span["references"].as_array().unwrap();
+        assert!(references.iter().all(|r| r["refType"] == "CHILD_OF"), "{references:?}");
+        let process = &trace["processes"][span["processID"].as_str().unwrap()];
+        Span {
+            name: span["operationName"].as_str().unwrap().to_owned(),
+            id: span["spanID"].as_str().unwrap().to_owned(),
+            parent: references.first().map_or("-", |r| r["spanID"].as_str().unwrap()).to_owned(),
+            start_us,
+            end_us: start_us + span["duration"].as_u64().unwrap(),
+            tags: tags(&span["tags"]),
+            instance: tags(&process["tags"])["service.instance.id"].clone(),
+        }
+    });
+    spans.collect()
+}
+
+/// Each span with its parent by name.
+#[track_caller]
+fn check_tree(spans: &[Span], expect: &[(&str, &str)]) {
+    let name = |id: &str| spans.iter().find(|s| s.id == id).map_or(id, |s| &s.name).to_owned();
+    let tree: BTreeSet<_> = spans.iter().map(|s| (s.name.clone(), name(&s.parent))).collect();
+    let expect: BTreeSet<_> = expect.iter().map(|(n, p)| ((*n).to_owned(), (*p).to_owned())).collect();
+    assert_eq!(tree, expect);
+    assert_eq!(spans.len(), expect.len(), "no span twice");
+}
+
+#[track_caller]
+fn find<'a>(spans: &'a [Span], name: &str) -> &'a Span {
+    spans.iter().find(|s| s.name == name).unwrap_or_else(|| panic!("no span `{name}`"))
+}
+
+/// The wait lasted as long as configured, but for the lateness that the stage itself owns to.
+#[track_caller]
+fn check_wait(spans: &[Span], topic: &str, delay_ms: u64) {
+    let (wait, process) = (find(spans, &format!("wait {topic}")), find(spans, &format!("process {topic}")));
+    let lasted = (wait.end_us - wait.start_us) as f64 / 1_000.0;
+    let late: f64 = wait.tags["ladder.lateness_ms"].parse().unwrap();
+    assert!((lasted - late - delay_ms as f64).abs() <= 50.0, "waited {lasted} ms, late {late} ms, delay {delay_ms} ms");
+    assert!(lasted >= delay_ms as f64 - 1.0, "never early: {lasted} ms");
+    assert_eq!(wait.end_us, process.start_us);
+}
+
+fn trace_id(traceparent: &str) -> &str {
+    traceparent.split('-').nth(1).unwrap_or_else(|| panic!("no traceparent: {traceparent:?}"))
+}
+
+// ---------------------------------------------------------------------------------------------- tests
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_event_is_one_trace_over_three_processes() {
+    let collector = service("OTEL_EXPORTER_OTLP_ENDPOINT");
+    let sink = Sink::start(|call| match (call.event_id.as_str(), call.stage.as_str()) {
+        ("twice", "main" | "retry-1") | ("always", _) | ("quiet", "main") => 503,
+        _ => 200,
+    })
+    .await;
+    let pipeline = Pipeline::new(&sink, &collector, &DELAYS);
+    let stages = ["main", "retry-1", "retry-2"].map(|stage| pipeline.run(stage));
+    pipeline.produce(&["twice", "always"]);
+    let quiet_trace = format!("{:032x}", fastrand::u128(1..));
+    let traceparent = format!("00-{quiet_trace}-{:016x}-00", fastrand::u64(1..));
+    let producer: BaseProducer = client_config().create().unwrap();
+    let header = |key, value: &'static str| Header { key, value: Some(value) };
+    let headers = OwnedHeaders::new()
+        .insert(header("x-ladder-event-id", "quiet"))
+        .insert(Header { key: "traceparent", value: Some(&traceparent) })
+        .insert(header("tracestate", "vendor=1"));
+    let record = BaseRecord::<[u8], [u8]>::to(&pipeline.topic).payload(&[]).headers(headers);
+    producer.send(record).map_err(|(e, _)| e).unwrap();
+    producer.flush(LIMIT).unwrap();
+
+    until("every event's last execution", async || {
+        sink.find("twice", "retry-2").and(sink.find("always", "retry-2")).and(sink.find("quiet", "retry-1"))
+    })
+    .await;
+    until("the dead letter", async || (!pipeline.headers(&pipeline.rung("dlq")).is_empty()).then_some(())).await;
+    for stage in stages {
+        stage.end().await;
+    }
+
+    let main = pipeline.topic.as_str();
+    let [one, two, dlq] = ["retry-1", "retry-2", "dlq"].map(|name| pipeline.rung(name));
+    let [wait_1, process_1, send_1] = ["wait", "process", "send"].map(|what| format!("{what} {one}"));
+    let [wait_2, process_2, send_2] = ["wait", "process", "send"].map(|what| format!("{what} {two}"));
+    let (root, process, dead) = (format!("send {main}"), format!("process {main}"), format!("send {dlq}"));
+    let ladder = [
+        (root.as_str(), "-"),
+        (&process, &root),
+        (&send_1, &process),
+        (&wait_1, &send_1),
+        (&process_1, &send_1),
+        (&send_2, &process_1),
+        (&wait_2, &send_2),
+        (&process_2, &send_2),
+    ];
+
+    let call = sink.find("twice", "retry-2").unwrap();
+    let spans = trace(trace_id(&call.traceparent), ladder.len()).await;
+    check_tree(&spans, &ladder);
+    check_wait(&spans, &one, DELAYS[0]);
+    check_wait(&spans, &two, DELAYS[1]);
+    // The handler's call was a child of its execution.
+    assert_eq!(call.traceparent.split('-').nth(2), Some(find(&spans, &process_2).id.as_str()));
+    for (name, error, attempt) in
+        [(&process, Some("transient"), "1"), (&process_1, Some("transient"), "2"), (&process_2, None, "3")]
+    {
+        let span = find(&spans, name);
+        assert_eq!(span.tags.get("error.type").map(String::as_str), error, "{name}");
+        assert_eq!(span.tags.get("otel.status_code").map(String::as_str), error.map(|_| "ERROR"), "{name}");
+        assert_eq!((&*span.tags["ladder.attempt"], &*span.tags["ladder.event_id"]), (attempt, "twice"));
+    }
+    let processes: BTreeSet<_> = spans.iter().map(|s| &s.instance).collect();
+    assert_eq!(processes.len(), 4, "the producer and three stages");
+
+    let spans = trace(trace_id(&sink.find("always", "main").unwrap().traceparent), ladder.len() + 1).await;
+    let tree: Vec<_> = ladder.iter().copied().chain([(dead.as_str(), process_2.as_str())]).collect();
+    check_tree(&spans, &tree);
+    for name in [&dead, &process_2] {
+        assert_eq!(find(&spans, name).tags["ladder.reason"], "exhausted");
+    }
+
+    let spans = trace(&quiet_trace, 4).await;
+    let parent = traceparent.split('-').nth(2).unwrap();
+    // Its producer's span is nowhere: it was not sampled.
+    check_tree(&spans, &[(&process, parent), (&send_1, &process), (&wait_1, &send_1), (&process_1, &send_1)]);
+    check_wait(&spans, &one, DELAYS[0]);
+
+    for topic in [&one, &two, &dlq] {
+        for headers in pipeline.headers(topic) {
+            let mut names = BTreeMap::new();
+            headers.iter().for_each(|(name, _)| *names.entry(name).or_insert(0) += 1);
+            assert!(names.values().all(|n| *n == 1), "{topic}: {names:?}");
+        }
+    }
+}
+
+/// What the proxy before the collector does.
+const PASS: u8 = 0;
+const SWALLOW: u8 = 1;
+const REFUSE: u8 = 2;
+
+/// A proxy before the collector that can be cut.
+async fn proxy(collector: &str) -> (String, Arc<AtomicU8>) {
+    let target = collector.trim_start_matches("http://").trim_end_matches('/').to_owned();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let mode = Arc::new(AtomicU8::new(PASS));
+    let state = Arc::clone(&mode);
+    tokio::spawn(async move {
+        while let Ok((mut from, _)) = listener.accept().await {
+            let (target, state) = (target.clone(), Arc::clone(&state));
+            tokio::spawn(async move {
+                if state.load(Ordering::Relaxed) != PASS {
+                    return;
+                }
+                let mut to = TcpStream::connect(&target).await.expect("the collector");
+                let cut = async {
+                    while state.load(Ordering::Relaxed) == PASS {
+                        tokio::time::sleep(Duration::from_millis(10)).await;
+                    }
+                };
+                tokio::select! {
+                    _ = tokio::io::copy_bidirectional(&mut from, &mut to) => {}
+                    () = cut => {}
+                }
+                // Swallowing: the connection stays, nobody reads it.
+                while state.load(Ordering::Relaxed) == SWALLOW {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            });
+        }
+    });
+    (address, mode)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_that_hangs_and_dies_costs_spans_only() {
+    const EVENTS: usize = 3_000;
+    let (collector, mode) = proxy(&service("OTEL_EXPORTER_OTLP_ENDPOINT")).await;
+    let sink = Sink::start(|_| 200).await;
+    let pipeline = Pipeline::new(&sink, &collector, &DELAYS);
+    let stage = pipeline.run("main");
+    let mut produce = tokio::process::Command::from(pipeline.command(&["produce", "--rate", "500", "--count", "3000"]));
+    let mut produce = produce.stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true).spawn().unwrap();
+    for (events, next) in [(EVENTS / 3, SWALLOW), (2 * EVENTS / 3, REFUSE)] {
+        until("a third of the events", async || (sink.calls().len() >= events).then_some(())).await;
+        mode.store(next, Ordering::Relaxed);
+    }
+    until("all events", async || (sink.calls().len() >= EVENTS).then_some(())).await;
+    assert!(produce.wait().await.unwrap().success(), "lost spans are no failure");
+    let took = stage.end().await;
+    assert!(took < Duration::from_secs(20), "the end is bounded: {took:?}");
+
+    let calls = sink.calls();
+    let ids: BTreeSet<_> = calls.iter().map(|call| call.event_id.as_str()).collect();
+    assert_eq!((calls.len(), ids.len()), (EVENTS, EVENTS), "none lost, none twice");
+    // The first tenth also waits for the group to form.
+    let from = calls[EVENTS / 10].at;
+    let (healthy, hanging, dead) = (calls[EVENTS / 3].at, calls[2 * EVENTS / 3].at, calls[EVENTS - 1].at);
+    let rate = |events: usize, time: Duration| events as f64 / time.as_secs_f64();
+    let before = rate(EVENTS / 3 - EVENTS / 10, healthy - from).min(500.0);
+    for after in [rate(EVENTS / 3, hanging - healthy), rate(EVENTS / 3, dead - hanging)] {
+        assert!(after >= 0.8 * before, "{after} events a second after {before}");
+    }
+    check_log(&pipeline.log("main"));
+}
+
+/// The loss is told once, as a warning, and summed up at the end.
+#[track_caller]
+fn check_log(log: &str) {
+    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).expect("a JSON line")).collect();
+    let told = |what: &str| {
+        lines.iter().filter(|l| l["message"].as_str().is_some_and(|m| m.contains(what))).collect::<Vec<_>>()
+    };
+    assert_eq!(told("does not take spans").len(), 1, "{log}");
+    let summary = told("traces are incomplete");
+    assert_eq!(summary.len(), 1, "{log}");
+    assert!(summary[0]["lost"].as_u64().is_some_and(|lost| lost > 0), "{log}");
+    assert!(lines.iter().all(|line| line["level"] != "ERROR"), "{log}");
+}
