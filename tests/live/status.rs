@@ -54,17 +54,18 @@ fn now_ms() -> u64 {
     SystemClock.now().wall.floor_millis()
 }
 
+/// Main, one retry stage, DLQ; the group is named like the topic.
 async fn make_topics(topic: &str, partitions: i32) {
     create_topic(topic, partitions, &[]).await;
-    create_topic(&format!("{topic}.billing.retry-1"), partitions, &[("message.timestamp.type", "LogAppendTime")]).await;
-    create_topic(&format!("{topic}.billing.dlq"), partitions, &[]).await;
+    create_topic(&format!("{topic}.{topic}.retry-1"), partitions, &[("message.timestamp.type", "LogAppendTime")]).await;
+    create_topic(&format!("{topic}.{topic}.dlq"), partitions, &[]).await;
 }
 
 fn configuration(topic: &str, delay: &str, more: &str) -> (tempfile::TempDir, std::path::PathBuf) {
     let dir = tempfile::tempdir().expect("a folder");
     let path = dir.path().join("topics.yaml");
     let text = format!(
-        "kafka: {{ brokers: \"{}\" }}\npipelines:\n  orders:\n    topic: {topic}\n    group: billing\n    \
+        "kafka: {{ brokers: \"{}\" }}\npipelines:\n  orders:\n    topic: {topic}\n    group: {topic}\n    \
          message: shop.v1.OrderPlaced\n    retries: [{{ delay: {delay} }}]\n    idempotency: {{ store: memory }}\n    \
          allow_unsafe_topics: true\n    handler: {{ log: {{}} }}\n{more}",
         brokers()
@@ -78,7 +79,7 @@ fn config(path: &std::path::Path) -> Config {
 }
 
 /// Writes the events at the rate, each due after the delay, as the ladder itself does.
-fn write_retries(topic: &str) {
+fn write_retries(topic: &str, group: &str) {
     let producer: BaseProducer = client_config().set("linger.ms", "2").create().expect("producer");
     let begun = Instant::now();
     for i in 0..EVENTS {
@@ -91,7 +92,7 @@ fn write_retries(topic: &str) {
         let header = |key, value| Header { key, value: Some(value) };
         let headers = OwnedHeaders::new()
             .insert(header("x-ladder-event-id", id.as_str()))
-            .insert(header("x-ladder-group", "billing"))
+            .insert(header("x-ladder-group", group))
             .insert(header("x-ladder-due", due.as_str()));
         let record = BaseRecord::<(), _>::to(topic).partition(i as i32 % PARTITIONS).payload("x").headers(headers);
         producer.send(record).map_err(|(e, _)| e).expect("send");
@@ -118,6 +119,17 @@ fn dues(topic: &str) -> Vec<u64> {
     dues
 }
 
+/// How many records the group has done, as its committed offsets say to anybody who asks.
+fn committed(topic: &str, group: &str) -> u64 {
+    let consumer: BaseConsumer =
+        client_config().set("group.id", format!("{group}.retry-1")).create().expect("consumer");
+    let mut list = TopicPartitionList::new();
+    list.add_partition_range(topic, 0, PARTITIONS - 1);
+    let answer = consumer.committed_offsets(list, TIMEOUT).expect("committed offsets");
+    let offsets = answer.elements_for_topic(topic).into_iter().filter_map(|e| e.offset().to_raw());
+    offsets.map(|offset| u64::try_from(offset).unwrap_or_default()).sum()
+}
+
 struct Truth {
     dues: Vec<u64>,
     started: Arc<AtomicU64>,
@@ -134,18 +146,29 @@ impl Truth {
         self.dues.len() as u64 - self.waiting() - self.started.load(Ordering::Relaxed).min(self.dues.len() as u64)
     }
 
+    /// As seen from outside: due and not committed.
+    fn outside(&self, topic: &str, group: &str) -> (u64, u64) {
+        let waiting = self.waiting();
+        (waiting, self.dues.len() as u64 - waiting - committed(topic, group))
+    }
+
     /// For how long the first event that was not started is due.
     fn oldest_ms(&self) -> u64 {
         now_ms().saturating_sub(self.dues.iter().copied().min().unwrap_or_default())
     }
 
+    fn now(&self) -> (u64, u64) {
+        (self.waiting(), self.overdue())
+    }
+
+    /// What was seen lies within the events of one second of the truth, which moved on from `before` while somebody
+    /// looked.
     #[track_caller]
-    fn check(&self, who: &str, waiting: u64, overdue: u64) {
-        let (truly_waiting, truly_overdue) = (self.waiting(), self.overdue());
-        let near = |a: u64, b: u64| a.abs_diff(b) <= RATE;
+    fn check(&self, who: &str, before: (u64, u64), (waiting, overdue): (u64, u64), after: (u64, u64)) {
+        let near = |seen: u64, a: u64, b: u64| (a.min(b).saturating_sub(RATE)..=a.max(b) + RATE).contains(&seen);
         assert!(
-            near(waiting, truly_waiting) && near(overdue, truly_overdue),
-            "{who}: waiting {waiting}, truly {truly_waiting}; overdue {overdue}, truly {truly_overdue}"
+            near(waiting, before.0, after.0) && near(overdue, before.1, after.1),
+            "{who}: waiting {waiting}, overdue {overdue}; truly {before:?} before and {after:?} after"
         );
     }
 }
@@ -237,11 +260,11 @@ async fn waiting_and_overdue_are_what_a_plain_consumer_counts() {
     let empty = outside(&mut from_outside).await;
     assert_eq!((empty.waiting, empty.overdue, empty.oldest_overdue_ms, empty.lag, empty.members), (0, 0, 0, 0, 0));
 
-    let retry = format!("{topic}.billing.retry-1");
+    let retry = format!("{topic}.{topic}.retry-1");
     let dues = tokio::task::spawn_blocking({
-        let retry = retry.clone();
+        let (retry, group) = (retry.clone(), topic.clone());
         move || {
-            write_retries(&retry);
+            write_retries(&retry, &group);
             dues(&retry)
         }
     });
@@ -249,36 +272,41 @@ async fn waiting_and_overdue_are_what_a_plain_consumer_counts() {
     let truth = Truth { dues: dues.await.expect("written"), started: Arc::clone(&started) };
 
     // Stopped, nothing due yet.
+    let before = truth.now();
     let seen = outside(&mut from_outside).await;
     assert_eq!((seen.waiting + seen.overdue, seen.lag), (EVENTS as u64, EVENTS as u64));
-    truth.check("outside, stopped", seen.waiting, seen.overdue);
+    truth.check("outside, stopped", before, (seen.waiting, seen.overdue), truth.now());
 
     // Stopped, half of it overdue.
     until("half is due", async || (truth.waiting() <= EVENTS as u64 / 2).then_some(())).await;
+    let before = truth.now();
     let seen = outside(&mut from_outside).await;
-    truth.check("outside, half due", seen.waiting, seen.overdue);
+    truth.check("outside, half due", before, (seen.waiting, seen.overdue), truth.now());
     assert!(seen.oldest_overdue_ms.abs_diff(truth.oldest_ms()) < 1_000, "{} ms", seen.oldest_overdue_ms);
 
     // Started late.
-    let ladder = LadderSpec::new("orders", "billing", &topic).retry(DELAY);
+    let ladder = LadderSpec::new("orders", &topic, &topic).retry(DELAY);
     let ladder = Arc::new(Ladder::new(ladder).expect("a ladder"));
     let first = Instance::start(&ladder, &started).await;
     until("the first instance has all partitions", async || (first.gauges().await[3] == 4).then_some(())).await;
+    let before = truth.now();
     let [waiting, overdue, ..] = first.gauges().await;
-    truth.check("one instance", waiting, overdue);
+    truth.check("one instance", before, (waiting, overdue), truth.now());
     let (code, body) = get(first.server.address(), "/readyz").await;
     assert_eq!((code, body.as_str()), (200, r#"{"status":"ready"}"#));
 
     // A second one joins: the sum over both is the total, and the first keeps nothing of what it lost.
     let second = Instance::start(&ladder, &started).await;
-    let (a, b) = until("both have partitions", async || {
+    let (before, a, b) = until("both have partitions", async || {
+        let before = truth.now();
         let (a, b) = (first.gauges().await, second.gauges().await);
-        (a[3] == 2 && b[3] == 2).then_some((a, b))
+        (a[3] == 2 && b[3] == 2).then_some((before, a, b))
     })
     .await;
-    truth.check("two instances", a[0] + b[0], a[1] + b[1]);
+    truth.check("two instances", before, (a[0] + b[0], a[1] + b[1]), truth.now());
+    let before = truth.outside(&retry, &topic);
     let seen = outside(&mut from_outside).await;
-    truth.check("outside, two instances", seen.waiting, seen.overdue);
+    truth.check("outside, two instances", before, (seen.waiting, seen.overdue), truth.outside(&retry, &topic));
     assert_eq!(seen.members, 2);
 
     // At rest: 0 everywhere, also on the instance that leaves.
@@ -387,7 +415,7 @@ async fn a_process_serves_its_health_on_a_free_port_and_refuses_a_taken_configur
     assert_eq!(names, ["main", "retry-1", "dlq"]);
     let keys: Vec<_> = stages[1].as_object().expect("an object").keys().collect();
     assert_eq!(keys, ["stage", "topic", "waiting", "overdue", "oldest_overdue_ms", "lag", "members"]);
-    assert_eq!(stages[1]["topic"], format!("{topic}.billing.retry-1"));
+    assert_eq!(stages[1]["topic"], format!("{topic}.{topic}.retry-1"));
 
     // A configured port that is taken: nothing starts.
     let (_dir, taken) = configuration(&topic, "5s", &format!("admin: {{ listen: \"{address}\" }}\n"));

@@ -7,15 +7,16 @@ mod parser;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::sync::Semaphore;
 
+use retry_ladder::adapters::kafka::Properties;
 use retry_ladder::adapters::memory::MemoryStore;
-use retry_ladder::admin::{expose, monitor};
+use retry_ladder::admin::{expose, health, monitor};
 use retry_ladder::app::engine::StageView;
 use retry_ladder::ladder::event::{Failure, Outcome};
 use retry_ladder::ladder::headers::CopyKeys;
@@ -29,7 +30,7 @@ use retry_ladder::stage::ports::{
     SettleReply, StoreError,
 };
 use retry_ladder::stage::record::Record;
-use retry_ladder::stage::stats::StageStats;
+use retry_ladder::stage::stats::{PauseReason, StageStats};
 use retry_ladder::telemetry::metrics::{ALL, Kind};
 
 /// Everything is read but the value `poison`.
@@ -50,7 +51,7 @@ struct Script(Mutex<VecDeque<Outcome>>);
 
 impl Handler for Script {
     fn handle(&self, _: Event) -> BoxFuture<'_, Outcome> {
-        let outcome = self.0.lock().unwrap().pop_front();
+        let outcome = self.0.lock().expect("not poisoned").pop_front();
         async move {
             match outcome {
                 Some(outcome) => outcome,
@@ -66,7 +67,7 @@ struct Broker(Mutex<VecDeque<PublishError>>);
 
 impl Publisher for Broker {
     fn publish(&self, _: Outgoing, ticket: u64, acks: &Arc<dyn AckSink>) {
-        let answer = self.0.lock().unwrap().pop_front();
+        let answer = self.0.lock().expect("not poisoned").pop_front();
         acks.acknowledged(ticket, answer.map_or(Ok(()), Err));
     }
 }
@@ -129,7 +130,7 @@ impl Fixture {
     fn new(stage: usize, outcomes: &[Outcome], refusals: &[PublishError]) -> Self {
         let spec = LadderSpec::new("orders", "billing", "orders");
         let ladder = spec.retry(Duration::from_secs(5)).retry(Duration::from_secs(30));
-        let ladder = Arc::new(Ladder::new(ladder).unwrap());
+        let ladder = Arc::new(Ladder::new(ladder).expect("a ladder"));
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let store = Arc::new(Switch(MemoryStore::new(Arc::clone(&clock)), AtomicBool::new(false)));
         let context = Arc::new(StageContext {
@@ -158,7 +159,7 @@ impl Fixture {
 
     /// Hands over a record; due at once where nothing waits, else `due_in` from now (negative: long due).
     fn hand(&mut self, value: &str, due_in: Option<i64>, more: &[(&str, &str)]) {
-        let now = i64::try_from(SystemClock.now().wall.floor_millis()).unwrap();
+        let now = i64::try_from(SystemClock.now().wall.floor_millis()).expect("before 292 million years");
         let id = format!("event-{}", self.next);
         let mut headers = vec![("x-ladder-event-id".to_owned(), id), ("x-ladder-group".into(), "billing".into())];
         if let Some(due_in) = due_in {
@@ -200,10 +201,15 @@ impl Fixture {
         self.keys.key(&Arc::from("event-0"), hop)
     }
 
+    /// As of a poll thread that polled this long ago.
+    fn view(&self, silent: Duration) -> StageView {
+        let last_poll = SystemClock.now().boot.saturating_sub(silent).as_millis() as u64;
+        StageView::new(Arc::clone(&self.stage), Arc::new(AtomicU64::new(last_poll)))
+    }
+
     async fn scrape(&self) -> parser::Samples {
         let lanes = self.stage.look().await;
-        let last_poll = SystemClock.now().boot.as_millis() as u64;
-        let view = StageView::new(Arc::clone(&self.stage), Arc::new(AtomicU64::new(last_poll)));
+        let view = self.view(Duration::ZERO);
         let figures = monitor::figures(&lanes, &HashMap::new(), view.is_last(), SystemClock.now().wall);
         parser::parse(&expose::metrics(&[(&view, figures)]).render())
     }
@@ -478,4 +484,41 @@ async fn a_store_that_does_not_answer_pauses_the_stage() {
     fixture.until(events).await;
     let samples = fixture.scrape().await;
     assert_eq!(samples["ladder_paused{pipeline=\"orders\",reason=\"store\",stage=\"main\"}"], 0.0);
+}
+
+#[tokio::test]
+async fn every_reason_that_a_stage_is_not_ready_is_told() {
+    let fixture = Fixture::new(0, &[], &[]);
+    let (view, limit) = (fixture.view(Duration::ZERO), Duration::from_secs(300));
+    let reasons = |view: &StageView, figures: &monitor::Figures| {
+        health::readiness(view, figures, limit).iter().map(|t| t.reason).collect::<Vec<_>>()
+    };
+    let fine = monitor::Figures::default();
+    assert_eq!(reasons(&view, &fine), [""; 0]);
+    assert_eq!(reasons(&fixture.view(limit), &fine), ["poll"]);
+    assert_eq!(health::liveness(&fixture.view(limit), limit).map(|t| t.reason), Some("poll"));
+
+    let halted = monitor::Figures { halted: vec![3], ..monitor::Figures::default() };
+    assert_eq!(reasons(&view, &halted), ["halted"]);
+    fixture.store.1.store(true, Ordering::Relaxed);
+    assert_eq!(reasons(&view, &fine), ["store"]);
+    fixture.stage.context().stats.pauses.set(PauseReason::Command, true);
+    fixture.stage.member(false);
+    assert_eq!(reasons(&view, &fine), ["assignment", "command", "store"]);
+    assert!(health::liveness(&view, limit).is_none(), "nothing of this is cured by a restart");
+}
+
+#[tokio::test]
+async fn a_kafka_that_does_not_answer_delays_nobody_for_long_and_makes_the_stage_not_ready() {
+    let mut fixture = Fixture::new(1, &[], &[]);
+    fixture.hand("x", Some(4_000_000), &[]);
+    // A port that nobody listens on: bound, then given back.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port");
+    let watched = monitor::Watched::new(fixture.view(Duration::ZERO), Properties::new(free.to_string()));
+    let begun = Instant::now();
+    let figures = watched.figures().await;
+    assert!(begun.elapsed() < monitor::PATIENCE + Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert_eq!(figures.waiting, 1, "what is in memory is told all the same");
+    let troubles = health::readiness(watched.view(), &figures, Duration::from_secs(300));
+    assert_eq!(troubles.iter().map(|t| t.reason).collect::<Vec<_>>(), ["kafka"]);
 }
