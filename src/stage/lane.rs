@@ -29,7 +29,7 @@ use super::ports::{AckSink, PublishError};
 use super::process::{Execution, Prepared, prepare};
 use super::stats::Attempt;
 use super::{settle, trace};
-use crate::ladder::event::{Now, Outcome};
+use crate::ladder::event::{Mark, Now, Outcome};
 use crate::ladder::lane::{Delivery, Effects, Input, Lane, Slot};
 
 /// The wall clock is read again at least this often, so that a step of it (NTP, suspend) is noticed.
@@ -73,6 +73,12 @@ struct Task<'a> {
     acked: mpsc::UnboundedReceiver<(u64, Result<(), PublishError>)>,
     running: FuturesUnordered<Abortable<Execution<'a>>>,
     calls: FuturesUnordered<BoxFuture<'static, Reply>>,
+    /// A call with claims is under way.
+    claiming: bool,
+    /// A call with settlements is under way.
+    settling: bool,
+    /// Settlements for the next call.
+    to_settle: Vec<(Slot, Mark)>,
     permit: Option<BoxFuture<'static, Option<OwnedSemaphorePermit>>>,
     rng: fastrand::Rng,
     told_halt: bool,
@@ -104,6 +110,9 @@ impl<'a> Task<'a> {
             acked,
             running: FuturesUnordered::new(),
             calls: FuturesUnordered::new(),
+            claiming: false,
+            settling: false,
+            to_settle: Vec::new(),
             permit: None,
             told_halt: false,
             told_corrupt: false,
@@ -297,9 +306,13 @@ impl<'a> Task<'a> {
 
     fn replied(&mut self, reply: Reply) {
         let input = match reply {
-            Reply::Claimed(replies, sent) => Input::Claimed(replies, sent),
+            Reply::Claimed(replies, sent) => {
+                self.claiming = false;
+                Input::Claimed(replies, sent)
+            }
             Reply::Renewed(replies, sent) => Input::Renewed(replies, sent),
             Reply::Settled(replies, lost) => {
+                self.settling = false;
                 self.ctx.stats.leases_lost.add(lost);
                 Input::Settled(replies)
             }
@@ -309,6 +322,9 @@ impl<'a> Task<'a> {
     }
 
     fn take_permits(&mut self) {
+        if self.claiming {
+            return;
+        }
         let now = self.ctx.clock.now();
         let permits = &self.ctx.permits;
         let free = self.lane.wanted(now).min(permits.available_permits());
@@ -324,7 +340,7 @@ impl<'a> Task<'a> {
     /// Queues for a permit when events are ready: those for which there was none, and those that became ready while
     /// the effects were performed (the next of its key, behind a handler that answered at once).
     fn queue_for_permit(&mut self) {
-        if self.lane.wanted(self.ctx.clock.now()) == 0 {
+        if self.claiming || self.lane.wanted(self.ctx.clock.now()) == 0 {
             self.permit = None;
         } else if self.permit.is_none() {
             let permits = Arc::clone(&self.ctx.permits);
@@ -336,7 +352,7 @@ impl<'a> Task<'a> {
 
     async fn perform(&mut self) {
         // Handlers that answer at once produce new effects; go on until there are none.
-        while !self.fx.is_empty() {
+        while !self.fx.is_empty() || self.owes_settlements() {
             let mut fx = mem::take(&mut self.fx);
             let now = self.ctx.clock.now();
             self.count(&mut fx);

@@ -34,10 +34,17 @@ impl Task<'_> {
         Claim { process: self.ctx.process, sequence: claim.sequence, fence: claim.fence }
     }
 
-    /// One batch per step and kind.
+    /// Whether settlements wait for the call before them, which has come back.
+    pub(super) fn owes_settlements(&self) -> bool {
+        !self.settling && !self.to_settle.is_empty()
+    }
+
+    /// One batch per round and kind. Of claims and settlements, the bulk, one call at a time is under way: what comes
+    /// meanwhile makes the next batch larger, which costs Redis and us a fraction of many small ones.
     pub(super) fn call_store(&mut self, fx: &mut Effects<Box<Held>>, now: Now) {
         let (store, settings, sent) = (&self.ctx.store, &self.ctx.settings, now.boot);
         if !fx.claim.is_empty() {
+            self.claiming = true;
             let slots = mem::take(&mut fx.claim);
             let batch = slots
                 .iter()
@@ -71,8 +78,10 @@ impl Task<'_> {
                 .boxed(),
             );
         }
-        if !fx.settle.is_empty() {
-            let settlements = mem::take(&mut fx.settle);
+        self.to_settle.append(&mut fx.settle);
+        if !self.settling && !self.to_settle.is_empty() {
+            self.settling = true;
+            let settlements = mem::take(&mut self.to_settle);
             let batch = settlements
                 .iter()
                 .map(|&(slot, mark)| {
