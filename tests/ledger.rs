@@ -136,9 +136,11 @@ fn set(copy: &mut Copy, name: &str, value: &str) {
 
 /// The process was killed with this copy in hand.
 fn killed(ledger: &mut Ledger, id: &str, hop: u64, how: InHand) {
-    let at_us = ledger.executions[0].started_us + 1_000_000;
-    let held = Held { id: id.into(), hop, how, leased_until_us: at_us + 3_000_000 };
-    ledger.kills.push(Kill { at_us, in_hand: vec![held], settled: Vec::new() });
+    let of_copy = |e: &&Execution| e.id == id && u64::from(e.attempt) == hop + 1;
+    let first = ledger.executions.iter().find(of_copy).unwrap();
+    let (fence, leased_until_us) = (first.fence, first.started_us + 4_000_000);
+    let held = Held { id: id.into(), hop, how, fence, leased_until_us };
+    ledger.kills.push(Kill { in_hand: vec![held], settled: Vec::new() });
 }
 
 /// `id` is executed once more at its first attempt, a lease later.
@@ -345,12 +347,12 @@ fn the_files_read_back_and_a_broken_line_is_refused() {
         assert!(read_executions(line).is_err(), "{line}");
     }
 
-    let mut kill = Kill { at_us: 7, settled: vec![("b".into(), 1)], ..Kill::default() };
+    let mut kill = Kill { settled: vec![("b".into(), 1)], ..Kill::default() };
     for how in [InHand::Claimed, InHand::Published, InHand::Acknowledged] {
-        kill.in_hand.push(Held { id: "a".into(), hop: 2, how, leased_until_us: 9 });
+        kill.in_hand.push(Held { id: "a".into(), hop: 2, how, fence: 8, leased_until_us: 9 });
     }
     assert_eq!(Kill::read(&kill.write()).unwrap(), kill);
-    for line in ["claimed a", "claimed 1 a", "settled one a", "died", "gone 1 a 2"] {
+    for line in ["claimed a", "claimed 1 a", "settled one a", "claimed 1 a 2", "gone 1 a 2 3"] {
         assert!(Kill::read(line).is_err(), "{line}");
     }
 }

@@ -114,7 +114,7 @@ impl Watched {
         let now = self.view.context().clock.now().wall;
         self.refresh(&lanes, now).await;
         let seen = self.log.seen();
-        figures(&lanes, &seen.backlogs, self.view.is_last(), now, seen.failure.clone())
+        Figures { kafka: seen.failure.clone(), ..figures(&lanes, &seen.backlogs, self.view.is_last(), now) }
     }
 
     async fn refresh(&self, lanes: &[(i32, LaneView)], now: Timestamp) {
@@ -141,14 +141,8 @@ impl Watched {
 }
 
 /// Joins what the lanes hold with what lies beyond them.
-fn figures(
-    lanes: &[(i32, LaneView)],
-    backlogs: &HashMap<i32, Backlog>,
-    is_last: bool,
-    now: Timestamp,
-    failure: Option<String>,
-) -> Figures {
-    let mut figures = Figures { kafka: failure, ..Figures::default() };
+pub fn figures(lanes: &[(i32, LaneView)], backlogs: &HashMap<i32, Backlog>, is_last: bool, now: Timestamp) -> Figures {
+    let mut figures = Figures::default();
     let mut oldest: Option<Timestamp> = None;
     for (partition, lane) in lanes {
         figures.partitions.push(*partition);
@@ -224,7 +218,7 @@ mod tests {
     }
 
     fn check(lanes: &[(i32, LaneView)], logs: &[(i32, Backlog)], expected: (u64, u64, u64, u64)) {
-        let seen = figures(lanes, &logs.iter().copied().collect(), false, NOW, None);
+        let seen = figures(lanes, &logs.iter().copied().collect(), false, NOW);
         let oldest_ms = u64::try_from(seen.oldest_overdue.as_millis()).unwrap();
         assert_eq!((seen.waiting, seen.overdue, oldest_ms, seen.lag), expected);
     }
@@ -264,7 +258,7 @@ mod tests {
 
     #[test]
     fn on_the_rung_without_a_next_every_record_waits() {
-        let seen = figures(&[(0, lane(90, 90, 0, 0))], &[log(0, 90, 90, 90)].into(), true, NOW, None);
+        let seen = figures(&[(0, lane(90, 90, 0, 0))], &[log(0, 90, 90, 90)].into(), true, NOW);
         assert_eq!((seen.waiting, seen.overdue, seen.lag), (90, 0, 0));
     }
 }

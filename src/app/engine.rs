@@ -191,8 +191,7 @@ impl RunningStage {
 
     /// For looking at it from elsewhere.
     pub fn view(&self) -> StageView {
-        let (ctx, stage, last_poll) = (&self.ctx, &self.stage, &self.last_poll);
-        StageView { ctx: Arc::clone(ctx), stage: Arc::clone(stage), last_poll: Arc::clone(last_poll) }
+        StageView::new(Arc::clone(&self.stage), Arc::clone(&self.last_poll))
     }
 
     /// Asks it to stop: handlers that run are waited for, at most the drain time.
@@ -226,25 +225,29 @@ impl RunningStage {
 /// Looks at a stage that runs. Cheap to clone; does not keep the stage running.
 #[derive(Clone)]
 pub struct StageView {
-    ctx: Arc<StageContext>,
     stage: Arc<Stage>,
     last_poll: Arc<AtomicU64>,
 }
 
 impl StageView {
+    /// A stage, and the boot time of its last poll in milliseconds.
+    pub fn new(stage: Arc<Stage>, last_poll: Arc<AtomicU64>) -> Self {
+        Self { stage, last_poll }
+    }
+
     /// What its lanes share: rung, settings, counters.
     pub fn context(&self) -> &Arc<StageContext> {
-        &self.ctx
+        self.stage.context()
     }
 
     /// Whether it is the rung without a next.
     pub fn is_last(&self) -> bool {
-        self.ctx.stage == self.ctx.ladder.dlq().index
+        self.context().stage == self.context().ladder.dlq().index
     }
 
     /// Time since its poll thread last polled, suspend included.
     pub fn since_last_poll(&self) -> Duration {
-        self.ctx.clock.now().boot.saturating_sub(Duration::from_millis(self.last_poll.load(Ordering::Relaxed)))
+        self.context().clock.now().boot.saturating_sub(Duration::from_millis(self.last_poll.load(Ordering::Relaxed)))
     }
 
     /// Whether its group has given it its partitions, be it none.

@@ -264,12 +264,13 @@ pub fn table(status: &Status) -> String {
         let stages = &pipeline.stages;
         let topic = stages.iter().map(|s| s.topic.len()).max().unwrap_or_default().max(5);
         // Writing to a string does not fail.
-        let _ = writeln!(out, "{}", pipeline.pipeline);
-        let _ = writeln!(
+        writeln!(out, "{}", pipeline.pipeline).ok();
+        writeln!(
             out,
             "  {:<9}  {:<topic$}  {:>10}  {:>10}  {:>14}  {:>10}  {:>7}",
             "STAGE", "TOPIC", "WAITING", "OVERDUE", "OLDEST OVERDUE", "LAG", "MEMBERS"
-        );
+        )
+        .ok();
         let (depth, rungs) = match stages.split_last() {
             Some((dlq, rungs)) => (Some(dlq), rungs),
             None => (None, &stages[..]),
@@ -287,14 +288,15 @@ pub fn table(status: &Status) -> String {
                         .to_string()
                 }
             };
-            let _ = writeln!(
+            writeln!(
                 out,
                 "  {:<9}  {:<topic$}  {waiting:>10}  {overdue:>10}  {oldest:>14}  {:>10}  {:>7}",
                 stage.stage, stage.topic, stage.lag, stage.members
-            );
+            )
+            .ok();
         }
         if let Some(dlq) = depth {
-            let _ = writeln!(out, "  dead letters in the DLQ: {}", dlq.waiting);
+            writeln!(out, "  dead letters in the DLQ: {}", dlq.waiting).ok();
         }
         out.push('\n');
     }

@@ -44,11 +44,11 @@ pub(super) fn open(ctx: Arc<StageContext>, partition: i32, runtime: &tokio::runt
     runtime.spawn(async move {
         let run = Task::new(&ctx, ends).run();
         if AssertUnwindSafe(run).catch_unwind().await.is_err() {
-            // What it held is not done, so nothing is lost; but nobody else would say that the partition stands still.
+            // What it held is not done, so nothing is lost. The poll thread sees that the lane has ended, and ends the stage.
             state.halt();
             tracing::error!(
                 topic = %ctx.rung().topic, partition,
-                "a partition is halted: its task panicked, which is a bug; restart the stage"
+                "the task of a partition panicked, which is a bug; its stage ends, start it again"
             );
         }
     });

@@ -152,7 +152,7 @@ impl Exposition {
             if let Some(samples) = self.samples.get(metric.name) {
                 let help = metric.help.replace('\\', "\\\\").replace('\n', "\\n");
                 // Writing to a string does not fail.
-                let _ = writeln!(out, "# HELP {} {help}\n# TYPE {0} {}", metric.name, metric.kind);
+                writeln!(out, "# HELP {} {help}\n# TYPE {0} {}", metric.name, metric.kind).ok();
                 out.push_str(samples);
             }
         }
@@ -172,11 +172,11 @@ fn line<'a>(
     let mut separator = '{';
     for (label, value) in labels {
         let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-        let _ = write!(out, "{separator}{label}=\"{value}\"");
+        write!(out, "{separator}{label}=\"{value}\"").ok();
         separator = ',';
     }
     let end = if separator == ',' { "}" } else { "" };
-    let _ = writeln!(out, "{end} {number}");
+    writeln!(out, "{end} {number}").ok();
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! every process decides alike. Leaves to others: which spans there are (`stage`), how they leave (`traces`).
 
 use std::fmt;
+use std::num::NonZeroU64;
 
 /// Length of a `traceparent` of version 00.
 const LENGTH: usize = 55;
@@ -13,8 +14,9 @@ const SAMPLED: u8 = 0x01;
 /// Identifies one span: what `traceparent` says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TraceContext {
-    trace_id: u128,
-    span_id: u64,
+    /// In two halves, because a `u128` would align everything that holds one to 16 bytes.
+    trace_id: [u64; 2],
+    span_id: NonZeroU64,
     flags: u8,
 }
 
@@ -34,10 +36,14 @@ impl Default for Sampling {
 }
 
 impl TraceContext {
+    fn new(trace_id: u128, span_id: NonZeroU64, flags: u8) -> Self {
+        Self { trace_id: [(trace_id >> 64) as u64, trace_id as u64], span_id, flags }
+    }
+
     /// The first span of a new trace, sampled with the chance `ratio`.
     pub fn root(ratio: f64) -> Self {
         let trace_id = fastrand::u128(1..);
-        Self { trace_id, span_id: fastrand::u64(1..), flags: if is_in(trace_id, ratio) { SAMPLED } else { 0 } }
+        Self::new(trace_id, new_span_id(), if is_in(trace_id, ratio) { SAMPLED } else { 0 })
     }
 
     /// Reads a `traceparent`; `None` when it is not valid and therefore to be ignored (W3C Trace Context, 3.2.2 and
@@ -58,12 +64,13 @@ impl TraceContext {
         }
         let (trace_id, span_id) = (hex(&head[3..35])?, u64::try_from(hex(&head[36..52])?).ok()?);
         let flags = u8::try_from(hex(&head[53..55])?).ok()?;
-        (trace_id != 0 && span_id != 0).then_some(Self { trace_id, span_id, flags })
+        let span_id = NonZeroU64::new(span_id).filter(|_| trace_id != 0)?;
+        Some(Self::new(trace_id, span_id, flags))
     }
 
     /// A new span of the same trace.
     pub fn child(self) -> Self {
-        Self { span_id: fastrand::u64(1..), ..self }
+        Self { span_id: new_span_id(), ..self }
     }
 
     /// The same span, recorded.
@@ -78,20 +85,24 @@ impl TraceContext {
 
     /// The trace: in logs and tools 32 lower-case hex digits.
     pub const fn trace_id(self) -> u128 {
-        self.trace_id
+        (self.trace_id[0] as u128) << 64 | self.trace_id[1] as u128
     }
 
     /// The span: 16 hex digits.
     pub const fn span_id(self) -> u64 {
-        self.span_id
+        self.span_id.get()
     }
 }
 
 /// As `traceparent` of version 00, whose only flag is "sampled".
 impl fmt::Display for TraceContext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "00-{:032x}-{:016x}-{:02x}", self.trace_id, self.span_id, self.flags & SAMPLED)
+        write!(f, "00-{:032x}-{:016x}-{:02x}", self.trace_id(), self.span_id, self.flags & SAMPLED)
     }
+}
+
+fn new_span_id() -> NonZeroU64 {
+    NonZeroU64::MIN.saturating_add(fastrand::u64(..u64::MAX))
 }
 
 /// The SDKs' `TraceIdRatioBased`: the lower 8 bytes, one bit less, against the ratio's share of that range.

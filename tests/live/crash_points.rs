@@ -86,6 +86,12 @@ fn with_a_claim(outcome: &Outcome) {
     nothing_ended_twice(outcome);
 }
 
+fn with_an_open_event(outcome: &Outcome) {
+    with_a_claim(outcome);
+    assert!(outcome.summary.repeated > 0, "its execution was cut off, so it must run again");
+    assert!(outcome.uncommitted > 0, "offsets behind an open event were committed");
+}
+
 fn with_an_effect(outcome: &Outcome) {
     with_a_claim(outcome);
     assert!(outcome.summary.repeated > 0, "the effect was not recorded in redis, so it must happen again");
@@ -130,6 +136,7 @@ crash_test!(
     killed_on_main_after_any_step_nothing_is_lost_and_only_what_was_in_hand_runs_again,
     vec![
         at(Moment::Claimed, 0, "", 9).expect(with_a_claim),
+        at(Moment::Running, 0, "", 7).expect(with_an_open_event),
         at(Moment::Effect, 0, "ok-", 5).expect(with_an_effect),
         at(Moment::Acknowledged, 0, "f1-", 4).expect(with_an_acknowledgement),
         at(Moment::Settled, 0, "", 12).expect(with_a_settlement),
@@ -141,6 +148,7 @@ crash_test!(
     killed_on_a_retry_stage_after_any_step_nothing_is_lost_and_only_what_was_in_hand_runs_again,
     vec![
         at(Moment::Claimed, 1, "", 5).expect(with_a_claim),
+        at(Moment::Running, 1, "", 5).expect(with_an_open_event),
         at(Moment::Effect, 1, "f1-", 3).expect(with_an_effect),
         at(Moment::Acknowledged, 1, "f9-", 2).expect(with_an_acknowledgement),
         at(Moment::Settled, 1, "", 5).expect(with_a_settlement),

@@ -47,6 +47,8 @@ pub(crate) const ORDERS: &str = "LADDER_CRASH_ORDERS";
 pub(crate) enum Moment {
     /// Redis has granted the claim, the engine does not know yet.
     Claimed,
+    /// The handler is at work, and has been while the client committed more than once.
+    Running,
     /// The handler's effect is on the disk, its outcome has not been returned.
     Effect,
     /// The next copy is acknowledged, the engine does not know yet.
@@ -205,8 +207,8 @@ struct Witness {
 
 #[derive(Default)]
 struct Seen {
-    /// By event id and hop: how far, and until when it is leased at least.
-    in_hand: BTreeMap<(String, u64), (InHand, u64)>,
+    /// By event id and hop.
+    in_hand: BTreeMap<(String, u64), Held>,
     settled: Vec<(String, u64)>,
     matches: usize,
     /// Settlements on the stage of the point.
@@ -259,14 +261,7 @@ impl Witness {
     }
 
     fn die(&self, seen: &Seen) -> ! {
-        let held = |((id, hop), (how, until)): (&(String, u64), &(InHand, u64))| Held {
-            id: id.clone(),
-            hop: *hop,
-            how: *how,
-            leased_until_us: *until,
-        };
-        let in_hand = seen.in_hand.iter().map(held).collect();
-        let kill = Kill { at_us: now_us(), in_hand, settled: seen.settled.clone() };
+        let kill = Kill { in_hand: seen.in_hand.values().cloned().collect(), settled: seen.settled.clone() };
         let mut file = File::create(self.orders.last_words()).expect("a file for the last words");
         file.write_all(kill.write().as_bytes()).and_then(|()| file.sync_all()).expect("the last words");
         rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).expect("a kill");
@@ -275,27 +270,30 @@ impl Witness {
         }
     }
 
-    fn claimed(&self, copies: &[(String, u64)], replies: &[Result<ClaimReply, StoreError>], until: u64) {
+    /// `held`: as they are if they are granted.
+    fn claimed(&self, held: &[Held], replies: &[Result<ClaimReply, StoreError>]) {
         let mut seen = lock(&self.seen);
-        for ((id, hop), reply) in copies.iter().zip(replies) {
+        for (held, reply) in held.iter().zip(replies) {
             match reply {
-                Ok(ClaimReply::Claimed) => {
-                    seen.in_hand.insert((id.clone(), *hop), (InHand::Claimed, until));
+                Ok(ClaimReply::Claimed | ClaimReply::AlreadyOurs) => {
+                    seen.in_hand.insert((held.id.clone(), held.hop), held.clone());
                 }
-                Ok(ClaimReply::AlreadyOurs) => self.moves(&mut seen, id, *hop, InHand::Claimed),
-                Ok(ClaimReply::Busy) => writeln!(lock(&self.busy), "{hop} {id}").expect("the file of busy claims"),
+                Ok(ClaimReply::Busy) => {
+                    writeln!(lock(&self.busy), "{} {}", held.hop, held.id).expect("the file of busy claims");
+                }
                 _ => {}
             }
         }
-        for ((id, hop), reply) in copies.iter().zip(replies) {
+        for (held, reply) in held.iter().zip(replies) {
             if matches!(reply, Ok(ClaimReply::Claimed)) {
-                self.reach(&mut seen, Moment::Claimed, id, *hop);
+                self.reach(&mut seen, Moment::Claimed, &held.id, held.hop);
             }
         }
     }
 
     fn moves(&self, seen: &mut Seen, id: &str, hop: u64, how: InHand) {
-        seen.in_hand.entry((id.to_owned(), hop)).or_insert((how, 0)).0 = how;
+        let held = seen.in_hand.get_mut(&(id.to_owned(), hop)).expect("a copy that moves was claimed");
+        held.how = how;
     }
 
     fn settled(self: &Arc<Self>, copies: &[(String, u64)], replies: &[Result<SettleReply, StoreError>]) {
@@ -357,13 +355,17 @@ impl IdempotencyStore for WitnessedStore {
         batch: Vec<(CopyKey, Claim)>,
         lease: Duration,
     ) -> BoxFuture<'static, Vec<Result<ClaimReply, StoreError>>> {
-        let copies: Vec<_> = batch.iter().map(|(key, _)| id_and_hop(key)).collect();
-        let (call, witness) = (self.inner.claim(batch, lease), Arc::clone(&self.witness));
         // Redis counts from when it executes the command, which is later.
-        let until = now_us() + lease.as_micros() as u64;
+        let leased_until_us = now_us() + lease.as_micros() as u64;
+        let held = |(key, claim): &(CopyKey, Claim)| {
+            let ((id, hop), fence) = (id_and_hop(key), claim.fence);
+            Held { id, hop, how: InHand::Claimed, fence, leased_until_us }
+        };
+        let held: Vec<_> = batch.iter().map(held).collect();
+        let (call, witness) = (self.inner.claim(batch, lease), Arc::clone(&self.witness));
         async move {
             let replies = call.await;
-            witness.claimed(&copies, &replies, until);
+            witness.claimed(&held, &replies);
             replies
         }
         .boxed()
@@ -491,6 +493,12 @@ impl Handler for Executor {
                 format!("{what} {at} {} {attempt} {fence} {id} {outcome} {place}\n", event.stage_name)
             };
             self.record(line("start", "-")).await;
+            let comes = self.witness.comes_to(&mut lock(&self.witness.seen), Moment::Running, id, event.stage as u64);
+            if comes {
+                // The client commits every second.
+                tokio::time::sleep(Duration::from_millis(2_500)).await;
+                self.witness.die(&lock(&self.witness.seen));
+            }
             let outcome = self.outcome(&event, begun);
             let word = match &outcome {
                 Outcome::Done => "done",

@@ -1,6 +1,8 @@
 //! Tests on real services. They fail, with the remedy, where the services are not there: a test that passes by doing
 //! nothing proves nothing. Each makes topics and groups of its own, so that they can share a cluster and be repeated.
 
+#![allow(clippy::unwrap_used, reason = "a test that meets an error it did not ask for fails")]
+
 mod operations;
 #[allow(dead_code, reason = "the other tests that share it use the rest")]
 #[path = "../support/redis_server.rs"]
@@ -11,6 +13,7 @@ mod crash_worker;
 #[path = "../support/ledger.rs"]
 mod ledger;
 mod outside;
+mod status;
 mod support;
 mod topics;
 mod traces;

@@ -1,4 +1,5 @@
 //! Traces in a real Jaeger, written by the real binary: one process for each stage, read back through Jaeger's API.
+#![allow(clippy::unwrap_used, reason = "clippy takes helpers of tests for something else")]
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Write as _;

@@ -83,6 +83,8 @@ pub(crate) struct Held {
     pub(crate) id: String,
     pub(crate) hop: u64,
     pub(crate) how: InHand,
+    /// The fence of the claim.
+    pub(crate) fence: u64,
     /// The lease does not end before, Unix microseconds.
     pub(crate) leased_until_us: u64,
 }
@@ -90,8 +92,6 @@ pub(crate) struct Held {
 /// What a killed process left.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Kill {
-    /// When it died, Unix microseconds.
-    pub(crate) at_us: u64,
     /// What it had in hand.
     pub(crate) in_hand: Vec<Held>,
     /// Settled by this process: event id, hop.
@@ -138,17 +138,17 @@ pub(crate) fn read_executions(file: &str) -> Result<Vec<Execution>, String> {
 }
 
 impl Kill {
-    /// `died <unix_us>`, then one line a copy: `claimed|published|acknowledged <hop> <event_id> <leased_until_us>` or
+    /// One line a copy: `claimed|published|acknowledged <hop> <event_id> <fence> <leased_until_us>` or
     /// `settled <hop> <event_id>`.
     pub(crate) fn write(&self) -> String {
-        let mut file = format!("died {}\n", self.at_us);
-        for Held { id, hop, how, leased_until_us } in &self.in_hand {
+        let mut file = String::new();
+        for Held { id, hop, how, fence, leased_until_us } in &self.in_hand {
             let how = match how {
                 InHand::Claimed => "claimed",
                 InHand::Published => "published",
                 InHand::Acknowledged => "acknowledged",
             };
-            writeln!(file, "{how} {hop} {id} {leased_until_us}").ok();
+            writeln!(file, "{how} {hop} {id} {fence} {leased_until_us}").ok();
         }
         for (id, hop) in &self.settled {
             writeln!(file, "settled {hop} {id}").ok();
@@ -166,17 +166,16 @@ impl Kill {
             let bad = || format!("no line of a killed process: {line:?}");
             let number = |text: &str| text.parse::<u64>().map_err(|_| bad());
             match line.split(' ').collect::<Vec<_>>()[..] {
-                ["died", at] => kill.at_us = number(at)?,
                 ["settled", hop, id] => kill.settled.push((id.to_owned(), number(hop)?)),
-                [how, hop, id, until] => {
+                [how, hop, id, fence, until] => {
                     let how = match how {
                         "claimed" => InHand::Claimed,
                         "published" => InHand::Published,
                         "acknowledged" => InHand::Acknowledged,
                         _ => return Err(bad()),
                     };
-                    let (hop, leased_until_us) = (number(hop)?, number(until)?);
-                    kill.in_hand.push(Held { id: id.to_owned(), hop, how, leased_until_us });
+                    let (hop, fence, leased_until_us) = (number(hop)?, number(fence)?, number(until)?);
+                    kill.in_hand.push(Held { id: id.to_owned(), hop, how, fence, leased_until_us });
                 }
                 _ => return Err(bad()),
             }

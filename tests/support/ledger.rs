@@ -300,9 +300,11 @@ impl Ledger {
     /// Nobody may execute what a killed process had claimed before its lease ends.
     fn check_leases(&self, execution: &Execution, faults: &mut Vec<String>) {
         let Execution { id, attempt, started_us, .. } = execution;
-        for kill in self.kills.iter().filter(|kill| kill.at_us < *started_us) {
+        for kill in &self.kills {
             let own = |held: &&Held| held.id == *id && held.hop + 1 == u64::from(*attempt);
+            // An older fence is the killed process's own.
             if let Some(held) = kill.in_hand.iter().find(own)
+                && execution.fence > held.fence
                 && *started_us + LEASE_SLACK_US < held.leased_until_us
             {
                 let early = (held.leased_until_us - started_us) / 1_000;

@@ -42,12 +42,26 @@ pub enum Error {
         /// Topic.
         topic: String,
     },
+    /// It was stopped, and handlers were still running after the drain time. They were cancelled; nothing is lost, their
+    /// events run again.
+    #[error(
+        "{topic}: handlers of {partitions} partition(s) were still running after the drain time of {timeout:?} and were \
+         cancelled; their events run again (raise kafka.drain_timeout, or lower handler_timeout)"
+    )]
+    Undrained {
+        /// Topic.
+        topic: String,
+        /// How many partitions had running handlers.
+        partitions: usize,
+        /// The drain time.
+        timeout: Duration,
+    },
     /// The client cannot go on.
     #[error("kafka consumer of {topic}: {reason}")]
     Fatal {
         /// Topic.
         topic: String,
-        /// What librdkafka says.
+        /// What librdkafka says, or which task of ours is gone.
         reason: String,
     },
 }
@@ -112,8 +126,8 @@ impl Context {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Drains these lanes, at most the drain time, and gives back what they reached.
-    fn drain(&self, mut lanes: Vec<(i32, Assigned)>) -> TopicPartitionList {
+    /// Drains these lanes, at most the drain time; gives back what they reached and how many were not done by then.
+    fn drain(&self, mut lanes: Vec<(i32, Assigned)>) -> (TopicPartitionList, usize) {
         for (_, assigned) in &lanes {
             assigned.lane.command(LaneCommand::Drain);
         }
@@ -137,7 +151,7 @@ impl Context {
             }
             assigned.lane.command(LaneCommand::Stop);
         }
-        reached
+        (reached, late)
     }
 
     fn add(&self, list: &mut TopicPartitionList, partition: i32, position: i64) {
@@ -202,7 +216,7 @@ impl ConsumerContext for Context {
                         assigned.lane.command(LaneCommand::Drain);
                     }
                 } else {
-                    let reached = self.drain(taken);
+                    let (reached, _) = self.drain(taken);
                     self.store(consumer, &reached);
                 }
             }
@@ -287,18 +301,26 @@ impl StageConsumer {
     /// Polls until `stop` is set, then drains the lanes, stores what they reached and leaves the group.
     ///
     /// # Errors
-    /// When the client cannot go on: fenced by another member, or a fatal error. The lanes are drained all the same,
-    /// so that what runs here is settled and not executed again by the next owner; nothing is stored.
+    /// When the client cannot go on: fenced by another member, a fatal error, a lane that ended by itself. The lanes are
+    /// drained all the same, so that what runs here is settled and not executed again by the next owner; nothing is
+    /// stored then. Also when handlers outlast the drain time.
     pub fn run(self, stop: &AtomicBool, alive: impl Fn()) -> Result<(), Error> {
         let context = Arc::clone(self.consumer.context());
         let result = self.poll(&context, stop, alive);
         let lanes: Vec<_> = context.lanes().drain().collect();
-        let reached = context.drain(lanes);
+        let (reached, late) = context.drain(lanes);
         if result.is_ok() {
             context.store(&self.consumer, &reached);
         }
         // Dropping the consumer closes it: what is stored is committed, the group is left.
-        result
+        match result {
+            Ok(()) if late > 0 => Err(Error::Undrained {
+                topic: self.options.topic.clone(),
+                partitions: late,
+                timeout: self.options.drain_timeout,
+            }),
+            result => result,
+        }
     }
 
     fn poll(&self, context: &Context, stop: &AtomicBool, alive: impl Fn()) -> Result<(), Error> {
@@ -324,6 +346,12 @@ impl StageConsumer {
                 assigned.lane.hand_over(std::mem::take(&mut assigned.batch));
             }
             self.see_to_pauses(&mut lanes);
+            // It panicked. Its partition would stand still for ever with a member that looks healthy; another can go on.
+            if let Some((partition, _)) = lanes.iter().find(|(_, assigned)| assigned.lane.ended()) {
+                let reason =
+                    format!("the task of partition {partition} panicked; nothing is lost, start the stage again");
+                return Err(Error::Fatal { topic: self.options.topic.clone(), reason });
+            }
             if last_store.elapsed() >= STORE_EVERY {
                 last_store = Instant::now();
                 self.store_watermarks(context, &mut lanes);

@@ -155,7 +155,7 @@ async fn live(setup: Setup) -> Life {
                 clock: Arc::new(SystemClock),
                 permits: Arc::new(Semaphore::new(4)),
                 partitions: Partitions(vec![6; 4]),
-                gained_partitions: std::sync::atomic::AtomicBool::new(false),
+                gained_partitions: false.into(),
                 keys: CopyKeys::new("idem", &ladder),
                 settings: StageSettings { dedup, ..StageSettings::default() },
                 process: 7,
@@ -360,7 +360,7 @@ async fn an_unsampled_event_is_traced_from_its_first_failure_on() {
     let life = live(Setup { headers: unsampled(), ..Setup::default() }).await;
     assert_eq!(life.names(), [""; 0]);
 
-    let before = SystemTime::now();
+    let before = time(SystemClock.now().wall);
     let life = live(Setup { headers: unsampled(), outcomes: vec![fails()], ..Setup::default() }).await;
     let one = "orders.billing.retry-1";
     let [send, wait, process] = ["send", "wait", "process"].map(|what| format!("{what} {one}"));

@@ -8,7 +8,9 @@ use crate::ladder::event::{Mark, Now};
 
 impl<T> Lane<T> {
     pub(super) fn returned(&mut self, now: Now, slot: Slot, verdict: Verdict, fx: &mut Effects<T>) {
-        debug_assert_eq!(self.entry(slot).state, State::Running);
+        if !self.is_running(slot) {
+            return; // it was cancelled in the same moment: its outcome no longer counts, its permit is back already
+        }
         fx.permits += 1;
         match verdict {
             Verdict::Done => {
@@ -92,6 +94,8 @@ impl<T> Lane<T> {
         self.in_flight -= 1;
         self.watermark.done(entry.ticket);
         self.free.push(slot);
+        // A renewal that was asked for in the same round would name a free slot, or the next tenant.
+        fx.renew.retain(|(renewed, _)| *renewed != slot);
         fx.finished.push((entry.item, how));
     }
 

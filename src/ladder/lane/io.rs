@@ -130,7 +130,7 @@ pub enum Finish {
 /// What the shell has to do, in any order, then [`Effects::clear`].
 #[derive(Debug)]
 pub struct Effects<T> {
-    /// Claim these (fence and sequence: [`Lane::claim`]).
+    /// Claim these (fence and sequence: [`super::Lane::claim`]).
     pub claim: Vec<Slot>,
     /// Start the handler.
     pub start: Vec<Slot>,

@@ -115,6 +115,7 @@ impl<T> Lane<T> {
         match entry.state {
             State::Running if !entry.lost => {
                 fx.leases_lost += 1;
+                fx.start.retain(|started| *started != slot);
                 fx.cancel.push(slot);
                 fx.permits += 1;
                 self.park(now, slot);

@@ -199,7 +199,12 @@ impl<T> Lane<T> {
     /// Whether the handler that [`Effects::start`] asked for may still be started. If not, nothing is to be done:
     /// its lease is over, and the lane has given the event up, or will at the next step.
     pub fn may_start(&self, now: Now, slot: Slot) -> bool {
-        self.entry(slot).state == State::Running && !self.lease_gone(now, slot)
+        self.is_running(slot) && !self.lease_gone(now, slot)
+    }
+
+    /// Whether the handler of the event in a slot is to run: false once its lease is lost, and when the slot is free.
+    pub fn is_running(&self, slot: Slot) -> bool {
+        matches!(self.entries.get(slot as usize), Some(Some(entry)) if entry.state == State::Running)
     }
 
     /// How many permits the lane can use now.
@@ -247,7 +252,8 @@ impl<T> Lane<T> {
         (wall, (boot != NEVER).then_some(boot))
     }
 
-    /// Takes one input and appends what has to be done.
+    /// Takes one input and appends what has to be done. Several inputs may come before anything of it is done: what a
+    /// later one makes void is taken off the lists again, so that they never name an event that is finished.
     pub fn step(&mut self, now: Now, input: Input<T>, fx: &mut Effects<T>) {
         match input {
             Input::Arrived(batch) => {

@@ -269,6 +269,41 @@ fn at_the_local_deadline_the_handler_is_cancelled_without_an_answer_from_the_sto
 }
 
 #[test]
+fn a_renewal_is_taken_back_when_its_event_finishes_before_it_is_sent() {
+    let mut rig = Rig::new(Order::None, Dedup::Required);
+    let slot = rig.running(5);
+    rig.step(Input::Returned(slot, Verdict::Done));
+    assert_eq!(rig.later(LEASE / 3).renew.len(), 1);
+    let now = rig.now();
+    rig.lane.step(now, Input::Settled(vec![(slot, true)]), &mut rig.fx);
+    assert_eq!(rig.fx.finished, [(5, Finish::Settled(Mark::Done))]);
+    assert_eq!(rig.fx.renew, []);
+}
+
+#[test]
+fn an_outcome_that_comes_together_with_the_loss_of_its_lease_no_longer_counts() {
+    let mut rig = Rig::new(Order::None, Dedup::Required);
+    let slot = rig.running(5);
+    assert_eq!(rig.later(LEASE).cancel, [slot]);
+    let now = rig.now();
+    rig.lane.step(now, Input::Returned(slot, Verdict::Done), &mut rig.fx);
+    assert_eq!((rig.fx.settle.as_slice(), rig.fx.permits), ([].as_slice(), 1));
+    assert_eq!(rig.lane.position(), Some(5));
+}
+
+#[test]
+fn a_start_is_taken_back_when_the_lease_is_lost_before_it_is_performed() {
+    let mut rig = Rig::new(Order::None, Dedup::Required);
+    let slot = rig.running(5);
+    assert_eq!(rig.fx.start, [slot]);
+    rig.ms += LEASE.as_millis() as u64;
+    let now = rig.now();
+    rig.lane.step(now, Input::Tick, &mut rig.fx);
+    assert!(rig.fx.start.is_empty());
+    assert!(!rig.lane.is_running(slot));
+}
+
+#[test]
 fn a_lease_counts_from_before_the_claim_was_sent() {
     let mut rig = Rig::new(Order::None, Dedup::Required);
     rig.arrive(1, None, Duration::ZERO);

@@ -1,3 +1,5 @@
+//! When a wait begins; the spans themselves are tested in `adapters::otel`, through the whole stage.
+
 use super::*;
 
 #[test]

@@ -1,3 +1,5 @@
+//! The queue and its task against a collector that is fast, slow, dead or restarted.
+
 use std::sync::Mutex;
 
 use opentelemetry::InstrumentationScope;

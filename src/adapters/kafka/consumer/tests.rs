@@ -267,10 +267,12 @@ fn a_partition_pauses_and_resumes_at_the_lanes_wish_and_loses_nothing() {
 #[test]
 fn a_lane_that_does_not_keep_up_pauses_its_partition() {
     let (handle, ends) = LaneHandle::new(10);
-    handle.hand_over(vec![record(0); 11]);
-    assert!(handle.paused());
-    ends.state.taken_in(11);
-    assert!(!handle.paused());
+    handle.hand_over(vec![record(0); 6]);
+    assert!(handle.crowded() && !handle.paused(), "half of what it may hold: given time first");
+    handle.hand_over(vec![record(0); 15]);
+    assert!(handle.paused(), "twice of what it may hold and not taken in");
+    ends.state.taken_in(21);
+    assert!(!handle.paused() && !handle.crowded());
 }
 
 #[test]
@@ -299,7 +301,8 @@ fn stopping_waits_no_longer_than_the_drain_time() {
     records(&mut lane, 10);
     lane.state.tell(Some(2), false, 0, 0, false);
     running.stop();
-    running.join().unwrap();
+    let ended = running.join();
+    assert!(matches!(ended, Err(Error::Undrained { partitions: 1, .. })), "{ended:?}");
     assert!(matches!(command(&mut lane), LaneCommand::Drain));
     assert!(matches!(command(&mut lane), LaneCommand::Stop));
     assert_eq!(committed(&cluster, 0), Some(2), "as far as it came");

@@ -1,4 +1,5 @@
-//! Random schedules: a world that answers whatever the lane asks, in any order, with any outcome.
+//! Random schedules: a world that answers whatever the lane asks, in any order, with any outcome. As in the shell,
+//! several inputs may come before the effects of the first are performed.
 
 use proptest::prelude::*;
 
@@ -13,6 +14,8 @@ struct World {
     finished: Vec<i64>,
     running: Vec<Slot>,
     key_of: fn(i64) -> Option<u64>,
+    /// What is asked for now is performed later, together with what comes.
+    late: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -36,43 +39,57 @@ impl World {
             finished: Vec::new(),
             running: Vec::new(),
             key_of: |offset| (offset % 3 != 0).then_some(offset as u64 % 3),
+            late: false,
         }
     }
 
     fn feed(&mut self, input: Input<i64>) -> Result<(), TestCaseError> {
         let before = self.rig.lane.position();
-        self.rig.step(input);
-        let fx = &self.rig.fx;
-        let sent = self.rig.now().boot;
-        self.free_permits += fx.permits;
-        self.running.retain(|s| !fx.cancel.contains(s));
-        self.running.extend(&fx.start);
-        self.finished.extend(fx.finished.iter().map(|(offset, _)| *offset));
-        self.asked.extend(fx.claim.iter().map(|s| Asked::Claim(*s, sent)));
-        self.asked.extend(fx.renew.iter().map(|(s, c)| Asked::Renew(*s, *c, sent)));
-        self.asked.extend(fx.settle.iter().map(|(s, _)| Asked::Settle(*s)));
-        self.asked.extend(fx.release.iter().map(|(s, _)| Asked::Release(*s)));
-        self.asked.extend(fx.publish.iter().chain(&fx.shrink).map(|s| Asked::Publish(*s)));
-        for slot in &fx.start {
-            prop_assert!(self.rig.lane.due(*slot) <= self.rig.now().wall, "started early");
-        }
+        let now = self.rig.now();
+        self.rig.lane.step(now, input, &mut self.rig.fx);
+        self.finished.extend(self.rig.fx.finished.drain(..).map(|(offset, _)| offset));
         let open = (0..self.arrived).find(|offset| !self.finished.contains(offset));
         let truth = open.or((self.arrived > 0).then_some(self.arrived));
         if !self.rig.lane.draining {
             prop_assert_eq!(self.rig.lane.position(), truth, "the watermark is the first open offset");
         }
         prop_assert!(self.rig.lane.position() >= before, "the watermark never falls");
-        prop_assert_eq!(self.free_permits + self.rig.lane.permits_held(), PERMITS, "permits are neither lost nor made");
-        let mut keys: Vec<_> = self.running.iter().filter_map(|s| (self.key_of)(*self.rig.lane.get(*s))).collect();
+        if self.late { Ok(()) } else { self.perform() }
+    }
+
+    fn perform(&mut self) -> Result<(), TestCaseError> {
+        let fx = &self.rig.fx;
+        let lane = &self.rig.lane;
+        let sent = self.rig.now().boot;
+        self.free_permits += fx.permits;
+        self.running.retain(|s| !fx.cancel.contains(s));
+        self.running.extend(&fx.start);
+        let occupied = |slot: &Slot| matches!(lane.entries.get(*slot as usize), Some(Some(_)));
+        for slot in &fx.start {
+            prop_assert!(lane.is_running(*slot), "started without a lease");
+            prop_assert!(lane.due(*slot) <= self.rig.now().wall, "started early");
+        }
+        prop_assert!(fx.cancel.iter().all(occupied), "cancels a finished event");
+        prop_assert!(fx.renew.iter().all(|(slot, _)| occupied(slot)), "renews the lease of a finished event");
+        self.asked.extend(fx.claim.iter().map(|s| Asked::Claim(*s, sent)));
+        self.asked.extend(fx.renew.iter().map(|(s, c)| Asked::Renew(*s, *c, sent)));
+        self.asked.extend(fx.settle.iter().map(|(s, _)| Asked::Settle(*s)));
+        self.asked.extend(fx.release.iter().map(|(s, _)| Asked::Release(*s)));
+        self.asked.extend(fx.publish.iter().chain(&fx.shrink).map(|s| Asked::Publish(*s)));
+        self.rig.fx.clear();
+        let lane = &self.rig.lane;
+        prop_assert_eq!(self.free_permits + lane.permits_held(), PERMITS, "permits are neither lost nor made");
+        let mut keys: Vec<_> = self.running.iter().filter_map(|s| (self.key_of)(*lane.get(*s))).collect();
         keys.sort_unstable();
         let all = keys.len();
         keys.dedup();
-        prop_assert!(self.rig.lane.config.order == Order::None || keys.len() == all, "two of one key run at once");
+        prop_assert!(lane.config.order == Order::None || keys.len() == all, "two of one key run at once");
         Ok(())
     }
 
     fn act(&mut self, choice: u8, dice: u8) -> Result<(), TestCaseError> {
         let pick = |n: usize| usize::from(dice) % n.max(1);
+        self.late = choice >= 128;
         match choice % 5 {
             0 if !self.rig.lane.paused() => {
                 let offset = self.arrived;
@@ -104,7 +121,7 @@ impl World {
     }
 
     fn answer(&mut self, asked: Asked, dice: u8) -> Result<(), TestCaseError> {
-        let fails = dice % 4 == 0;
+        let fails = dice.is_multiple_of(4);
         match asked {
             Asked::Claim(slot, sent) => {
                 let reply = match dice % 8 {
@@ -118,7 +135,7 @@ impl World {
                 self.feed(Input::Claimed(vec![(slot, reply)], sent))
             }
             Asked::Renew(slot, claim, sent) => {
-                let reply = if fails { None } else { Some(dice % 3 != 0) };
+                let reply = if fails { None } else { Some(!dice.is_multiple_of(3)) };
                 self.feed(Input::Renewed(vec![(slot, claim, reply)], sent))
             }
             Asked::Settle(slot) => self.feed(Input::Settled(vec![(slot, !fails)])),
@@ -136,6 +153,8 @@ impl World {
 
     /// From here on everything works: every event must come to its end.
     fn finish(&mut self) -> Result<(), TestCaseError> {
+        self.late = false;
+        self.perform()?;
         for _ in 0..10_000 {
             if self.finished.len() as i64 == self.arrived {
                 break;
@@ -146,7 +165,7 @@ impl World {
             } else if let Some(slot) = self.running.pop() {
                 self.feed(Input::Returned(slot, Verdict::Done))?;
             } else {
-                self.act(1, 0)?;
+                self.act(1, 0)?; // at once: 1 is below 128
                 self.rig.ms += 500;
                 self.feed(Input::Tick)?;
             }
@@ -188,6 +207,8 @@ proptest! {
                 world.act(choice, dice)?;
             }
         }
+        world.late = false;
+        world.perform()?;
         for _ in 0..2_000 {
             if world.rig.lane.drained() {
                 break;
