@@ -63,17 +63,19 @@ async fn after_a_step_back_of_the_wall_clock_waiting_events_wait_on() {
 
 #[tokio::test(start_paused = true)]
 async fn after_a_step_back_of_the_wall_clock_events_that_were_due_are_not_started_early() {
-    let rig = Rig::new(RETRY_1, as_usual, done);
-    let all = rig.ctx.permits.try_acquire_many(4).unwrap();
-    let lane = rig.lane([retry(RETRY_1, 0, SECOND)]);
-    rig.pass(SECOND * 2).await;
-    assert_eq!(lane.state().in_flight(), 1, "due, but there is no permit");
-    rig.clock.step(-5);
-    drop(all);
-    rig.position(&lane, 1).await;
-    assert!(started(&rig, 0) >= SECOND * 6, "{:?}", started(&rig, 0));
-    assert_eq!(rig.stats().early.get(), 0);
-    rig.is_at_rest();
+    for dedup in [Dedup::Required, Dedup::BestEffort, Dedup::Off] {
+        let rig = Rig::new(RETRY_1, |s| s.dedup = dedup, done);
+        let all = rig.ctx.permits.try_acquire_many(4).unwrap();
+        let lane = rig.lane([retry(RETRY_1, 0, SECOND)]);
+        rig.pass(SECOND * 2).await;
+        assert_eq!(lane.state().in_flight(), 1, "due, but there is no permit");
+        rig.clock.step(-5);
+        drop(all);
+        rig.position(&lane, 1).await;
+        assert!(started(&rig, 0) >= SECOND * 6, "{:?} with {dedup:?}", started(&rig, 0));
+        assert_eq!(rig.stats().early.get(), 0);
+        rig.is_at_rest();
+    }
 }
 
 #[tokio::test(start_paused = true)]
