@@ -21,6 +21,15 @@ pub struct DeadLetterLog {
     state: Mutex<State>,
 }
 
+impl Drop for DeadLetterLog {
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if state.new > 0 {
+            tracing::info!(new = state.new, by_class = ?state.by_class, "dead letters");
+        }
+    }
+}
+
 #[derive(Default)]
 struct State {
     by_class: BTreeMap<String, u64>,

@@ -132,11 +132,12 @@ impl<T> Lane<T> {
 
     /// Gives up the claim and tries again later, offset not done. Its key waits for it.
     pub(super) fn park(&mut self, now: Now, slot: Slot) {
-        let lease = self.config.lease;
+        // Never as long as a lease: who waits for the lease of a killed process is there soon after it has run out.
+        let most = self.config.lease / 4;
         let draw = self.draw();
         let entry = self.give_up(slot);
         entry.state = State::Parked;
-        let delay = backoff(Duration::from_secs(1), entry.tries, lease);
+        let delay = backoff(Duration::from_secs(1), entry.tries, most);
         entry.tries = entry.tries.saturating_add(1);
         self.arm(now.boot + delay.mul_f64(0.75 + 0.5 * draw), slot);
     }
