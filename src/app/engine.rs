@@ -131,7 +131,8 @@ impl Engine {
         let options = consumer::Options {
             topic: rung.topic.to_string(),
             group_id: rung.group_id.to_string(),
-            group_instance_id: self.instance.as_ref().map(|i| format!("{i}.{}", rung.group_id)),
+            // By topic: a former rung that is drained beside a live one of its name shares the group, not the id.
+            group_instance_id: self.instance.as_ref().map(|i| format!("{i}.{}", rung.topic)),
             session_timeout: self.session_timeout,
             drain_timeout: self.drain_timeout,
             delayed: rung.delay.is_some(),
@@ -154,7 +155,7 @@ impl Engine {
             topic: rung.topic.to_string(),
             reason: format!("no thread for it: {error}"),
         })?;
-        Ok(RunningStage { ctx, stage, stop, thread: Some(thread), ended: Some(ended), last_poll })
+        Ok(RunningStage { ctx, stage, stop, thread: Some(thread), ended: Some(ended), result: Ok(()), last_poll })
     }
 }
 
@@ -165,6 +166,8 @@ pub struct RunningStage {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
     ended: Option<oneshot::Receiver<Result<(), consumer::Error>>>,
+    /// How it ended, until somebody was told.
+    result: Result<(), consumer::Error>,
     last_poll: Arc<AtomicU64>,
 }
 
@@ -204,21 +207,21 @@ impl RunningStage {
     /// # Errors
     /// When its consumer could not go on.
     pub async fn ended(&mut self) -> Result<(), consumer::Error> {
-        let result = match &mut self.ended {
-            Some(ended) => ended.await.unwrap_or_else(|_| {
+        if let Some(ended) = &mut self.ended {
+            // Kept until the end of this call: whoever drops it in the middle can call again and loses no error.
+            self.result = ended.await.unwrap_or_else(|_| {
                 Err(consumer::Error::Fatal {
                     topic: self.ctx.rung().topic.to_string(),
                     reason: "its poll thread panicked; this is a bug".into(),
                 })
-            }),
-            None => Ok(()),
-        };
-        self.ended = None;
+            });
+            self.ended = None;
+        }
         if let Some(thread) = self.thread.take() {
             // It has sent its result: what is left is closing the consumer, which leaves the group.
             drop(tokio::task::spawn_blocking(move || thread.join()).await);
         }
-        result
+        std::mem::replace(&mut self.result, Ok(()))
     }
 }
 

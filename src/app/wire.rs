@@ -303,6 +303,7 @@ pub fn settings(pipeline: &config::Pipeline) -> Vec<StageSettings> {
         max_waiting: pipeline.window.waiting,
         max_waiting_bytes: usize::try_from(pipeline.window.waiting_bytes.0).unwrap_or(usize::MAX),
         max_in_flight: pipeline.window.in_flight,
+        max_in_flight_bytes: usize::try_from(pipeline.window.in_flight_bytes.0).unwrap_or(usize::MAX),
     };
     (0..=last)
         .map(|index| {

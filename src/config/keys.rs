@@ -193,6 +193,8 @@ section! {
         waiting_bytes: ByteSize = "4MiB" in "64KiB" ..= "1GiB";
         /// Events that were started and whose offsets are not committed yet.
         in_flight: usize = "1000" in "1" ..= "1000000";
+        /// The same in bytes; whichever is reached first.
+        in_flight_bytes: ByteSize = "16MiB" in "64KiB" ..= "1GiB";
     }
 }
 

@@ -68,6 +68,8 @@ pub struct StageSettings {
     pub max_waiting_bytes: usize,
     /// Events of one partition that may be past their due time and not finished.
     pub max_in_flight: usize,
+    /// Bytes that these may hold.
+    pub max_in_flight_bytes: usize,
 }
 
 impl Default for StageSettings {
@@ -88,6 +90,7 @@ impl Default for StageSettings {
             max_waiting: 200,
             max_waiting_bytes: 4 << 20,
             max_in_flight: 1_000,
+            max_in_flight_bytes: 16 << 20,
         }
     }
 }
@@ -179,6 +182,7 @@ impl StageContext {
             max_waiting: self.settings.max_waiting,
             max_waiting_bytes: self.settings.max_waiting_bytes,
             max_in_flight: self.settings.max_in_flight,
+            max_in_flight_bytes: self.settings.max_in_flight_bytes,
             first_sequence: number << 40,
             seed: self.process ^ number.wrapping_mul(0x9E37_79B9_7F4A_7C15),
         }

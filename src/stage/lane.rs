@@ -34,7 +34,7 @@ use crate::ladder::lane::{Delivery, Effects, Input, Lane, Slot};
 
 /// The wall clock is read again at least this often, so that a step of it (NTP, suspend) is noticed.
 const MAX_SLEEP: Duration = Duration::from_secs(30);
-/// How long a lane that was told to drain goes on when nobody waits for it any more.
+/// How long a lane that was told to drain goes on when nobody waits for it any more, beyond what a handler may take.
 const ABANDONED: Duration = Duration::from_secs(60);
 
 /// Starts a lane's task on the runtime.
@@ -129,7 +129,7 @@ impl<'a> Task<'a> {
             match wake {
                 Wake::Commands if commands.is_empty() => {
                     // The handle is gone: nobody waits for the drain any more, but what runs is still settled.
-                    abandoned.get_or_insert_with(|| Instant::now() + ABANDONED);
+                    abandoned.get_or_insert_with(|| Instant::now() + self.ctx.settings.handler_timeout + ABANDONED);
                     self.step(Input::Drain);
                 }
                 Wake::Commands => {}
@@ -287,7 +287,7 @@ impl<'a> Task<'a> {
             Err(PublishError::TooLarge) => Delivery::TooLarge,
             Err(PublishError::Unacknowledged(why)) => {
                 let held = self.lane.get(slot);
-                tracing::debug!(
+                tracing::warn!(
                     trace_id = held.trace_id(),
                     event_id = &*held.envelope.event_id,
                     correlation_id = held.record.correlation_id(),

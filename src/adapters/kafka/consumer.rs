@@ -126,8 +126,8 @@ impl Context {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Drains these lanes, at most the drain time; gives back what they reached and how many were not done by then.
-    fn drain(&self, mut lanes: Vec<(i32, Assigned)>) -> (TopicPartitionList, usize) {
+    /// Drains these lanes, at most the drain time; gives back what they reached and those that were not done by then.
+    fn drain(&self, lanes: Vec<(i32, Assigned)>) -> (TopicPartitionList, Vec<Assigned>) {
         for (_, assigned) in &lanes {
             assigned.lane.command(LaneCommand::Drain);
         }
@@ -135,23 +135,15 @@ impl Context {
         while lanes.iter().any(|(_, a)| !a.lane.ended()) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
         }
-        let late = lanes.iter().filter(|(_, a)| !a.lane.ended()).count();
-        if late > 0 {
-            tracing::warn!(
-                topic = %self.options.topic, partitions = late, timeout = ?self.options.drain_timeout,
-                "handlers were still running after the drain time; they are cancelled and their events run again"
-            );
-        }
         let mut reached = TopicPartitionList::new();
-        for (partition, assigned) in &mut lanes {
+        for (partition, assigned) in &lanes {
             if let Some(position) = assigned.lane.position()
                 && position != assigned.stored
             {
                 self.add(&mut reached, *partition, position);
             }
-            assigned.lane.command(LaneCommand::Stop);
         }
-        (reached, late)
+        (reached, lanes.into_iter().map(|(_, a)| a).filter(|a| !a.lane.ended()).collect())
     }
 
     fn add(&self, list: &mut TopicPartitionList, partition: i32, position: i64) {
@@ -216,8 +208,16 @@ impl ConsumerContext for Context {
                         assigned.lane.command(LaneCommand::Drain);
                     }
                 } else {
-                    let (reached, _) = self.drain(taken);
+                    let (reached, late) = self.drain(taken);
                     self.store(consumer, &reached);
+                    if !late.is_empty() {
+                        // They are let go, not stopped: what runs keeps its lease and is settled, so that the next owner,
+                        // who reads these events again, finds them busy and then finished.
+                        tracing::warn!(
+                            topic = %self.options.topic, partitions = late.len(), timeout = ?self.options.drain_timeout,
+                            "handlers still run after the drain time; the partitions move on, what runs is finished here"
+                        );
+                    }
                 }
             }
             Rebalance::Error(error) => tracing::warn!(topic = %self.options.topic, %error, "rebalance failed"),
@@ -313,10 +313,13 @@ impl StageConsumer {
             context.store(&self.consumer, &reached);
         }
         // Dropping the consumer closes it: what is stored is committed, the group is left.
+        for assigned in &late {
+            assigned.lane.command(LaneCommand::Stop);
+        }
         match result {
-            Ok(()) if late > 0 => Err(Error::Undrained {
+            Ok(()) if !late.is_empty() => Err(Error::Undrained {
                 topic: self.options.topic.clone(),
-                partitions: late,
+                partitions: late.len(),
                 timeout: self.options.drain_timeout,
             }),
             result => result,
@@ -405,7 +408,15 @@ impl StageConsumer {
             Some(RDKafkaErrorCode::PollExceeded) => {
                 tracing::error!(topic = %self.options.topic, "max.poll.interval.ms exceeded: the poll thread was stopped");
             }
-            _ => tracing::debug!(topic = %self.options.topic, %error, "poll"),
+            // What librdkafka mends by itself, and says itself where it matters.
+            Some(
+                RDKafkaErrorCode::BrokerTransportFailure
+                | RDKafkaErrorCode::AllBrokersDown
+                | RDKafkaErrorCode::OperationTimedOut
+                | RDKafkaErrorCode::Resolve,
+            ) => tracing::debug!(topic = %self.options.topic, %error, "poll"),
+            // A right that was taken away, a topic that was deleted, a batch that cannot be read: somebody should know.
+            _ => tracing::warn!(topic = %self.options.topic, %error, "the consumer reports an error and goes on"),
         }
         if matches!(error, KafkaError::MessageConsumptionFatal(_)) {
             let reason = match self.consumer.client().fatal_error() {

@@ -19,6 +19,14 @@ use crate::ladder::rungs::Ladder;
 /// Hops are below this: 2^53, up to which every JSON reader counts exactly.
 pub const HOP_LIMIT: u64 = 1 << 53;
 
+/// Hops that no header may claim, so that no forged value leaves an event without a next hop (its partition would have to
+/// halt). Repaired hops end far below.
+const ROOM: u64 = 1 << 49;
+
+/// No fence of ours comes near: it is a Unix time in ms that rises by one an execution. A forged one at the end of the
+/// range could not rise any more.
+const FENCE_LIMIT: u64 = 1 << 53;
+
 /// A longer id is hashed in the key.
 const MAX_KEY_ID: usize = 200;
 
@@ -145,8 +153,13 @@ pub(super) fn repaired_hop(at: Coordinates, stage: usize) -> u64 {
     }
 }
 
+/// Whether a header can hold this fence.
+pub(super) fn valid_fence(fence: u64) -> bool {
+    fence < FENCE_LIMIT
+}
+
 /// Whether a header that our group wrote can hold this hop on this rung: a copy that moved has one of at least 1, and
 /// 0 would meet the key of the record on main.
 pub(super) fn valid_hop(hop: u64) -> bool {
-    (1..HOP_LIMIT).contains(&hop)
+    (1..HOP_LIMIT - ROOM).contains(&hop)
 }

@@ -162,7 +162,12 @@ pub fn read<'a>(
 /// What only our own group can know.
 fn read_own(raw: &Raw<'_>, envelope: &mut Envelope) {
     let repaired = &mut envelope.repaired;
-    envelope.fence = raw.optional(Name::Fence, repaired).unwrap_or_default();
+    let fence = raw.optional(Name::Fence, repaired).unwrap_or_default();
+    if identity::valid_fence(fence) {
+        envelope.fence = fence;
+    } else {
+        repaired.add(Name::Fence);
+    }
     envelope.redriven_at = raw.optional(Name::RedrivenAt, repaired).map(Timestamp::from_millis);
     if raw.has(Name::Redrive) {
         // Whatever it says, a record that carries it was redriven at least once.

@@ -92,6 +92,7 @@ impl<T> Lane<T> {
         debug_assert!(entry.state.is_owed());
         self.owed -= 1;
         self.in_flight -= 1;
+        self.in_flight_bytes -= entry.bytes;
         self.watermark.done(entry.ticket);
         self.free.push(slot);
         // A renewal that was asked for in the same round would name a free slot, or the next tenant.

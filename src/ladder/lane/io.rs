@@ -22,6 +22,8 @@ pub struct LaneConfig {
     pub max_waiting_bytes: usize,
     /// Events that may be past their due time and not finished; beyond, the partition is paused.
     pub max_in_flight: usize,
+    /// Bytes that these may hold; beyond, the partition is paused.
+    pub max_in_flight_bytes: usize,
     /// First sequence number for claims; no other lane of the process may use the 2^40 numbers from here.
     pub first_sequence: u64,
     /// Seed of the jitter in parking times.

@@ -41,7 +41,9 @@ impl<T> Lane<T> {
                 fx.permits += 1;
                 self.park(now, slot);
             }
-            None if self.config.dedup == Dedup::BestEffort && !self.draining => self.start(now, slot, fx),
+            None if self.config.dedup == Dedup::BestEffort && !self.draining && self.entry(slot).due <= now.wall => {
+                self.start(now, slot, fx);
+            }
             None => {
                 // The store may hold the claim all the same; kept, so that the next try finds its own value.
                 fx.permits += 1;

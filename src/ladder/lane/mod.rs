@@ -112,6 +112,7 @@ pub struct Lane<T> {
     waiting: usize,
     waiting_bytes: usize,
     in_flight: usize,
+    in_flight_bytes: usize,
     owed: usize,
     paused: bool,
     draining: bool,
@@ -145,6 +146,7 @@ impl<T> Lane<T> {
             waiting: 0,
             waiting_bytes: 0,
             in_flight: 0,
+            in_flight_bytes: 0,
             owed: 0,
             paused: false,
             draining: false,
@@ -293,10 +295,12 @@ impl<T> Lane<T> {
             self.waiting > self.config.max_waiting / 2
                 || self.waiting_bytes > self.config.max_waiting_bytes / 2
                 || self.in_flight > self.config.max_in_flight / 2
+                || self.in_flight_bytes > self.config.max_in_flight_bytes / 2
         } else {
             self.waiting >= self.config.max_waiting
                 || self.waiting_bytes >= self.config.max_waiting_bytes
                 || self.in_flight >= self.config.max_in_flight
+                || self.in_flight_bytes >= self.config.max_in_flight_bytes
         };
     }
 
@@ -326,6 +330,7 @@ impl<T> Lane<T> {
             self.waiting_bytes += entry.bytes;
         } else {
             self.in_flight += 1;
+            self.in_flight_bytes += entry.bytes;
         }
         let slot = match self.free.pop() {
             Some(slot) => {
@@ -365,6 +370,7 @@ impl<T> Lane<T> {
             self.waiting -= 1;
             self.waiting_bytes -= bytes;
             self.in_flight += 1;
+            self.in_flight_bytes += bytes;
         }
         self.ready.push_back(slot);
     }

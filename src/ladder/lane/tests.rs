@@ -24,6 +24,7 @@ impl Rig {
                 max_waiting: 4,
                 max_waiting_bytes: 1_000,
                 max_in_flight: 8,
+                max_in_flight_bytes: 2_000,
                 first_sequence: 1,
                 seed: 7,
             }),
@@ -445,6 +446,17 @@ fn the_bytes_of_waiting_events_pause_too() {
     let due = rig.now().wall + Duration::from_secs(1);
     rig.step(Input::Arrived(vec![Arrival { offset: 1, due, key: None, bytes: 1_000, fence: 0, item: 1 }]));
     assert!(rig.lane.paused());
+}
+
+#[test]
+fn the_bytes_of_events_in_flight_pause_too_and_are_given_back() {
+    let mut rig = Rig::new(Order::None, Dedup::Off);
+    let due = rig.now().wall;
+    rig.step(Input::Arrived(vec![Arrival { offset: 1, due, key: None, bytes: 2_000, fence: 0, item: 1 }]));
+    assert!(rig.lane.paused());
+    let slot = rig.permits(1).start[0];
+    rig.step(Input::Returned(slot, Verdict::Done));
+    assert!(!rig.lane.paused());
 }
 
 #[test]

@@ -288,7 +288,6 @@ fn stopping_waits_for_the_lanes_and_commits_what_they_reached() {
     lane.state.tell(Some(7), false, 0, 0, false);
     lane.ended.send_replace(true);
     running.join().unwrap();
-    assert!(matches!(command(&mut lane), LaneCommand::Stop));
     assert_eq!(committed(&cluster, 0), Some(7));
 }
 
@@ -366,7 +365,7 @@ fn records_of_an_earlier_assignment_never_reach_a_later_lane() {
     let (_, mut later) = lanes.try_recv().unwrap();
 
     assert!(matches!(earlier.commands.try_recv(), Ok(LaneCommand::Drain)));
-    assert!(matches!(earlier.commands.try_recv(), Ok(LaneCommand::Stop)));
+    assert!(earlier.commands.try_recv().is_err(), "let go: what still runs there is finished, not cut off");
     assert!(later.commands.try_recv().is_err());
     let lanes = context.lanes();
     assert!(lanes[&0].batch.is_empty());
