@@ -283,7 +283,7 @@ impl Builder {
         for orphan in orphans {
             let (of, ladder, index, count) = orphan;
             let pipeline = pipelines[of].with_orphan(ladder, index, count);
-            tracing::info!(topic = %pipeline.ladder.rungs()[index].topic, "orphan is drained");
+            tracing::info!(topic = %pipeline.ladder.rungs()[index].topic, "draining a former rung; stop it when `pipeline topics check` no longer lists it");
             stages.push(engine.start(&pipeline, index)?);
         }
         Ok(App { stages, traces })

@@ -158,10 +158,10 @@ pub fn ladder_with_orphan(pipeline: &config::Pipeline, topic: &str) -> Result<(L
     let last = spec.retries.len() + 1;
     let named = topic.rsplit_once(".retry-").and_then(|(_, n)| n.parse::<usize>().ok());
     let index = named.unwrap_or(last).clamp(1, last);
-    // Its delay is known no more. It bounds the dues in its records, so the longest that fits between its neighbours.
+    // Its delay is known no more. It bounds the dues in its records: the longest that fits between its neighbours, or a day.
     let delay = match spec.retries.get(index - 1) {
         Some(next) => next.delay.saturating_sub(Duration::from_millis(1)),
-        None => Duration::from_secs(365 * 24 * 60 * 60),
+        None => Duration::from_secs(24 * 60 * 60).max(pipeline.ladder_length() * 2),
     };
     spec.retries.insert(index - 1, RetrySpec { delay, topic: Some(topic.to_owned()), jitter: 0.0 });
     Ok((build(pipeline, spec)?, index))
@@ -281,6 +281,7 @@ pub fn settings(pipeline: &config::Pipeline) -> Vec<StageSettings> {
             config::Order::None => Order::None,
             config::Order::Stage => Order::Stage,
         },
+        decode: true,
         tombstones: match pipeline.tombstones {
             config::Tombstones::DeadLetter => Tombstones::DeadLetter,
             config::Tombstones::Deliver => Tombstones::Deliver,
@@ -313,6 +314,7 @@ pub fn settings(pipeline: &config::Pipeline) -> Vec<StageSettings> {
                 // The dlq stage claims nothing (rule 10), and whatever lies there is looked at, in any order.
                 dedup: if index == last { Dedup::Off } else { common.dedup },
                 order: if index == last { Order::None } else { common.order },
+                decode: index != last,
                 tombstones: if index == last { Tombstones::Deliver } else { common.tombstones },
                 ..common.clone()
             }

@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use crate::config::{Faults, Loaded, Pipeline, Sources, load};
+use crate::app::wire;
+use crate::config::{EventId, Fault, Faults, Loaded, Pipeline, Sources, load};
 
 /// Exit code for bad flags and bad configuration.
 pub(crate) const EXIT_CONFIG: u8 = 64;
@@ -56,6 +57,10 @@ pub(crate) fn run(
         Ok(loaded) => loaded,
         Err(faults) => return refuse(&faults, json, out, err),
     };
+    let faults = Faults(loaded.config.pipelines.iter().filter_map(unbuildable).collect());
+    if matches!(args.action, Action::Check { .. }) && !faults.0.is_empty() {
+        return refuse(&faults, json, out, err);
+    }
     match args.action {
         Action::Check { json: true } => {
             let pipelines: Vec<_> = loaded.config.pipelines.iter().map(summary_json).collect();
@@ -67,6 +72,22 @@ pub(crate) fn run(
         Action::Print { all: false, json: false } => write!(out, "{}", loaded.print())?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What only shows when a pipeline is built: no such message, no such field in it.
+fn unbuildable(pipeline: &Pipeline) -> Option<Fault> {
+    let error = wire::payload_decoder(pipeline).err()?;
+    let (key, value) = match (&error, &pipeline.event_id) {
+        (wire::Error::IdField { .. }, EventId::Field(field)) => ("event_id.field", field.clone()),
+        _ => ("message", pipeline.message.clone()),
+    };
+    Some(Fault {
+        path: format!("pipelines.{}.{key}", pipeline.name),
+        value: Some(value),
+        problem: std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string),
+        remedy: "a message of the built-in protos or of `descriptor_set`, and a field of it".to_owned(),
+        source: None,
+    })
 }
 
 /// Tells every fault. For commands that need a configuration and have none.

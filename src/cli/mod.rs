@@ -50,8 +50,10 @@ struct Cli {
 enum Command {
     Demo(demo::DemoArgs),
     /// Check or show the configuration
+    #[command(after_help = "Example:\n  pipeline config check")]
     Config(config::ConfigArgs),
     /// Create, check or list the topics of the configured pipelines
+    #[command(after_help = "Example:\n  pipeline topics create")]
     Topics(topics::TopicsArgs),
     /// Publish events to a pipeline's main topic, generated ones or from JSON lines
     #[command(

@@ -8,7 +8,7 @@ use super::keys::Keys;
 use super::layers::{Merged, is_cleared};
 use super::report::mask_node;
 use super::schema::{Entry, Out, Setting};
-use super::yaml::{Node, quote};
+use super::yaml::{self, Node, quote};
 
 /// The merged layers as a tree, in the order of the declarations; values that are not from the first file say where
 /// they are from.
@@ -42,6 +42,13 @@ impl Layers<'_> {
             }
             Value::Array(_, items) => {
                 Out::List(items.iter().map(|v| self.tree(&format!("{path}[]"), key, v)).collect())
+            }
+            // A map or list that was given as text, in a variable: shown, and masked, as what it is.
+            Value::String(tag, text) if self.merged.is_text_layer(*tag) => {
+                match yaml::parse(text).map(|node| node.plain(*tag)) {
+                    Ok(inner @ (Value::Dict(..) | Value::Array(..))) => self.tree(path, key, &inner),
+                    _ => Out::Scalar(mask_node(key, Node::from(value))),
+                }
             }
             scalar => Out::Scalar(mask_node(key, Node::from(scalar))),
         }

@@ -17,6 +17,12 @@ pub(super) fn is_secret_key(key: &str) -> bool {
     if key.ends_with("_file") || key.ends_with("_location") || key.ends_with("_url") {
         return false;
     }
+    // Of SASL's properties only these are no secrets; a misspelt or unknown one may hold anything.
+    let open =
+        ["sasl_mechanism", "sasl_mechanisms", "sasl_username", "sasl_oauthbearer_method", "sasl_oauthbearer_scope"];
+    if key.starts_with("sasl_") && !open.contains(&key.as_str()) {
+        return true;
+    }
     let words = ["password", "passwd", "passphrase", "secret", "token", "credential", "cookie", "authorization"];
     let keys = ["api_key", "apikey", "access_key", "private_key", "ssl_key", "ssl_key_pem", "x_auth", "bearer_config"];
     words.iter().chain(&keys).any(|w| key.contains(w))
@@ -30,7 +36,8 @@ pub(super) fn masked(key: &str, text: &str) -> String {
 /// `text` without the password and the secret query parameters that a URL in it may carry.
 pub(super) fn mask_url(text: &str) -> String {
     if !text.contains("://") {
-        return text.to_owned();
+        // Perhaps a url with a typo: what stands before the host may be a password.
+        return text.rsplit_once('@').map_or_else(|| text.to_owned(), |(_, rest)| format!("{MASK}@{rest}"));
     }
     let Ok(mut url) = Url::parse(text) else {
         // Not a URL, so where its password would end is unknown: all of it up to the last `@` goes.

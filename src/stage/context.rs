@@ -46,6 +46,8 @@ pub struct StageSettings {
     pub handler_timeout: Duration,
     /// Order among events of one key.
     pub order: Order,
+    /// Whether values have to be readable; if not, the handler is given them as they are.
+    pub decode: bool,
     /// Null values.
     pub tombstones: Tombstones,
     /// How claims are made.
@@ -79,6 +81,7 @@ impl Default for StageSettings {
             concurrency: 64,
             handler_timeout: Duration::from_secs(30),
             order: Order::Stage,
+            decode: true,
             tombstones: Tombstones::DeadLetter,
             dedup: Dedup::Required,
             lease: Duration::from_secs(15),

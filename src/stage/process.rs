@@ -31,6 +31,8 @@ pub(super) enum Prepared {
 /// The event for the handler; a value that cannot be read never reaches one.
 pub(super) fn prepare(ctx: &StageContext, held: &Held, fence: u64, now: Timestamp) -> Prepared {
     let payload = match (&held.record.value, ctx.settings.tombstones) {
+        // Whatever lies on a rung that only looks is shown to its handler: there, what cannot be read matters most.
+        (Some(value), _) if !ctx.settings.decode => value.clone(),
         (Some(value), _) => match ctx.decode.payload(value) {
             Ok(payload) => payload,
             Err(why) => return Prepared::Known(Outcome::Failed(Failure::poison(why))),

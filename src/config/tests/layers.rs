@@ -234,6 +234,7 @@ fn the_shipped_files_are_valid() {
         .lines()
         .filter_map(|l| l.trim_start_matches('#').split_once('='))
         .filter(|(k, _)| k.starts_with("PIPELINE_") && !k.ends_with("_FILE"))
+        .map(|(k, v)| (k, v.trim_matches('\''))) // as a shell reads it
         .collect();
     assert!(vars.len() > 8, "the commented variables are checked, too");
     if let Err(faults) = load(&shipped.env(vars)) {

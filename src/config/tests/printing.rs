@@ -1,6 +1,6 @@
 //! What `config print` shows loads again, and shows no secret.
 
-use super::super::{Sources, keys};
+use super::super::{Sources, keys, load};
 use super::{LEAST, loaded, sources};
 
 const RICH: &str = "
@@ -143,4 +143,23 @@ fn print_all_as_a_person_sees_it() {
     ] {
         assert!(text.contains(part), "{part}\n---\n{text}");
     }
+}
+
+#[test]
+fn a_map_given_in_a_variable_is_shown_as_a_map_with_its_secrets_masked() {
+    let yaml = "pipelines: { p: { topic: t, message: shop.v1.OrderPlaced, handler: { log: {} } } }";
+    let handler = r#"{http: {url: "http://h:1/x?token=topsecret", headers: {Authorization: "Bearer topsecret"}}}"#;
+    let sources = Sources::inline("test", yaml).env([("PIPELINE_PIPELINES__P__HANDLER", handler)]);
+    let printed = load(&sources).unwrap().print();
+    assert!(!printed.contains("topsecret") && printed.contains("Authorization"), "{printed}");
+    assert!(load(&Sources::inline("printed", &printed)).is_ok(), "{printed}");
+}
+
+#[test]
+fn what_may_be_a_secret_is_masked_in_faults_too() {
+    let yaml = "kafka: { properties: { sasl.pasword: topsecret, sasl.jaas.config: topsecret } }\n\
+                redis: { url: \"rediss//:topsecret@h:1\" }\n\
+                pipelines: { p: { topic: t, message: m, handler: { log: {} } } }";
+    let faults = load(&Sources::inline("test", yaml)).unwrap_err().to_string();
+    assert!(!faults.contains("topsecret") && faults.contains("sasl.pasword"), "{faults}");
 }

@@ -139,3 +139,11 @@ async fn a_handler_that_panics_while_it_is_cancelled_takes_nothing_with_it() {
     assert_eq!(rig.ctx.permits.available_permits(), 4);
     assert_eq!(lane.position(), Some(0));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_stage_that_only_looks_is_shown_what_cannot_be_read() {
+    let rig = Rig::new(MAIN, |s| s.decode = false, done);
+    let lane = rig.lane([Record { value: Some("bad".into()), ..record(0) }]);
+    rig.until("it is done", || lane.position() == Some(1)).await;
+    assert_eq!((rig.handler.count(), rig.producer.count()), (1, 0));
+}
