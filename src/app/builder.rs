@@ -356,18 +356,9 @@ impl Builder {
             for warning in &report.warnings {
                 tracing::warn!(pipeline = pipeline.name, "{warning}");
             }
-            let topics: Vec<_> = pipeline.stages().into_iter().map(|(_, topic)| topic.to_owned()).collect();
-            let count = |topic: &String| report.partitions.get(topic).copied().unwrap_or(0);
-            counts.push(Partitions(topics.iter().map(count).collect()));
-            let described = admin.describe(&topics.into_iter().collect::<BTreeSet<_>>()).await?;
-            for state in described.values() {
-                if let TopicState::Exists(topic) = state
-                    && let Some(limit) = topic.configs.as_ref().ok().and_then(|c| c.get("max.message.bytes"))
-                    && let Ok(limit) = limit.parse::<usize>()
-                {
-                    batch_size = batch_size.min(limit);
-                }
-            }
+            let count = |(_, topic): (String, &str)| report.partitions.get(topic).copied().unwrap_or(0);
+            counts.push(Partitions(pipeline.stages().into_iter().map(count).collect()));
+            batch_size = batch_size.min(report.max_message_bytes.unwrap_or(batch_size));
         }
         Ok((counts, batch_size))
     }

@@ -187,11 +187,6 @@ impl RunningStage {
         self.stage.overview()
     }
 
-    /// Boot time of its last poll.
-    pub fn last_poll(&self) -> Duration {
-        Duration::from_millis(self.last_poll.load(Ordering::Relaxed))
-    }
-
     /// For looking at it from elsewhere.
     pub fn view(&self) -> StageView {
         StageView::new(Arc::clone(&self.stage), Arc::clone(&self.last_poll))

@@ -36,11 +36,6 @@ impl<T> Lane<T> {
         self.entries.iter().flatten().map(|entry| &entry.item)
     }
 
-    /// Due time of the event that has waited longest past it without being started.
-    pub fn oldest_ready_due(&self) -> Option<Timestamp> {
-        self.ready.front().map(|&slot| self.entry(slot).due)
-    }
-
     /// One past the last offset that was delivered; `None` before anything was.
     pub fn delivered_to(&self) -> Option<i64> {
         self.watermark.delivered_to()

@@ -26,6 +26,8 @@ pub struct StartupOptions {
 pub struct StartupReport {
     /// Partitions of each topic.
     pub partitions: BTreeMap<String, i32>,
+    /// The smallest `max.message.bytes` of them; `None` where none could be read.
+    pub max_message_bytes: Option<usize>,
     /// What the operator should know, one text each.
     pub warnings: Vec<String>,
 }
@@ -66,6 +68,14 @@ async fn described(admin: &Admin, specs: &[TopicSpec], end: Instant) -> Result<B
     }
 }
 
+fn smallest_limit(states: &BTreeMap<String, TopicState>) -> Option<usize> {
+    let limit = |state: &TopicState| match state {
+        TopicState::Exists(topic) => topic.configs.as_ref().ok()?.get("max.message.bytes")?.parse().ok(),
+        _ => None,
+    };
+    states.values().filter_map(limit).min()
+}
+
 /// The decision, without I/O.
 fn judge(
     specs: &[TopicSpec],
@@ -73,7 +83,7 @@ fn judge(
     brokers: &str,
     allow_unsafe: bool,
 ) -> Result<StartupReport, Error> {
-    let mut report = StartupReport::default();
+    let mut report = StartupReport { max_message_bytes: smallest_limit(states), ..StartupReport::default() };
     let (mut missing, mut faults) = (Vec::new(), Vec::new());
     for spec in specs {
         let topic = &spec.topic;
