@@ -5,6 +5,7 @@ mod exit_codes;
 mod harness;
 mod killed;
 mod offsets;
+mod prometheus;
 mod redis_restart;
 mod sharing;
 mod signals;

@@ -2,6 +2,7 @@
 //! parser of the test's own. What is not named in a test has not moved.
 #![allow(clippy::unwrap_used, reason = "a test that meets an error it did not ask for fails")]
 
+mod board;
 mod parser;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
