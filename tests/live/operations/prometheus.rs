@@ -21,10 +21,11 @@ fn every_panel_has_data_and_every_alert_is_evaluated() {
     for (key, ratio) in [("fail_ratio", 0.5), ("dead_ratio", 0.2), ("permanent_ratio", 0.2)] {
         ladder.simulate(key, ratio);
     }
-    let mut workers: Vec<_> = STAGES
-        .iter()
-        .map(|stage| ladder.start_with(stage, &["--stage", stage], &[("PIPELINE_ADMIN__LISTEN", "127.0.0.1:0")]))
-        .collect();
+    // Nobody listens where the spans go.
+    let variables =
+        [("PIPELINE_ADMIN__LISTEN", "127.0.0.1:0"), ("PIPELINE_TELEMETRY__OTLP_ENDPOINT", "http://127.0.0.1:1")];
+    let mut workers: Vec<_> =
+        STAGES.iter().map(|stage| ladder.start_with(stage, &["--stage", stage], &variables)).collect();
     let targets: Vec<_> = workers.iter().map(address).collect();
     let prometheus = Prometheus::start(&targets);
 
@@ -38,6 +39,8 @@ fn every_panel_has_data_and_every_alert_is_evaluated() {
     let dead = ladder.dead_letters().len() as f64;
     prometheus.until("sum(ladder_dead_letters_total)", |n| n == dead);
     prometheus.until(r#"sum(ladder_waiting_events{stage="dlq"})"#, |n| n == dead);
+
+    prometheus.until(r#"count(ladder_spans_total{result="failed"} > 0)"#, |n| n == STAGES.len() as f64);
 
     let dashboard = board::dashboard();
     let queries: Vec<_> = board::queries(&dashboard).into_iter().filter(|(_, q)| board::is_told(q)).collect();
