@@ -2,6 +2,7 @@
 
 pub mod admin;
 mod client;
+mod committed;
 pub mod consumer;
 pub mod embedded;
 pub mod lag;

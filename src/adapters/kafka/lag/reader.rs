@@ -14,6 +14,7 @@ use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::{Ask, Backlog, Found, Search};
+use crate::adapters::kafka::committed::committed_offsets;
 use crate::adapters::kafka::{Properties, raw};
 use crate::ladder::event::Timestamp;
 use crate::ladder::{due, headers};
@@ -180,23 +181,11 @@ impl LogReader {
     }
 
     fn committed(&mut self, partitions: impl Iterator<Item = i32>) -> Result<BTreeMap<i32, i64>, Error> {
-        let mut list = TopicPartitionList::new();
-        for partition in partitions {
-            list.add_partition(&self.topic, partition);
-        }
-        if list.count() == 0 {
-            return Ok(BTreeMap::new());
-        }
-        let failed = |source| Error::Request { action: "committed offsets of", name: self.group.clone(), source };
-        let answer = self.consumer.committed_offsets(list, TIMEOUT).map_err(failed)?;
-        let mut offsets = BTreeMap::new();
-        for element in answer.elements_for_topic(&self.topic) {
-            element.error().map_err(failed)?;
-            if let Offset::Offset(offset) = element.offset() {
-                offsets.insert(element.partition(), offset);
-            }
-        }
-        Ok(offsets)
+        committed_offsets(&self.consumer, &self.topic, partitions, TIMEOUT).map_err(|source| Error::Request {
+            action: "committed offsets of",
+            name: self.group.clone(),
+            source,
+        })
     }
 
     /// What was appended up to the delay ago is about due.
