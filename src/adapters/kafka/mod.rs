@@ -2,11 +2,11 @@
 
 pub mod admin;
 mod client;
-mod committed;
 pub mod consumer;
 pub mod embedded;
 pub mod lag;
 pub mod producer;
+mod offsets;
 mod raw;
 
 pub use client::Properties;

@@ -12,7 +12,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::{Connection, REQUEST_TIMEOUT};
-use crate::adapters::kafka::committed::committed_offsets;
+use crate::adapters::kafka::offsets::{committed_offsets, watermarks};
 
 /// What the metadata say.
 pub(super) struct Listing {
@@ -74,7 +74,7 @@ impl Lookup {
     }
 
     fn watermarks(&self, topic: &str, partition: i32) -> Result<(i64, i64), KafkaError> {
-        self.consumer.fetch_watermarks(topic, partition, REQUEST_TIMEOUT)
+        watermarks(&self.consumer, topic, partition, REQUEST_TIMEOUT)
     }
 
     /// Records of a topic that a group has not consumed; from the log's start where it has committed nothing.

@@ -14,7 +14,7 @@ use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::{Ask, Backlog, Found, Search};
-use crate::adapters::kafka::committed::committed_offsets;
+use crate::adapters::kafka::offsets::{committed_offsets, offsets_at};
 use crate::adapters::kafka::{Properties, raw};
 use crate::ladder::event::Timestamp;
 use crate::ladder::{due, headers};
@@ -162,22 +162,8 @@ impl LogReader {
 
     /// One request to each broker: the ends of the log, or the first offsets at or after a time, given as an offset.
     fn offsets(&mut self, asks: &[Ask], at: Offset) -> Result<BTreeMap<i32, i64>, Error> {
-        let mut list = TopicPartitionList::with_capacity(asks.len());
-        for ask in asks {
-            list.add_partition_offset(&self.topic, ask.partition, at).map_err(|e| self.failed("read offsets of", e))?;
-        }
-        if asks.is_empty() {
-            return Ok(BTreeMap::new());
-        }
-        let answer = self.consumer.offsets_for_times(list, TIMEOUT).map_err(|e| self.failed("read offsets of", e))?;
-        let mut offsets = BTreeMap::new();
-        for element in answer.elements_for_topic(&self.topic) {
-            element.error().map_err(|e| self.failed("read offsets of", e))?;
-            if let Offset::Offset(offset) = element.offset() {
-                offsets.insert(element.partition(), offset);
-            }
-        }
-        Ok(offsets)
+        let partitions = asks.iter().map(|ask| ask.partition);
+        offsets_at(&self.consumer, &self.topic, partitions, at, TIMEOUT).map_err(|e| self.failed("read offsets of", e))
     }
 
     fn committed(&mut self, partitions: impl Iterator<Item = i32>) -> Result<BTreeMap<i32, i64>, Error> {

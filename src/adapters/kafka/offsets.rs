@@ -1,7 +1,8 @@
-//! What a group has committed, asked by somebody who is no member.
+//! Questions about offsets, by somebody who is no member of a group.
 //!
-//! A coordinator that is being found, elected or loaded is waited for: on a cluster that never had a group, the very
-//! first question makes Kafka create its offsets topic, and librdkafka hands that answer on (`NOT_COORDINATOR`).
+//! A leader or coordinator that is being found, elected or loaded is waited for: on a cluster that never had a group
+//! the very first question makes Kafka create its offsets topic, and a topic made a moment ago has leaders that not
+//! every broker knows. librdkafka hands such answers on.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -31,17 +32,60 @@ pub(super) fn committed_offsets<C: ConsumerContext>(
     if asked.count() == 0 {
         return Ok(BTreeMap::new());
     }
+    patiently(timeout, |left| consumer.committed_offsets(asked.clone(), left).and_then(|answer| read(topic, answer)))
+}
+
+/// First offset of the log and one past its last. Blocks its thread, at most about `timeout`.
+///
+/// # Errors
+/// As [`committed_offsets`].
+pub(super) fn watermarks<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    topic: &str,
+    partition: i32,
+    timeout: Duration,
+) -> Result<(i64, i64), KafkaError> {
+    patiently(timeout, |left| consumer.fetch_watermarks(topic, partition, left))
+}
+
+/// For each partition the offset that `at` means, which may be a time given as an offset; one without any (a time
+/// after the last record) is not in the answer. Blocks its thread, at most about `timeout`.
+///
+/// # Errors
+/// As [`committed_offsets`].
+pub(super) fn offsets_at<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    topic: &str,
+    partitions: impl IntoIterator<Item = i32>,
+    at: Offset,
+    timeout: Duration,
+) -> Result<BTreeMap<i32, i64>, KafkaError> {
+    let mut asked = TopicPartitionList::new();
+    for partition in partitions {
+        asked.add_partition_offset(topic, partition, at)?;
+    }
+    if asked.count() == 0 {
+        return Ok(BTreeMap::new());
+    }
+    patiently(timeout, |left| consumer.offsets_for_times(asked.clone(), left).and_then(|answer| read(topic, answer)))
+}
+
+/// Asks again while the answer says that there will be a better one.
+fn patiently<T>(
+    timeout: Duration,
+    mut ask: impl FnMut(Duration) -> Result<T, KafkaError>,
+) -> Result<T, KafkaError> {
     let end = Instant::now() + timeout;
     loop {
         let left = end.saturating_duration_since(Instant::now()).max(ASK_AGAIN);
-        match consumer.committed_offsets(asked.clone(), left).and_then(|answer| read(topic, &answer)) {
+        match ask(left) {
             Err(error) if passing(&error) && Instant::now() < end => std::thread::sleep(ASK_AGAIN),
             result => return result,
         }
     }
 }
 
-fn read(topic: &str, answer: &TopicPartitionList) -> Result<BTreeMap<i32, i64>, KafkaError> {
+fn read(topic: &str, answer: TopicPartitionList) -> Result<BTreeMap<i32, i64>, KafkaError> {
     let mut offsets = BTreeMap::new();
     for element in answer.elements_for_topic(topic) {
         element.error()?;
@@ -52,12 +96,19 @@ fn read(topic: &str, answer: &TopicPartitionList) -> Result<BTreeMap<i32, i64>, 
     Ok(offsets)
 }
 
-/// The coordinator is about to be there.
+/// The leader or coordinator is about to be there.
 fn passing(error: &KafkaError) -> bool {
     use RDKafkaErrorCode as E;
     matches!(
         error.rdkafka_error_code(),
-        Some(E::NotCoordinator | E::CoordinatorNotAvailable | E::CoordinatorLoadInProgress | E::WaitingForCoordinator)
+        Some(
+            E::NotCoordinator
+                | E::CoordinatorNotAvailable
+                | E::CoordinatorLoadInProgress
+                | E::WaitingForCoordinator
+                | E::NotLeaderForPartition
+                | E::LeaderNotAvailable
+        )
     )
 }
 
