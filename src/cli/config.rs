@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::app::wire;
 use crate::config::{EventId, Fault, Faults, Loaded, Pipeline, Sources, load};
+use crate::telemetry::duration;
 
 /// Exit code for bad flags and bad configuration.
 pub(crate) const EXIT_CONFIG: u8 = 64;
@@ -138,7 +139,7 @@ fn summary(loaded: &Loaded) -> String {
 /// How long stage `i` waits; none for main and the DLQ.
 fn delay_of(pipeline: &Pipeline, i: usize) -> Option<String> {
     let retry = pipeline.retries.get(i.checked_sub(1)?)?;
-    Some(humantime::format_duration(retry.delay).to_string())
+    Some(duration::show(retry.delay))
 }
 
 fn summary_json(pipeline: &Pipeline) -> serde_json::Value {

@@ -102,7 +102,8 @@ pub fn main() -> ExitCode {
             Some(Command::Produce(args)) => produce(args, &config).await,
             Some(Command::Config(_) | Command::Demo(_)) => ExitCode::SUCCESS, // dealt with above
             Some(Command::Status(args)) => match status::run(&args, &config).await {
-                Ok(()) => ExitCode::SUCCESS,
+                // At once: a look that is under way would hold the process for seconds.
+                Ok(code) => std::process::exit(code.into()),
                 Err(error) => fail(&error.to_string(), error.exit_code()),
             },
         }

@@ -59,7 +59,7 @@ pub(crate) async fn run(args: RunArgs, config: Config) -> ExitCode {
         Err(error) => return refuse(&error.to_string(), 1),
     };
     let max_poll = config.kafka.max_poll_interval.max(config.kafka.session_timeout);
-    let admin = Server::start(listener, max_poll, config.instance.clone());
+    let mut admin = Server::start(listener, max_poll, config.instance.clone());
     let properties = wire::properties(&config);
     let start = Builder::new(config).stages(args.stages).pipelines(args.pipelines).start();
     let app = tokio::select! {

@@ -71,10 +71,7 @@ pub(super) fn offsets_at<C: ConsumerContext>(
 }
 
 /// Asks again while the answer says that there will be a better one.
-fn patiently<T>(
-    timeout: Duration,
-    mut ask: impl FnMut(Duration) -> Result<T, KafkaError>,
-) -> Result<T, KafkaError> {
+fn patiently<T>(timeout: Duration, mut ask: impl FnMut(Duration) -> Result<T, KafkaError>) -> Result<T, KafkaError> {
     let end = Instant::now() + timeout;
     loop {
         let left = end.saturating_duration_since(Instant::now()).max(ASK_AGAIN);
