@@ -62,12 +62,22 @@ pub(crate) fn run(
     if matches!(args.action, Action::Check { .. }) && !faults.0.is_empty() {
         return refuse(&faults, json, out, err);
     }
+    let warnings = loaded.config.warnings();
     match args.action {
         Action::Check { json: true } => {
             let pipelines: Vec<_> = loaded.config.pipelines.iter().map(summary_json).collect();
-            writeln!(out, "{}", json!({ "ok": true, "files": loaded.files, "pipelines": pipelines }))?;
+            writeln!(
+                out,
+                "{}",
+                json!({ "ok": true, "files": loaded.files, "warnings": warnings, "pipelines": pipelines })
+            )?;
         }
-        Action::Check { json: false } => write!(out, "{}", summary(&loaded))?,
+        Action::Check { json: false } => {
+            write!(out, "{}", summary(&loaded))?;
+            for warning in &warnings {
+                writeln!(err, "warning: {warning}")?;
+            }
+        }
         Action::Print { all, json: true } => writeln!(out, "{:#}", loaded.print_json(all))?,
         Action::Print { all: true, json: false } => write!(out, "{}", loaded.print_all())?,
         Action::Print { all: false, json: false } => write!(out, "{}", loaded.print())?,

@@ -139,9 +139,9 @@ fn text(args: &StatusArgs, status: &Status) -> Result<String, Error> {
         (true, false) => serde_json::to_string_pretty(status).map_err(io::Error::from)? + "\n",
         (false, true) => {
             let now = humantime::format_rfc3339_seconds(SystemTime::now());
-            format!("{now}, every {}, Ctrl-C ends\n\n{}\n", duration::show(EVERY), table(status))
+            format!("{now}, every {}, Ctrl-C ends\n\n{}\n", duration::show(EVERY), super::as_given(&table(status)))
         }
-        (false, false) => table(status),
+        (false, false) => super::as_given(&table(status)),
     })
 }
 

@@ -199,10 +199,10 @@ fn explain(topic: &TopicReport, brokers: &str, err: &mut dyn Write) -> io::Resul
         State::Differs(differences) => {
             for difference in differences {
                 writeln!(err, "{name}: {} ({}): {}", difference.what, difference.severity.as_str(), difference.why)?;
-                writeln!(err, "  remedy: {}", difference.remedy.command(name, brokers))?;
+                writeln!(err, "  remedy: {}", super::as_given(&difference.remedy.command(name, brokers)))?;
             }
         }
-        State::Missing => writeln!(err, "{name}: missing\n  remedy: scripts/create-topics.sh")?,
+        State::Missing => writeln!(err, "{name}: missing\n  remedy: {}", super::as_given("scripts/create-topics.sh"))?,
         State::Created | State::Ok | State::Hidden | State::Refused(_) => {}
     }
     if let Some(Err(why)) = &topic.raised {

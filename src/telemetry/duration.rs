@@ -17,7 +17,7 @@ pub fn show(d: Duration) -> String {
     parts(d, usize::MAX)
 }
 
-/// For a person: its two largest units, cut off below (`4d 2h`).
+/// For a person: its two largest units, cut off below (`4d 2h`), and no parts of a second beside whole ones.
 pub fn coarse(d: Duration) -> String {
     parts(d, 2)
 }
@@ -37,7 +37,7 @@ fn parts(d: Duration, most: usize) -> String {
             parts.push(format!("{n}{unit}"));
         }
         places += usize::from(!parts.is_empty());
-        if places >= most {
+        if places >= most || (unit == "s" && most != usize::MAX && !parts.is_empty()) {
             break;
         }
     }
@@ -57,6 +57,7 @@ mod tests {
         check(0, "0s", "0s");
         check(250, "250ms", "250ms");
         check(5_000, "5s", "5s");
+        check(5_432, "5s 432ms", "5s");
         check(65_432, "1m 5s 432ms", "1m 5s");
         check(3_600_001, "1h 1ms", "1h");
         check(86_400_000, "24h", "24h");

@@ -69,12 +69,17 @@ fn row(look: &StageLook) -> [String; 7] {
 fn notes(pipeline: &PipelineStatus) -> Vec<String> {
     let mut notes = Vec::new();
     // Where Kafka does not answer, it does not answer for all stages: once, with those that it is about.
+    let mut missing = Vec::new();
     let mut errors: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for look in &pipeline.stages {
         match look {
+            StageLook::Unseen(unseen) if unseen.missing => missing.push(&*unseen.stage),
             StageLook::Unseen(unseen) => errors.entry(&unseen.error).or_default().push(&unseen.stage),
             StageLook::Seen(stage) => notes.extend(notes_of(stage)),
         }
+    }
+    if !missing.is_empty() {
+        notes.push(format!("! {}: no such topic; remedy: scripts/create-topics.sh creates it", missing.join(", ")));
     }
     notes.extend(errors.into_iter().map(|(error, stages)| format!("! {}: {error}", stages.join(", "))));
     notes
@@ -164,8 +169,8 @@ mod tests {
                 "! main: nobody runs it; `pipeline --stage main` does",
                 "! retry-1: the oldest event that is not done has used 4d of 7d of the topic's retention; Kafka deletes \
                  it then",
+                "! dlq: no such topic; remedy: scripts/create-topics.sh creates it",
                 "! retry-2, retry-3: no answer",
-                "! dlq: topic t is missing",
             ]
         );
         let status = Status { pipelines: vec![pipeline] };
