@@ -4,6 +4,7 @@
 mod exit_codes;
 mod harness;
 mod killed;
+mod limits;
 mod offsets;
 mod prometheus;
 mod redis_restart;
