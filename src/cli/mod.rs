@@ -6,6 +6,7 @@ pub mod produce;
 mod run;
 pub mod status;
 pub mod topics;
+mod trace;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -65,6 +66,9 @@ enum Command {
     /// Numbers with a `~` are estimates from the log: exact while dues rise with offsets and every offset holds an event.
     #[command(after_help = "Example:\n  pipeline status --watch")]
     Status(status::StatusArgs),
+    /// One event's way through the ladder as a tree of spans, from Jaeger: what ran, waited and was sent, when, and why
+    #[command(after_help = "Example:\n  pipeline trace 0198c0de-7a3c-7000-8000-000000000001")]
+    Trace(trace::TraceArgs),
 }
 
 /// Runs the command line and returns its exit code.
@@ -104,6 +108,10 @@ pub fn main() -> ExitCode {
             Some(Command::Status(args)) => match status::run(&args, &config).await {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => fail(&error.to_string(), error.exit_code()),
+            },
+            Some(Command::Trace(args)) => match trace::run(&args, &config, &mut std::io::stdout()).await {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => fail(&error.to_string(), 1),
             },
         }
     })

@@ -89,6 +89,8 @@ section! {
         sample_ratio: Ratio = "1.0" in "0" ..= "1";
         /// An event that is not traced becomes so with its first failure.
         sample_on_failure: bool = "true";
+        /// Jaeger's user interface and query API, for `pipeline trace` and links.
+        jaeger_url: Endpoint = "http://localhost:16686";
         /// `text` for people, `json` for machines.
         log_format: LogFormat = "text";
     }

@@ -4,4 +4,5 @@ pub mod logs;
 pub mod metrics;
 pub mod process;
 pub mod trace_context;
+pub mod trace_tree;
 pub mod traces;
