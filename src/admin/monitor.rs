@@ -12,11 +12,14 @@ use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 
+use super::expose;
 use crate::adapters::kafka::Properties;
 use crate::adapters::kafka::lag::{Ask, Backlog, LogReader};
 use crate::app::engine::StageView;
 use crate::ladder::event::Timestamp;
 use crate::stage::lanes::LaneView;
+use crate::telemetry::metrics::Exposition;
+use crate::telemetry::traces::Counts;
 
 /// How old a look at the log may be.
 pub const FRESH: Duration = Duration::from_millis(500);
@@ -174,12 +177,29 @@ pub fn figures(lanes: &[(i32, LaneView)], backlogs: &HashMap<i32, Backlog>, is_l
 #[derive(Default)]
 pub struct Monitor {
     stages: Vec<Watched>,
+    spans: Option<Arc<Counts>>,
 }
 
 impl Monitor {
     /// Watches these stages.
     pub fn new(views: Vec<StageView>, properties: &Properties) -> Self {
-        Self { stages: views.into_iter().map(|view| Watched::new(view, properties.clone())).collect() }
+        let stages = views.into_iter().map(|view| Watched::new(view, properties.clone())).collect();
+        Self { stages, spans: None }
+    }
+
+    /// Tells of the export of spans, too, where there is one.
+    #[must_use]
+    pub fn spans(self, spans: Option<Arc<Counts>>) -> Self {
+        Self { spans, ..self }
+    }
+
+    /// All metrics of the process.
+    pub async fn metrics(&self) -> Exposition {
+        let mut metrics = expose::metrics(&self.look().await);
+        if let Some(counts) = &self.spans {
+            expose::spans(&mut metrics, counts);
+        }
+        metrics
     }
 
     /// Each stage with what it holds now.

@@ -195,7 +195,7 @@ async fn readyz(State(shared): State<Arc<Shared>>) -> Response {
 
 async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
     let text = match shared.monitor.get() {
-        Some(monitor) => expose::metrics(&monitor.look().await).render(),
+        Some(monitor) => monitor.metrics().await.render(),
         None => expose::metrics(&[]).render(),
     };
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response()

@@ -409,6 +409,11 @@ impl App {
         &self.stages
     }
 
+    /// What became of the spans so far; `None` where nothing is traced.
+    pub fn span_counts(&self) -> Option<Arc<traces::Counts>> {
+        self.traces.as_ref().map(|traces| Arc::clone(traces.counts()))
+    }
+
     /// Runs until `shutdown` resolves, then drains. A stage that cannot go on ends the others, too.
     ///
     /// # Errors

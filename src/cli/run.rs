@@ -70,7 +70,8 @@ pub(crate) async fn run(args: RunArgs, config: Config) -> ExitCode {
         _ = interrupt.recv() => return ExitCode::SUCCESS,
         _ = terminate.recv() => return ExitCode::SUCCESS,
     };
-    admin.watch(Monitor::new(app.stages().iter().map(RunningStage::view).collect(), &properties));
+    let stages = app.stages().iter().map(RunningStage::view).collect();
+    admin.watch(Monitor::new(stages, &properties).spans(app.span_counts()));
     let shutdown = async {
         tokio::select! {
             _ = interrupt.recv() => {}

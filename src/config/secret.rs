@@ -24,7 +24,18 @@ pub(super) fn is_secret_key(key: &str) -> bool {
         return true;
     }
     let words = ["password", "passwd", "passphrase", "secret", "token", "credential", "cookie", "authorization"];
-    let keys = ["api_key", "apikey", "access_key", "private_key", "ssl_key", "ssl_key_pem", "x_auth", "bearer_config", "honeycomb_team", "dsn"];
+    let keys = [
+        "api_key",
+        "apikey",
+        "access_key",
+        "private_key",
+        "ssl_key",
+        "ssl_key_pem",
+        "x_auth",
+        "bearer_config",
+        "honeycomb_team",
+        "dsn",
+    ];
     words.iter().chain(&keys).any(|w| key.contains(w))
 }
 

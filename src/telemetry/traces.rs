@@ -220,9 +220,8 @@ fn metadata(headers: &[(String, String)]) -> Result<MetadataMap, Error> {
 
 #[cfg(feature = "tls")]
 fn tls_channel(options: &Options) -> Result<tonic::transport::Channel, Error> {
-    let read = |file: &PathBuf| {
-        std::fs::read(file).map_err(|source| Error::Ca { file: file.display().to_string(), source })
-    };
+    let read =
+        |file: &PathBuf| std::fs::read(file).map_err(|source| Error::Ca { file: file.display().to_string(), source });
     let ca = options.ca.as_ref().map(read).transpose()?;
     tls::channel(&options.endpoint, ca.as_deref())
         .map_err(|error| Error::Tls { endpoint: options.endpoint.clone(), reason: error.to_string() })
