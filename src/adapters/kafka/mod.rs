@@ -7,5 +7,7 @@ pub mod embedded;
 pub mod lag;
 pub mod producer;
 mod raw;
+pub mod scan;
+pub mod transactions;
 
 pub use client::Properties;

@@ -6,14 +6,13 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use rdkafka::client::ClientContext;
-use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::{Ask, Backlog, Found, Search};
+use crate::adapters::kafka::client::Quiet;
 use crate::adapters::kafka::{Properties, raw};
 use crate::ladder::event::Timestamp;
 use crate::ladder::{due, headers};
@@ -303,18 +302,3 @@ fn due_of(message: &BorrowedMessage<'_>, delay: Duration) -> Timestamp {
     });
     due::effective(header.as_deref(), message.timestamp().to_millis().unwrap_or(-1), delay).0
 }
-
-/// Keeps librdkafka's voice down: whoever asks hears of a failure by the answer.
-struct Quiet;
-
-impl ClientContext for Quiet {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        tracing::debug!(target: "librdkafka", ?level, facility, message);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(target: "librdkafka", %error, reason);
-    }
-}
-
-impl ConsumerContext for Quiet {}
