@@ -2,6 +2,7 @@
 
 mod config;
 mod demo;
+mod dlq;
 pub mod produce;
 mod run;
 pub mod status;
@@ -65,6 +66,7 @@ enum Command {
     /// Numbers with a `~` are estimates from the log: exact while dues rise with offsets and every offset holds an event.
     #[command(after_help = "Example:\n  pipeline status --watch")]
     Status(status::StatusArgs),
+    Dlq(dlq::DlqArgs),
 }
 
 /// Runs the command line and returns its exit code.
@@ -103,6 +105,11 @@ pub fn main() -> ExitCode {
             Some(Command::Config(_) | Command::Demo(_)) => ExitCode::SUCCESS, // dealt with above
             Some(Command::Status(args)) => match status::run(&args, &config).await {
                 Ok(()) => ExitCode::SUCCESS,
+                Err(error) => fail(&error.to_string(), error.exit_code()),
+            },
+            Some(Command::Dlq(args)) => match dlq::run(args, &config).await {
+                Ok(true) => ExitCode::SUCCESS,
+                Ok(false) => ExitCode::FAILURE,
                 Err(error) => fail(&error.to_string(), error.exit_code()),
             },
         }

@@ -290,6 +290,22 @@ impl Scan {
     }
 }
 
+/// Number of partitions of each of these topics.
+///
+/// # Errors
+/// When Kafka does not answer or has no such topic.
+pub fn partitions(properties: &Properties, topics: &[&str]) -> Result<Vec<i32>, Error> {
+    let consumer: BaseConsumer<Quiet> = config(properties).create_with_context(Quiet).map_err(Error::Config)?;
+    let count = |topic: &&str| {
+        let failed = |source| Error::Request { action: "look for topic", topic: (*topic).to_owned(), source };
+        let metadata = consumer.fetch_metadata(Some(topic), TIMEOUT).map_err(failed)?;
+        let found = metadata.topics().iter().find(|t| t.name() == *topic && !t.partitions().is_empty());
+        let found = found.ok_or_else(|| Error::Missing { topic: (*topic).to_owned() })?;
+        Ok(i32::try_from(found.partitions().len()).unwrap_or(i32::MAX))
+    };
+    topics.iter().map(count).collect()
+}
+
 /// What comes to a topic from some offsets on.
 pub struct Tail {
     consumer: BaseConsumer<Quiet>,

@@ -1,7 +1,7 @@
 //! The dead-letter queue as something to work with: find, understand, send back, put aside.
 //!
 //! [`letter`] reads what a dead letter says, [`fingerprint`] folds like errors into one, [`select`] says which letters
-//! are meant, [`groups`] counts them, [`book`] remembers which were dealt with, [`redrive`] deals with them. The command
+//! are meant, [`groups`] counts them, [`view`] shows one, [`book`] remembers which were dealt with, [`redrive`] deals with them. The command
 //! line and the console are thin over these.
 //!
 //! Invariants
@@ -17,3 +17,4 @@ pub mod letter;
 mod offsets;
 pub mod redrive;
 pub mod select;
+pub mod view;

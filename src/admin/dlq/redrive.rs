@@ -126,6 +126,23 @@ pub struct Plan {
 }
 
 impl Desk {
+    /// Asks Kafka for the partitions of the ladder's topics.
+    ///
+    /// # Errors
+    /// When Kafka does not answer or one of the topics is missing.
+    pub fn open(
+        properties: Properties,
+        ladder: Arc<Ladder>,
+        id_source: IdSource,
+        clock: Arc<dyn Clock>,
+        tracer: Option<Arc<dyn Tracer>>,
+    ) -> Result<Self, Error> {
+        let topics: Vec<&str> = ladder.rungs().iter().map(|rung| &*rung.topic).collect();
+        let partitions = scan::partitions(&properties, &topics)?;
+        let book_topic = format!("{}.{}.redrive", ladder.topic(), ladder.group()).into();
+        Ok(Self { properties, ladder, id_source, book_topic, partitions, clock, tracer })
+    }
+
     /// The topic of the letters.
     pub fn topic(&self) -> &str {
         &self.ladder.dlq().topic

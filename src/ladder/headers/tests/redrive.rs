@@ -5,6 +5,9 @@ use super::*;
 
 const NOW: Timestamp = Timestamp::from_micros(1_700_000_900_000_700);
 
+/// Where the copy stands: written when it was redriven.
+const THERE: Coordinates = Coordinates { partition: 3, offset: 99, timestamp_ms: 1_700_000_900_001 };
+
 /// The dead letter that a healthy event of `retry-2` became, with a header of somebody else.
 fn letter() -> Headers {
     let mut inbound = on_retry_2(&[]);
@@ -35,7 +38,7 @@ fn attempts_begin_anew_under_a_new_hop_and_the_story_stays() {
     let left = copy.iter().filter(|(name, _)| is_own(name, true) && !is_own(name, false)).count();
     assert_eq!(left, 0, "the compat headers are about a dead letter");
 
-    let envelope = read_at(1, AT, &copy);
+    let envelope = read_at(1, THERE, &copy);
     assert!(envelope.own && envelope.repaired.is_empty(), "{envelope:?}");
     assert_eq!((envelope.attempt, envelope.hop, envelope.redrives), (0, 4, 1));
     assert_eq!(envelope.redriven_at, Some(Timestamp::from_millis(1_700_000_900_000)));
@@ -45,12 +48,12 @@ fn attempts_begin_anew_under_a_new_hop_and_the_story_stays() {
 fn on_main_its_own_group_knows_it_again_and_another_takes_it_for_new() {
     let copy = redriven_to(0, &letter()).unwrap();
     assert_eq!(value(&copy, DUE), None, "nothing waits on main");
-    let envelope = read_at(0, AT, &copy);
+    let envelope = read_at(0, THERE, &copy);
     assert_eq!((&*envelope.event_id, envelope.hop, envelope.redrives), ("id-1", 4, 1));
     assert!(envelope.repaired.is_empty() && !envelope.untrusted, "{envelope:?}");
 
     let other = Ladder::new(LadderSpec::new("stock", "inventory", "shop").retry(Duration::from_secs(1))).unwrap();
-    let envelope = read(&other, 0, AT, iter(&copy), &IdSource::default(), None);
+    let envelope = read(&other, 0, THERE, iter(&copy), &IdSource::default(), None);
     assert_eq!((envelope.hop, envelope.redrives, envelope.own), (0, 0, false));
 }
 
@@ -69,7 +72,7 @@ fn what_another_group_wrote_about_a_record_is_not_passed_on_as_our_story() {
     foreign.retain(|(name, _)| name != GROUP.as_bytes());
     let copy = redriven_to(1, &foreign).unwrap();
     assert_eq!((value(&copy, ERROR), value(&copy, HISTORY)), (None, None));
-    let envelope = read_at(1, AT, &copy);
+    let envelope = read_at(1, THERE, &copy);
     assert!(envelope.repaired.is_empty(), "{envelope:?}");
     assert_eq!(envelope.hop, WRITTEN as u64 + 1, "above every real count");
 }
