@@ -27,7 +27,9 @@ pub enum Error {
     #[error("kafka producer: {0}; check kafka.properties and kafka.producer_properties")]
     Config(#[source] KafkaError),
     /// No transactions with this cluster.
-    #[error("kafka: cannot open transactions as `{id}`: {source}; does this user have the right to write with that transactional id?")]
+    #[error(
+        "kafka: cannot open transactions as `{id}`: {source}; does this user have the right to write with that transactional id?"
+    )]
     Open {
         /// Transactional id.
         id: String,
@@ -84,7 +86,10 @@ impl Transactions {
     /// When Kafka does not answer or does not allow it.
     pub fn open(properties: &Properties, id: &str) -> Result<Self, Error> {
         let mut config = properties.base();
-        config.set("compression.type", "lz4").set("partitioner", "murmur2_random").set("message.max.bytes", "100000000");
+        config
+            .set("compression.type", "lz4")
+            .set("partitioner", "murmur2_random")
+            .set("message.max.bytes", "100000000");
         for (key, value) in &properties.producer {
             config.set(key, value);
         }

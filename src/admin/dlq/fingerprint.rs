@@ -66,7 +66,11 @@ pub fn fold(text: &str, out: &mut String) {
         } else if is_word(c) {
             let word = word(rest);
             rest = &rest[word.len()..];
-            if word.bytes().any(|b| b.is_ascii_digit()) || is_hex_id(word) { out.push('#') } else { out.push_str(word) }
+            if word.bytes().any(|b| b.is_ascii_digit()) || is_hex_id(word) {
+                out.push('#')
+            } else {
+                out.push_str(word)
+            }
             word_before = true;
         } else {
             out.push(c);

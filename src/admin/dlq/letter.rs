@@ -129,8 +129,7 @@ pub struct Letter {
 impl Letter {
     /// Reads a record of this ladder's DLQ.
     pub fn new(record: Record, fate: Fate, ladder: &Ladder, id_source: &IdSource) -> Self {
-        let at =
-            Coordinates { partition: record.partition, offset: record.offset, timestamp_ms: record.timestamp_ms };
+        let at = Coordinates { partition: record.partition, offset: record.offset, timestamp_ms: record.timestamp_ms };
         let envelope = headers::read(ladder, ladder.dlq().index, at, record.headers(), id_source, None);
         let error = record.headers().filter(|(name, _)| *name == headers::ERROR.as_bytes()).last();
         let (class, error) = error.and_then(|(_, value)| headers::parse_error(value?)).unwrap_or((UNKNOWN, ""));

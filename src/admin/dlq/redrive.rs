@@ -36,7 +36,7 @@ use relapse::Relapses;
 /// Letters shown with a plan.
 const SAMPLE: usize = 5;
 /// A running job that told nothing for so long was killed.
-const ALIVE: Duration = Duration::from_secs(20);
+const ALIVE: Duration = Duration::from_secs(15);
 
 /// Nothing was done, or nothing more.
 #[derive(Debug, thiserror::Error)]
@@ -236,29 +236,35 @@ impl Desk {
 
         let mut scan = self.scan()?;
         scan.until(&job.until);
-        let ended = self.each(&mut scan, order, &book, |_| ControlFlow::Continue(()), |glance, seen| {
-            if glance.fate != Some(Fate::Open) {
-                return Ok(ControlFlow::Continue(()));
-            }
-            batch.add(&job, Letter::new(seen.to_record(), Fate::Open, &self.ladder, &self.id_source))?;
-            let last = order.selection.limit.is_some_and(|limit| job.moved + batch.len() >= limit);
-            if batch.len() < pace.batch() && !last {
-                return Ok(ControlFlow::Continue(()));
-            }
-            while !pace.ready(batch.len()) && !stop.load(Ordering::Relaxed) {
-                pace.wait();
-                if batch.is_silent(&job) {
-                    batch.heartbeat(&mut job)?;
+        let ended = self.each(
+            &mut scan,
+            order,
+            &book,
+            |_| ControlFlow::Continue(()),
+            |glance, seen| {
+                if glance.fate != Some(Fate::Open) {
+                    return Ok(ControlFlow::Continue(()));
                 }
-            }
-            if !stop.load(Ordering::Relaxed) {
-                batch.write(&mut job)?;
-                job.relapsed = relapses.count()?;
-                told(&job);
-            }
-            let go_on = !last && !stop.load(Ordering::Relaxed) && !relapses.too_many(&job);
-            Ok(if go_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
-        })?;
+                batch.add(&job, Letter::new(seen.to_record(), Fate::Open, &self.ladder, &self.id_source))?;
+                let last = order.selection.limit.is_some_and(|limit| job.moved + batch.len() >= limit);
+                if batch.len() < pace.batch() && !last {
+                    return Ok(ControlFlow::Continue(()));
+                }
+                while !pace.ready(batch.len()) && !stop.load(Ordering::Relaxed) {
+                    pace.wait();
+                    if batch.is_silent(&job) {
+                        batch.heartbeat(&mut job)?;
+                    }
+                }
+                if !stop.load(Ordering::Relaxed) {
+                    batch.write(&mut job)?;
+                    job.relapsed = relapses.count()?;
+                    told(&job);
+                }
+                let go_on = !last && !stop.load(Ordering::Relaxed) && !relapses.too_many(&job);
+                Ok(if go_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+            },
+        )?;
 
         if ended && !stop.load(Ordering::Relaxed) {
             batch.write(&mut job)?;
@@ -284,12 +290,9 @@ impl Desk {
                 && now.saturating_sub(job.updated_ms) < u64::try_from(ALIVE.as_millis()).unwrap_or(u64::MAX)
         };
         match self.book()?.jobs().values().find(alive) {
-            Some(job) => Err(Error::Busy {
-                id: job.id.clone(),
-                who: job.who.clone(),
-                moved: job.moved,
-                planned: job.planned,
-            }),
+            Some(job) => {
+                Err(Error::Busy { id: job.id.clone(), who: job.who.clone(), moved: job.moved, planned: job.planned })
+            }
             None => Ok(()),
         }
     }
@@ -310,8 +313,8 @@ impl Desk {
         let ended = scan.run(
             |seen| {
                 glance.look(seen, book);
-                let named = order.corrected.is_empty()
-                    || order.corrected.contains_key(&(glance.partition, glance.offset));
+                let named =
+                    order.corrected.is_empty() || order.corrected.contains_key(&(glance.partition, glance.offset));
                 if !named || !order.selection.matches(&mut glance, seen) {
                     return ControlFlow::Continue(());
                 }

@@ -27,7 +27,8 @@ pub(super) fn read(path: &Path, mut order: Order, desk: &Desk, decoder: &Decoder
         let letter: Value = serde_json::from_str(&line).map_err(|e| wrong(n, &format!("no JSON: {e}")))?;
         let number = |name: &str| letter.get(name).and_then(Value::as_i64);
         let place = number("partition").and_then(|p| i32::try_from(p).ok()).zip(number("offset"));
-        let place = place.ok_or_else(|| wrong(n, "`partition` and `offset` name the letter; `dlq export` writes them"))?;
+        let place =
+            place.ok_or_else(|| wrong(n, "`partition` and `offset` name the letter; `dlq export` writes them"))?;
         if !(0..desk.partitions.last().copied().unwrap_or_default()).contains(&place.0) {
             return Err(wrong(n, &format!("the DLQ has no partition {}", place.0)));
         }

@@ -7,8 +7,8 @@ use super::compat::CompatHeaders;
 use super::envelope::Envelope;
 use super::write::{Buffer, NextHeaders, keep_foreign};
 use super::{
-    ATTEMPT, DUE, ERROR, EVENT_ID, FENCE, GROUP, HISTORY, HOP, HOP_LIMIT, MAX_OWN_BYTES, Name, REDRIVE,
-    REDRIVEN_AT, STAGE, TRACEPARENT, TRACESTATE, Trace,
+    ATTEMPT, DUE, ERROR, EVENT_ID, FENCE, GROUP, HISTORY, HOP, HOP_LIMIT, MAX_OWN_BYTES, Name, REDRIVE, REDRIVEN_AT,
+    STAGE, TRACEPARENT, TRACESTATE, Trace,
 };
 use crate::ladder::event::Timestamp;
 use crate::ladder::rungs::{Ladder, Rung};

@@ -6,9 +6,9 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::{Desk, Error, Order};
+use crate::adapters::kafka::transactions::{self, Transactions};
 use crate::admin::dlq::book::{self, Job};
 use crate::admin::dlq::letter::Letter;
-use crate::adapters::kafka::transactions::{self, Transactions};
 use crate::ladder::event::Timestamp;
 use crate::ladder::headers::{self, NextHeader, Redrive, Trace};
 use crate::stage::ports::{Outgoing, Span, SpanKind, TraceContext};

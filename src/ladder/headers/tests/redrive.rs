@@ -11,7 +11,10 @@ const THERE: Coordinates = Coordinates { partition: 3, offset: 99, timestamp_ms:
 /// The dead letter that a healthy event of `retry-2` became, with a header of somebody else.
 fn letter() -> Headers {
     let mut inbound = on_retry_2(&[]);
-    inbound.extend(headers(&[("source", "till-4"), (TRACEPARENT, "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")]));
+    inbound.extend(headers(&[
+        ("source", "till-4"),
+        (TRACEPARENT, "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+    ]));
     Case::new(2, &inbound, EXHAUSTED).write().unwrap()
 }
 
