@@ -2,6 +2,7 @@
 
 mod config;
 mod demo;
+mod dlq;
 pub mod produce;
 mod run;
 pub mod status;
@@ -70,6 +71,7 @@ enum Command {
     /// One event's way through the ladder as a tree of spans, from Jaeger: what ran, waited and was sent, when, and why
     #[command(after_help = "Example:\n  pipeline trace 0198c0de-7a3c-7000-8000-000000000001")]
     Trace(trace::TraceArgs),
+    Dlq(dlq::DlqArgs),
 }
 
 /// `--config` and `--brokers` as given, for remedies: a command to paste must mean the same file and cluster.
@@ -142,6 +144,11 @@ pub fn main() -> ExitCode {
             Some(Command::Trace(args)) => match trace::run(&args, &config, &mut std::io::stdout()).await {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => fail(&error.to_string(), 1),
+            },
+            Some(Command::Dlq(args)) => match dlq::run(args, &config).await {
+                Ok(true) => ExitCode::SUCCESS,
+                Ok(false) => ExitCode::FAILURE,
+                Err(error) => fail(&error.to_string(), error.exit_code()),
             },
         }
     })
