@@ -14,7 +14,7 @@ use crate::stage::histogram::{BOUNDS_US, Histogram};
 use crate::stage::stats::{Attempt, Label, Operation, PauseReason, Produced, StageStats, repairable};
 use crate::telemetry::metrics::{self as m, Exposition, Metric};
 use crate::telemetry::process::ProcessStats;
-use crate::telemetry::traces::Counts;
+use crate::telemetry::traces::{Counts, QUEUE};
 
 const REASONS: [Reason; 4] = [Reason::Permanent, Reason::Poison, Reason::Exhausted, Reason::Expired];
 
@@ -46,10 +46,13 @@ pub fn metrics(stages: &[(&StageView, Figures)]) -> Exposition {
 
 /// What became of the spans of the process.
 pub fn spans(out: &mut Exposition, counts: &Counts) {
-    for (result, count) in [("exported", counts.exported()), ("dropped", counts.dropped()), ("failed", counts.failed())]
-    {
-        out.add(&m::SPANS, &[result], count);
-    }
+    let (exported, failed, dropped) = (counts.exported(), counts.failed(), counts.dropped());
+    out.add(&m::SPANS_PROCESSED, &[""], exported + failed);
+    out.add(&m::SPANS_PROCESSED, &["queue_full"], dropped);
+    out.add(&m::SPANS_EXPORTED, &[""], exported);
+    out.add(&m::SPANS_EXPORTED, &["export_failed"], failed);
+    out.add(&m::SPAN_QUEUE_SIZE, &[], counts.offered().saturating_sub(exported + failed + dropped));
+    out.add(&m::SPAN_QUEUE_CAPACITY, &[], QUEUE);
 }
 
 /// What a stage counted.

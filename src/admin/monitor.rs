@@ -13,12 +13,15 @@ use std::time::{Duration, Instant};
 use futures::future::{join, join_all};
 
 use super::retention::Retentions;
+use super::expose;
 use crate::adapters::kafka::Properties;
 use crate::adapters::kafka::admin::Retention;
 use crate::adapters::kafka::lag::{Ask, Backlog, LogReader};
 use crate::app::engine::StageView;
 use crate::ladder::event::Timestamp;
 use crate::stage::lanes::LaneView;
+use crate::telemetry::metrics::Exposition;
+use crate::telemetry::traces::Counts;
 
 /// How old a look at the log may be.
 pub const FRESH: Duration = Duration::from_millis(500);
@@ -183,16 +186,30 @@ pub fn figures(lanes: &[(i32, LaneView)], backlogs: &HashMap<i32, Backlog>, is_l
 pub struct Monitor {
     stages: Vec<Watched>,
     retentions: Retentions,
+    spans: Option<Arc<Counts>>,
 }
 
 impl Monitor {
     /// Watches these stages.
     pub fn new(views: Vec<StageView>, properties: &Properties) -> Self {
         let topics = views.iter().map(|view| view.context().rung().topic.to_string()).collect();
-        Self {
-            stages: views.into_iter().map(|view| Watched::new(view, properties.clone())).collect(),
-            retentions: Retentions::new(properties, topics),
+        let stages = views.into_iter().map(|view| Watched::new(view, properties.clone())).collect();
+        Self { stages, retentions: Retentions::new(properties, topics), spans: None }
+    }
+
+    /// Tells of the export of spans, too, where there is one.
+    #[must_use]
+    pub fn spans(self, spans: Option<Arc<Counts>>) -> Self {
+        Self { spans, ..self }
+    }
+
+    /// All metrics of the process.
+    pub async fn metrics(&self) -> Exposition {
+        let mut metrics = expose::metrics(&self.look().await);
+        if let Some(counts) = &self.spans {
+            expose::spans(&mut metrics, counts);
         }
+        metrics
     }
 
     /// Each stage with what it holds now.

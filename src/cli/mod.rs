@@ -6,6 +6,7 @@ pub mod produce;
 mod run;
 pub mod status;
 pub mod topics;
+mod trace;
 mod values;
 
 use std::path::{Path, PathBuf};
@@ -66,6 +67,9 @@ enum Command {
     /// Numbers with a `~` are estimates from the log: exact while dues rise with offsets and every offset holds an event.
     #[command(after_help = "Example:\n  pipeline status --watch")]
     Status(status::StatusArgs),
+    /// One event's way through the ladder as a tree of spans, from Jaeger: what ran, waited and was sent, when, and why
+    #[command(after_help = "Example:\n  pipeline trace 0198c0de-7a3c-7000-8000-000000000001")]
+    Trace(trace::TraceArgs),
 }
 
 /// `--config` and `--brokers` as given, for remedies: a command to paste must mean the same file and cluster.
@@ -134,6 +138,10 @@ pub fn main() -> ExitCode {
                 // At once: a look that is under way would hold the process for seconds.
                 Ok(code) => std::process::exit(code.into()),
                 Err(error) => fail(&error.to_string(), error.exit_code()),
+            },
+            Some(Command::Trace(args)) => match trace::run(&args, &config, &mut std::io::stdout()).await {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => fail(&error.to_string(), 1),
             },
         }
     })

@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 use std::str::FromStr;
-use std::sync::Arc;
 
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
@@ -74,10 +73,8 @@ pub(crate) async fn run(args: RunArgs, config: Config) -> ExitCode {
         _ = interrupt.recv() => return ExitCode::SUCCESS,
         _ = terminate.recv() => return ExitCode::SUCCESS,
     };
-    admin.watch(Monitor::new(app.stages().iter().map(RunningStage::view).collect(), &properties));
-    if let Some(counts) = app.span_counts() {
-        admin.watch_spans(Arc::clone(counts));
-    }
+    let stages = app.stages().iter().map(RunningStage::view).collect();
+    admin.watch(Monitor::new(stages, &properties).spans(app.span_counts()));
     let shutdown = async {
         tokio::select! {
             _ = interrupt.recv() => {}

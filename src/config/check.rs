@@ -124,6 +124,8 @@ fn check_process(keys: &Keys, report: &mut Report<'_>) {
     if let Some(endpoint) = &keys.telemetry.otlp_endpoint {
         check_http_url(endpoint, &At::of(&["telemetry"]).key("otlp_endpoint"), "http://localhost:4317", report);
     }
+    let jaeger = At::of(&["telemetry"]).key("jaeger_url");
+    check_http_url(&keys.telemetry.jaeger_url, &jaeger, "http://localhost:16686", report);
 }
 
 fn check_http_url(endpoint: &Endpoint, at: &At, example: &str, report: &mut Report<'_>) {

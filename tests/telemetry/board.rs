@@ -45,7 +45,7 @@ fn every_query_of_the_dashboard_names_metrics_that_processes_tell() {
         let selectors = selectors(query);
         assert!(!selectors.is_empty(), "{title}: {query} asks for nothing");
         for (metric, labels) in selectors {
-            let of_process = metric.starts_with("process_") || metric == "ladder_spans_total";
+            let of_process = metric.starts_with("process_") || metric.starts_with("otel_sdk_");
             let by = if of_process { "job" } else { "pipeline" };
             assert!(labels.contains(by), "{title}: {metric} in {query} does not follow the variable ${by}");
             named.insert(metric);
