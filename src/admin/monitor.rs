@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use futures::future::{join, join_all};
 
-use super::retention::Retentions;
 use super::expose;
+use super::retention::Retentions;
 use crate::adapters::kafka::Properties;
 use crate::adapters::kafka::admin::Retention;
 use crate::adapters::kafka::lag::{Ask, Backlog, LogReader};

@@ -117,14 +117,7 @@ impl Server {
             None => tracing::info!(%address, "health, metrics and status"),
         }
         let phase = watch::Sender::new(Phase::Starting);
-        let shared = Arc::new(Shared {
-            monitor: OnceLock::new(),
-            phase,
-            max_poll,
-            address,
-            taken,
-            instance,
-        });
+        let shared = Arc::new(Shared { monitor: OnceLock::new(), phase, max_poll, address, taken, instance });
         let app = router(Arc::clone(&shared));
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {

@@ -40,7 +40,9 @@ fn every_panel_has_data_and_every_alert_is_evaluated() {
     prometheus.until("sum(ladder_dead_letters_total)", |n| n == dead);
     prometheus.until(r#"sum(ladder_waiting_events{stage="dlq"})"#, |n| n == dead);
 
-    prometheus.until(r#"count(otel_sdk_exporter_span_exported_total{error_type="export_failed"} > 0)"#, |n| n == STAGES.len() as f64);
+    prometheus.until(r#"count(otel_sdk_exporter_span_exported_total{error_type="export_failed"} > 0)"#, |n| {
+        n == STAGES.len() as f64
+    });
 
     let dashboard = board::dashboard();
     let queries = board::queries(&dashboard);
