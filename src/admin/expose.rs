@@ -14,6 +14,7 @@ use crate::stage::histogram::{BOUNDS_US, Histogram};
 use crate::stage::stats::{Attempt, Label, Operation, PauseReason, Produced, StageStats, repairable};
 use crate::telemetry::metrics::{self as m, Exposition, Metric};
 use crate::telemetry::process::ProcessStats;
+use crate::telemetry::traces::Counts;
 
 const REASONS: [Reason; 4] = [Reason::Permanent, Reason::Poison, Reason::Exhausted, Reason::Expired];
 
@@ -41,6 +42,14 @@ pub fn metrics(stages: &[(&StageView, Figures)]) -> Exposition {
         out.add(&m::PROCESS_START, &[], process.start_seconds);
     }
     out
+}
+
+/// What became of the spans of the process.
+pub fn spans(out: &mut Exposition, counts: &Counts) {
+    for (result, count) in [("exported", counts.exported()), ("dropped", counts.dropped()), ("failed", counts.failed())]
+    {
+        out.add(&m::SPANS, &[result], count);
+    }
 }
 
 /// What a stage counted.

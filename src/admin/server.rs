@@ -23,6 +23,7 @@ use super::health::{self, Trouble};
 use super::monitor::Monitor;
 use super::retention;
 use crate::telemetry::metrics::CONTENT_TYPE;
+use crate::telemetry::traces::Counts;
 
 /// Port of a process that runs main, or all stages; a process that runs one other stage adds that stage's index.
 pub const DEFAULT_PORT: u16 = 9464;
@@ -92,6 +93,7 @@ enum Phase {
 
 struct Shared {
     monitor: OnceLock<Monitor>,
+    spans: OnceLock<Arc<Counts>>,
     phase: watch::Sender<Phase>,
     max_poll: Duration,
     address: SocketAddr,
@@ -117,7 +119,15 @@ impl Server {
             None => tracing::info!(%address, "health, metrics and status"),
         }
         let phase = watch::Sender::new(Phase::Starting);
-        let shared = Arc::new(Shared { monitor: OnceLock::new(), phase, max_poll, address, taken, instance });
+        let shared = Arc::new(Shared {
+            monitor: OnceLock::new(),
+            spans: OnceLock::new(),
+            phase,
+            max_poll,
+            address,
+            taken,
+            instance,
+        });
         let app = router(Arc::clone(&shared));
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
@@ -140,6 +150,11 @@ impl Server {
                 retention::watch(monitor).await;
             }
         });
+    }
+
+    /// From now on it tells of these spans, too.
+    pub fn watch_spans(&self, counts: Arc<Counts>) {
+        drop(self.shared.spans.set(counts)); // a second export: the first stays
     }
 
     /// From now on the process is not ready: it finishes what runs.
@@ -199,11 +214,14 @@ async fn readyz(State(shared): State<Arc<Shared>>) -> Response {
 }
 
 async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
-    let text = match shared.monitor.get() {
-        Some(monitor) => expose::metrics(&monitor.look().await).render(),
-        None => expose::metrics(&[]).render(),
+    let mut all = match shared.monitor.get() {
+        Some(monitor) => expose::metrics(&monitor.look().await),
+        None => expose::metrics(&[]),
     };
-    ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response()
+    if let Some(counts) = shared.spans.get() {
+        expose::spans(&mut all, counts);
+    }
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], all.render()).into_response()
 }
 
 async fn status(State(shared): State<Arc<Shared>>) -> Json<Value> {

@@ -409,6 +409,11 @@ impl App {
         &self.stages
     }
 
+    /// What became of its spans, where there is a collector for them.
+    pub fn span_counts(&self) -> Option<&Arc<traces::Counts>> {
+        self.traces.as_ref().map(Traces::counts)
+    }
+
     /// Runs until `shutdown` resolves, then drains. A stage that cannot go on ends the others, too.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
@@ -74,6 +75,9 @@ pub(crate) async fn run(args: RunArgs, config: Config) -> ExitCode {
         _ = terminate.recv() => return ExitCode::SUCCESS,
     };
     admin.watch(Monitor::new(app.stages().iter().map(RunningStage::view).collect(), &properties));
+    if let Some(counts) = app.span_counts() {
+        admin.watch_spans(Arc::clone(counts));
+    }
     let shutdown = async {
         tokio::select! {
             _ = interrupt.recv() => {}

@@ -98,6 +98,8 @@ metrics! {
         "Headers that were missing or broken and were repaired; due_clamped: a due too far ahead; untrusted: a record whose ladder headers were all ignored.";
     BACKLOG_UNKNOWN = "ladder_backlog_unknown" Gauge "flag" ["pipeline", "stage"]
         "1 while Kafka does not tell the ends of the log: then what lies beyond the events in memory is as it was seen last.";
+    SPANS = "ladder_spans_total" Counter "spans" ["result"]
+        "Spans of traces: exported, dropped (the queue was full) or failed (the collector did not take them). Only where there is a collector.";
     PROCESS_CPU = "process_cpu_seconds_total" Counter "seconds" []
         "CPU time of this process, user and system.";
     PROCESS_RESIDENT = "process_resident_memory_bytes" Gauge "bytes" []

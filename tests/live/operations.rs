@@ -6,6 +6,7 @@ mod harness;
 mod killed;
 mod limits;
 mod offsets;
+mod prometheus;
 mod redis_restart;
 mod sharing;
 mod signals;
