@@ -4,6 +4,7 @@
 mod exit_codes;
 mod harness;
 mod killed;
+mod logs;
 mod offsets;
 mod redis_restart;
 mod sharing;
