@@ -74,7 +74,7 @@ pub(crate) async fn run(args: &TraceArgs, config: &Config, out: &mut impl Write)
     }
     for tree in &trees {
         if let Some(event) = event {
-            let outcome = tree.outcome().unwrap_or_else(|| "not executed yet".to_owned());
+            let outcome = tree.outcome().unwrap_or_else(|| "no execution in this trace".to_owned());
             writeln!(out, "event {event}: {outcome}")?;
         }
         writeln!(out, "{tree}")?;
