@@ -76,6 +76,10 @@ metrics! {
         "For how long the oldest event that is due and not started has been due, 0 when there is none; on main since its record was written. An estimate beyond the events in memory.";
     LAG = "ladder_consumer_lag_events" Gauge "events" ["pipeline", "stage"]
         "End of the log minus the first offset that is not done, summed over the partitions of this instance; waiting events are part of it.";
+    OLDEST_UNPROCESSED = "ladder_oldest_unprocessed_seconds" Gauge "seconds" ["pipeline", "stage"]
+        "Age of the oldest record that is not done, on the partitions of this instance, 0 when there is none. Exact for the events in memory, an estimate from the log for those beyond.";
+    RETENTION = "ladder_retention_seconds" Gauge "seconds" ["pipeline", "stage"]
+        "For how long the stage's topic keeps records, handled or not (retention.ms); +Inf when age deletes none, absent while Kafka does not tell.";
     IN_FLIGHT = "ladder_in_flight" Gauge "events" ["pipeline", "stage"]
         "Events that were started and are not finished: claimed, running, with the producer, or being recorded.";
     PARTITIONS = "ladder_assigned_partitions" Gauge "partitions" ["pipeline", "stage"]

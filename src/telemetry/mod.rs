@@ -1,5 +1,6 @@
 //! What the process tells of itself: logs, metrics, traces.
 
+pub mod duration;
 pub mod handler_spans;
 pub mod logs;
 pub mod metrics;

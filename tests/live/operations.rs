@@ -4,8 +4,10 @@
 mod exit_codes;
 mod harness;
 mod killed;
+mod limits;
 mod logs;
 mod offsets;
+mod prometheus;
 mod redis_restart;
 mod sharing;
 mod signals;
