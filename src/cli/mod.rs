@@ -143,6 +143,7 @@ pub fn main() -> ExitCode {
             },
             Some(Command::Trace(args)) => match trace::run(&args, &config, &mut std::io::stdout()).await {
                 Ok(()) => ExitCode::SUCCESS,
+                Err(trace::Error::Write(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
                 Err(error) => fail(&error.to_string(), 1),
             },
             Some(Command::Dlq(args)) => match dlq::run(args, &config).await {

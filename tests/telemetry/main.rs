@@ -342,12 +342,7 @@ async fn spans_are_counted_by_what_became_of_them() {
         instance: "i".into(),
     };
     let export = traces::Traces::start(options).expect("nobody need be there");
-<<<<<<< HEAD
-    let monitor =
-        monitor::Monitor::new(Vec::new(), &Properties::new("unused")).spans(Some(Arc::clone(export.counts())));
-=======
     let monitor = monitor::Monitor::new(Vec::new(), &Properties::default()).spans(Some(Arc::clone(export.counts())));
->>>>>>> board
     let now = SystemClock.now().wall;
     let tracer = OtelTracer::new(export.queue(), Sampling::default(), "c");
     let event_id = Arc::from("e");
