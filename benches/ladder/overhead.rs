@@ -90,7 +90,8 @@ async fn without(bench: &mut Bench, options: &Options) -> Drain {
 async fn with(bench: &mut Bench, options: &Options) -> (Drain, Seen) {
     let traces = Traces::start(traces::Options {
         endpoint: options.otlp.clone(),
-        authorization: None,
+        headers: Vec::new(),
+        ca: None,
         service: "retry-ladder-bench",
         instance: "overhead".into(),
     });
