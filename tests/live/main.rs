@@ -9,7 +9,6 @@ mod operations;
 mod redis_server;
 mod real_run;
 mod crash_points;
-mod crash_worker;
 #[path = "../support/ledger.rs"]
 mod ledger;
 mod outside;
@@ -17,3 +16,4 @@ mod status;
 mod support;
 mod topics;
 mod traces;
+mod worker;

@@ -1,0 +1,57 @@
+//! Events for the ladders of the fault tests.
+
+use prost::Message as _;
+
+use retry_ladder::messages::shop::v1::OrderPlaced;
+
+use super::fate;
+use crate::ledger::{Copy, Fate, Produced};
+use crate::outside::Generator;
+
+/// A stream of events.
+pub(crate) struct Source {
+    pub(crate) generator: Generator,
+    pub(crate) partitions: i32,
+    pub(crate) sent: usize,
+}
+
+impl Source {
+    pub(crate) fn new(brokers: &str, topic: &str, partitions: i32) -> Self {
+        Self { generator: Generator::new(brokers, topic), partitions, sent: 0 }
+    }
+
+    /// In this order, again and again: most go up the ladder in some way.
+    const KINDS: [&str; 10] = ["ok", "f1", "f9", "perm", "heal", "ok", "f2", "junk", "flip", "f1"];
+
+    pub(crate) fn send(&mut self, count: usize) {
+        for _ in 0..count {
+            let n = self.sent;
+            self.sent += 1;
+            let id = format!("{}-{n}", Self::KINDS[n % Self::KINDS.len()]);
+            self.generator.send(event(&id, n, n as i32 % self.partitions));
+        }
+    }
+}
+
+/// An event that lies on the main topic as its producer wrote it; keys repeat, some are null, some are no text.
+pub(crate) fn event(id: &str, n: usize, partition: i32) -> Produced {
+    let order = OrderPlaced { unique_id: id.to_owned(), quantity: n as u32, ..OrderPlaced::default() };
+    let fate = fate(id);
+    let value = if fate == Fate::Poison { vec![0xff; 9 + n % 7] } else { order.encode_to_vec() };
+    let key = match n % 4 {
+        0 => None,
+        1 => Some(vec![0xc3, 0x28, (n % 5) as u8]),
+        _ => Some(format!("customer-{}", n % 7).into_bytes()),
+    };
+    let headers = vec![
+        ("tenant".to_owned(), Some(vec![0, 0xff, n as u8])),
+        ("x-ladder-event-id".to_owned(), Some(id.as_bytes().to_vec())),
+        ("tenant".to_owned(), None),
+        ("correlation-id".to_owned(), Some(format!("c-{n}").into_bytes())),
+    ];
+    Produced {
+        id: id.to_owned(),
+        fate,
+        record: Copy { partition, offset: -1, timestamp_ms: -1, key, value: Some(value), headers },
+    }
+}
