@@ -17,11 +17,13 @@ use rdkafka::consumer::BaseConsumer;
 
 use retry_ladder::ladder::rungs::{Ladder, Rung};
 use retry_ladder::messages::shop::v1::OrderPlaced;
+use retry_ladder::prove::ledger::{
+    self, Copy, InHand, Interruption, Ledger, Produced, Stage, Summary, read_executions,
+};
 
 use crate::crash_worker::{self, Moment, ORDERS, Orders, Point, fate};
-use crate::ledger::{Copy, InHand, Kill, Ledger, Produced, Stage, Summary, read_executions};
+use crate::outside;
 use crate::support::{brokers, create_topic, redis_url, unique};
-use crate::{ledger, outside};
 
 const PARTITIONS: i32 = 3;
 const SIGKILL: i32 = 9;
@@ -49,7 +51,7 @@ struct Case {
 /// What a case came to.
 struct Outcome {
     summary: Summary,
-    kills: Vec<Kill>,
+    kills: Vec<Interruption>,
     /// Copies that had been settled and whose offset was not committed when the process died.
     uncommitted: usize,
     /// Claims found busy after the kill.
@@ -274,7 +276,7 @@ fn run(test: &str, case: &Case) {
         stages: stages(&a1, &ladder),
         produced,
         executions: read_executions(&file).expect("the executions file"),
-        kills,
+        interruptions: kills,
         keys,
     };
     let faults = ledger.faults();
@@ -282,7 +284,7 @@ fn run(test: &str, case: &Case) {
     let summary = ledger.summary();
     let busy = std::fs::read_to_string(survivor.busy()).expect("the file of busy claims").lines().count();
     eprintln!("{what}: {summary}, {uncommitted} uncommitted, {busy} busy, {:.1?}", begun.elapsed());
-    (case.expect)(&Outcome { summary, kills: ledger.kills, uncommitted, busy });
+    (case.expect)(&Outcome { summary, kills: ledger.interruptions, uncommitted, busy });
 
     let topics: Vec<&str> = ladder.rungs().iter().map(|rung| &*rung.topic).collect();
     let keys: Vec<String> = ledger.keys.into_iter().map(|(key, _)| key).collect();
@@ -376,7 +378,7 @@ impl Source {
     }
 
     /// Some forty events a second until the worker has died at its point, and a few more.
-    fn send_until_killed(&mut self, mut worker: Worker) -> Kill {
+    fn send_until_killed(&mut self, mut worker: Worker) -> Interruption {
         let deadline = Instant::now() + PATIENCE;
         let status = loop {
             self.send(1);
@@ -390,7 +392,7 @@ impl Source {
         assert_eq!(status.signal(), Some(SIGKILL), "{}: {status}", worker.orders.name);
         self.send(BEFORE.saturating_sub(self.sent));
         let words = std::fs::read_to_string(worker.orders.last_words()).expect("what it had in hand");
-        Kill::read(&words).expect("what it had in hand")
+        Interruption::read(&words).expect("what it had in hand")
     }
 }
 
@@ -425,7 +427,7 @@ fn looker(orders: &Orders, group: &str) -> BaseConsumer {
 }
 
 /// How many copies the killed process had settled on the stage of its point without committing their offsets.
-fn uncommitted(orders: &Orders, ladder: &Ladder, kill: &Kill) -> usize {
+fn uncommitted(orders: &Orders, ladder: &Ladder, kill: &Interruption) -> usize {
     let stage = orders.kill.as_ref().map_or(0, |point| point.stage);
     let rung = &ladder.rungs()[stage];
     let committed = outside::committed(&looker(orders, &rung.group_id), &rung.topic, PARTITIONS);

@@ -28,6 +28,7 @@ use retry_ladder::ladder::event::{ClaimReply, Failure, Outcome};
 use retry_ladder::ladder::lane::{Dedup, Order};
 use retry_ladder::ladder::rungs::{Ladder, LadderSpec};
 use retry_ladder::messages::{Decoder, Framing};
+use retry_ladder::prove::ledger::{Cause, Fate, Held, InHand, Interruption};
 use retry_ladder::stage::clock::{Clock, SystemClock};
 use retry_ladder::stage::context::{Partitions, StageSettings, Tombstones};
 use retry_ladder::stage::ports::{
@@ -36,7 +37,6 @@ use retry_ladder::stage::ports::{
 };
 use retry_ladder::telemetry::logs;
 
-use crate::ledger::{Fate, Held, InHand, Kill};
 use crate::outside;
 
 /// Set in the environment of a worker: what it is to do, as JSON.
@@ -261,7 +261,8 @@ impl Witness {
     }
 
     fn die(&self, seen: &Seen) -> ! {
-        let kill = Kill { in_hand: seen.in_hand.values().cloned().collect(), settled: seen.settled.clone() };
+        let in_hand = seen.in_hand.values().cloned().collect();
+        let kill = Interruption { cause: Cause::Killed, in_hand, settled: seen.settled.clone() };
         let mut file = File::create(self.orders.last_words()).expect("a file for the last words");
         file.write_all(kill.write().as_bytes()).and_then(|()| file.sync_all()).expect("the last words");
         rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).expect("a kill");

@@ -10,8 +10,6 @@ mod redis_server;
 mod real_run;
 mod crash_points;
 mod crash_worker;
-#[path = "../support/ledger.rs"]
-mod ledger;
 mod outside;
 mod status;
 mod support;
