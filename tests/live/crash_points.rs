@@ -9,7 +9,8 @@ use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt as _;
 use std::time::{Duration, Instant};
 
-use crate::ledger::{self, Copy, InHand, Kill, Summary};
+use retry_ladder::prove::ledger::{self, Copy, InHand, Interruption, Summary};
+
 use crate::outside;
 use crate::support::{brokers, redis_url, unique};
 use crate::worker::evidence::{self, PATIENCE, looker};
@@ -42,7 +43,7 @@ struct Case {
 /// What a case came to.
 struct Outcome {
     summary: Summary,
-    kills: Vec<Kill>,
+    kills: Vec<Interruption>,
     /// Copies that had been settled and whose offset was not committed when the process died.
     uncommitted: usize,
     /// Claims found busy after the kill.
@@ -270,13 +271,13 @@ fn run(test: &str, case: &Case) {
     assert!(faults.is_empty(), "{what}: {} faults:\n{}", faults.len(), faults.join("\n"));
     let summary = ledger.summary();
     eprintln!("{what}: {summary}, {uncommitted} uncommitted, {busy} busy, {:.1?}", begun.elapsed());
-    (case.expect)(&Outcome { summary, kills: ledger.kills.clone(), uncommitted, busy });
+    (case.expect)(&Outcome { summary, kills: ledger.interruptions.clone(), uncommitted, busy });
 
     evidence::clean_up(&a1, ledger);
 }
 
 /// Some forty events a second until the worker has died at its point, and a few more.
-fn send_until_killed(source: &mut Source, mut worker: Worker) -> Kill {
+fn send_until_killed(source: &mut Source, mut worker: Worker) -> Interruption {
     let deadline = Instant::now() + PATIENCE;
     let status = loop {
         source.send(1);
@@ -289,11 +290,11 @@ fn send_until_killed(source: &mut Source, mut worker: Worker) -> Kill {
     assert_eq!(status.signal(), Some(SIGKILL), "{}: {status}", worker.name());
     source.send(BEFORE.saturating_sub(source.sent));
     let words = std::fs::read_to_string(worker.orders.last_words()).expect("what it had in hand");
-    Kill::read(&words).expect("what it had in hand")
+    Interruption::read(&words).expect("what it had in hand")
 }
 
 /// How many copies the killed process had settled on the stage of its point without committing their offsets.
-fn uncommitted(orders: &Orders, kill: &Kill) -> usize {
+fn uncommitted(orders: &Orders, kill: &Interruption) -> usize {
     let stage = orders.kill.as_ref().map_or(0, |point| point.stage);
     let ladder = orders.ladder();
     let rung = &ladder.rungs()[stage];

@@ -9,8 +9,6 @@ mod operations;
 mod redis_server;
 mod real_run;
 mod crash_points;
-#[path = "../support/ledger.rs"]
-mod ledger;
 mod outside;
 mod status;
 mod support;

@@ -1,5 +1,5 @@
 //! Kafka and Redis as an outsider sees them: a producer that counts acknowledgements, a plain consumer that reads raw
-//! records back, offsets of groups, keys. Nothing of the crate under test.
+//! records back, offsets of groups, keys. Nothing of the engine under test.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerConte
 use rdkafka::util::Timeout;
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 
-use crate::ledger::{self, Copy, Produced};
+use retry_ladder::prove::ledger::{self, Copy, Produced};
 
 /// For any single answer of a broker.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -34,6 +34,7 @@ use retry_ladder::ladder::event::{Now, Timestamp};
 use retry_ladder::ladder::lane::{Dedup, Order};
 use retry_ladder::ladder::rungs::{Ladder, LadderSpec};
 use retry_ladder::messages::{Decoder, Framing};
+use retry_ladder::prove::ledger::Fate;
 use retry_ladder::stage::clock::{Clock, SystemClock};
 use retry_ladder::stage::context::{Partitions, StageSettings, Tombstones};
 use retry_ladder::stage::ports::Handler;
@@ -41,7 +42,6 @@ use retry_ladder::telemetry::logs;
 
 use self::ports::{Executor, WitnessedPublisher, WitnessedStore};
 use self::witness::Witness;
-use crate::ledger::Fate;
 
 /// Set in the environment of a worker: what it is to do, as JSON.
 pub(crate) const ORDERS: &str = "LADDER_CRASH_ORDERS";

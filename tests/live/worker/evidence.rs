@@ -7,10 +7,10 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::BaseConsumer;
 
 use retry_ladder::ladder::rungs::Rung;
+use retry_ladder::prove::ledger::{Interruption, Ledger, Produced, Stage, read_executions};
 
 use super::Orders;
 use super::process::Worker;
-use crate::ledger::{Kill, Ledger, Produced, Stage, read_executions};
 use crate::outside;
 
 /// For anything that must happen: a machine shared by many may take its time.
@@ -65,14 +65,14 @@ pub(crate) fn wait_until_committed<'a>(orders: &Orders, alive: impl IntoIterator
 }
 
 /// Everything that is known of the run: topics and offsets, executions and keys read back.
-pub(crate) fn ledger(orders: &Orders, produced: Vec<Produced>, kills: Vec<Kill>) -> Ledger {
+pub(crate) fn ledger(orders: &Orders, produced: Vec<Produced>, interruptions: Vec<Interruption>) -> Ledger {
     let file = std::fs::read_to_string(orders.executions()).unwrap_or_default();
     Ledger {
         group: orders.group.clone(),
         stages: stages(orders),
         produced,
         executions: read_executions(&file).expect("the executions file"),
-        kills,
+        interruptions,
         keys: outside::keys(&orders.redis, &orders.prefix),
     }
 }

@@ -4,9 +4,10 @@
 //! more than its journal. What it says of leases is less than the truth: renewals are not in it.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::path::Path;
 
-use crate::ledger::{Held, InHand, Kill};
+use retry_ladder::prove::ledger::{Cause, Held, InHand, Interruption};
 
 /// What a line says of a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,34 +81,36 @@ pub(crate) fn read(path: &Path) -> Vec<Line> {
     whole.map(|line| Line::read(line).unwrap_or_else(|| panic!("no line of a journal: {line:?}"))).collect()
 }
 
-/// What the process had in hand at any time from `from_us` to `to_us`, each copy as far as it had come by then, and
-/// what it had settled. With both the same: at that instant.
-pub(crate) fn in_hand(lines: &[Line], from_us: u64, to_us: u64) -> Kill {
-    let mut open: BTreeMap<(String, u64), Held> = BTreeMap::new();
-    let (mut past, mut settled) = (Vec::new(), Vec::new());
-    for line in lines.iter().take_while(|line| line.at_us <= to_us) {
-        let copy = (line.id.clone(), line.hop);
+/// What the process had in hand at any time in `during`, Unix microseconds, each copy as far as it had come by the end
+/// of it, and what it had settled by then. A claim that was given back in good order is not in it; one that was settled
+/// is, where the cause is that Redis forgot.
+pub(crate) fn interruption(cause: Cause, lines: &[Line], during: RangeInclusive<u64>) -> Interruption {
+    let mut open: BTreeMap<(&str, u64), Held> = BTreeMap::new();
+    let (mut in_hand, mut settled) = (Vec::new(), Vec::new());
+    for line in lines.iter().take_while(|line| line.at_us <= *during.end()) {
+        let copy = (line.id.as_str(), line.hop);
+        let within = line.at_us >= *during.start();
         match line.step {
             Step::Claimed { fence, leased_until_us } => {
-                let how = InHand::Claimed;
-                let held = Held { id: line.id.clone(), hop: line.hop, how, fence, leased_until_us };
-                // What it held before and lost on the way.
-                past.extend(open.insert(copy, held).filter(|_| line.at_us >= from_us));
+                let held = Held { id: line.id.clone(), hop: line.hop, how: InHand::Claimed, fence, leased_until_us };
+                // The claim before was lost on the way.
+                in_hand.extend(open.insert(copy, held).filter(|_| within));
             }
-            Step::Busy | Step::Settling => {}
             Step::Published | Step::Acknowledged => {
-                if let Some(held) = open.get_mut(&copy) {
-                    held.how =
-                        if line.step == Step::Published { InHand::Published } else { InHand::Acknowledged };
-                }
+                let held = open.get_mut(&copy).unwrap_or_else(|| panic!("a copy that moves was claimed: {line:?}"));
+                held.how = if line.step == Step::Published { InHand::Published } else { InHand::Acknowledged };
             }
-            Step::Known | Step::Settled | Step::Released => {
-                past.extend(open.remove(&copy).filter(|_| line.at_us >= from_us));
-                if line.step == Step::Settled {
-                    settled.push(copy);
-                }
+            Step::Settled => {
+                let forgotten = within && cause == Cause::Forgotten;
+                in_hand.extend(open.remove(&copy).filter(|_| forgotten));
+                settled.push((line.id.clone(), line.hop));
             }
+            // The claim before, if there was one, was lost on the way.
+            Step::Known => in_hand.extend(open.remove(&copy).filter(|_| within)),
+            Step::Released => drop(open.remove(&copy)),
+            Step::Busy | Step::Settling => {}
         }
     }
-    Kill { in_hand: past.into_iter().chain(open.into_values()).collect(), settled }
+    in_hand.extend(open.into_values());
+    Interruption { cause, in_hand, settled }
 }

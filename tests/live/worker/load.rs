@@ -3,9 +3,9 @@
 use prost::Message as _;
 
 use retry_ladder::messages::shop::v1::OrderPlaced;
+use retry_ladder::prove::ledger::{Copy, Fate, Produced};
 
 use super::fate;
-use crate::ledger::{Copy, Fate, Produced};
 use crate::outside::Generator;
 
 /// A stream of events.

@@ -10,6 +10,7 @@ use futures::future::BoxFuture;
 use retry_ladder::adapters::kafka::producer::KafkaPublisher;
 use retry_ladder::ladder::event::{ClaimReply, Failure, Outcome};
 use retry_ladder::messages::shop::v1::OrderPlaced;
+use retry_ladder::prove::ledger::Fate;
 use retry_ladder::stage::ports::{
     AckSink, Claim, CopyKey, Event, Handler, IdempotencyStore, Mark, Outgoing, PublishError, Publisher, SettleReply,
     StoreError,
@@ -18,7 +19,6 @@ use retry_ladder::stage::ports::{
 use super::journal::Step;
 use super::witness::{Witness, lock, now_us};
 use super::{Moment, fate};
-use crate::ledger::Fate;
 
 /// Event id and hop of a copy's key.
 fn id_and_hop(key: &CopyKey) -> (String, u64) {

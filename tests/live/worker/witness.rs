@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use rdkafka::consumer::BaseConsumer;
 
 use retry_ladder::ladder::event::ClaimReply;
+use retry_ladder::prove::ledger::Cause;
 use retry_ladder::stage::clock::{Clock, SystemClock};
 use retry_ladder::stage::ports::{SettleReply, StoreError};
 
@@ -94,7 +95,7 @@ impl Witness {
 
     /// The lock is held: nothing is written down after this.
     fn die(&self, _seen: &Seen) -> ! {
-        let kill = journal::in_hand(&journal::read(&self.orders.journal()), u64::MAX, u64::MAX);
+        let kill = journal::interruption(Cause::Killed, &journal::read(&self.orders.journal()), u64::MAX..=u64::MAX);
         let mut file = File::create(self.orders.last_words()).expect("a file for the last words");
         file.write_all(kill.write().as_bytes()).and_then(|()| file.sync_all()).expect("the last words");
         rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).expect("a kill");
