@@ -256,7 +256,7 @@ fn run(test: &str, case: &Case) {
         alive.push(Worker::start(test, &survivor));
     }
     source.send(AFTER);
-    let produced = source.generator.finish();
+    let produced = source.finish();
     evidence::wait_until_committed(&a1, &mut alive);
     let journal = || alive.iter().find(|worker| worker.name() == survivor.name).expect("it lives").journal();
     let busy = journal().iter().filter(|line| line.step == Step::Busy).count();

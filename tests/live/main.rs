@@ -5,10 +5,14 @@
 
 mod operations;
 #[allow(dead_code, reason = "the other tests that share it use the rest")]
+#[path = "../support/proxy.rs"]
+mod proxy;
+#[allow(dead_code, reason = "the other tests that share it use the rest")]
 #[path = "../support/redis_server.rs"]
 mod redis_server;
 mod real_run;
 mod crash_points;
+mod faults;
 mod outside;
 mod status;
 mod support;

@@ -60,6 +60,7 @@ impl ProducerContext for Acknowledgements {
 
     fn delivery(&self, result: &DeliveryResult<'_>, mut event: Box<Produced>) {
         let result = match result {
+            Ok(message) if message.offset() < 0 => Err(format!("{}: acknowledged without a place", event.id)),
             Ok(message) => {
                 let at = &mut event.record;
                 at.partition = message.partition();

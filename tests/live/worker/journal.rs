@@ -10,7 +10,7 @@ use std::path::Path;
 use retry_ladder::prove::ledger::{Cause, Held, InHand, Interruption};
 
 /// What a line says of a copy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Step {
     /// Claimed, with this fence; the lease does not end before, Unix microseconds.
     Claimed { fence: u64, leased_until_us: u64 },

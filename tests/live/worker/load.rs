@@ -10,14 +10,15 @@ use crate::outside::Generator;
 
 /// A stream of events.
 pub(crate) struct Source {
-    pub(crate) generator: Generator,
+    /// `None`: it has ended.
+    generator: Option<Generator>,
     pub(crate) partitions: i32,
     pub(crate) sent: usize,
 }
 
 impl Source {
     pub(crate) fn new(brokers: &str, topic: &str, partitions: i32) -> Self {
-        Self { generator: Generator::new(brokers, topic), partitions, sent: 0 }
+        Self { generator: Some(Generator::new(brokers, topic)), partitions, sent: 0 }
     }
 
     /// In this order, again and again: most go up the ladder in some way.
@@ -28,8 +29,17 @@ impl Source {
             let n = self.sent;
             self.sent += 1;
             let id = format!("{}-{n}", Self::KINDS[n % Self::KINDS.len()]);
-            self.generator.send(event(&id, n, n as i32 % self.partitions));
+            self.send_one(event(&id, n, n as i32 % self.partitions));
         }
+    }
+
+    pub(crate) fn send_one(&mut self, event: Produced) {
+        self.generator.as_ref().expect("it goes on").send(event);
+    }
+
+    /// Ends it; every event that it sent, all of them acknowledged.
+    pub(crate) fn finish(&mut self) -> Vec<Produced> {
+        self.generator.take().expect("it goes on").finish()
     }
 }
 

@@ -135,19 +135,15 @@ impl AckSink for WitnessedAck {
     }
 }
 
-/// Does what the event's name (its `unique_id`) spells, and writes every start and end to the disk.
+/// Does what the event's name (its `unique_id`) spells, and writes every start and end to the executions file.
 pub(super) struct Executor {
     pub(super) witness: Arc<Witness>,
 }
 
 impl Executor {
-    async fn record(&self, line: String) {
-        let witness = Arc::clone(&self.witness);
-        let written = tokio::task::spawn_blocking(move || {
-            let mut file = lock(&witness.executions);
-            file.write_all(line.as_bytes()).and_then(|()| file.sync_data())
-        });
-        written.await.expect("a thread that writes").expect("the executions file");
+    /// Once written it outlives the process, and that is all that dies here.
+    fn record(&self, line: &str) {
+        lock(&self.witness.executions).write_all(line.as_bytes()).expect("the executions file");
     }
 
     /// Whether any process has begun to execute this event before.
@@ -170,7 +166,7 @@ impl Handler for Executor {
                 let place = format!("{}:{}", record.partition, record.offset);
                 format!("{what} {at} {} {attempt} {fence} {id} {outcome} {place}\n", event.stage_name)
             };
-            self.record(line("start", "-")).await;
+            self.record(&line("start", "-"));
             tokio::time::sleep(Duration::from_millis(self.witness.orders.latency_ms)).await;
             if self.witness.is_to_die_soon(Moment::Running, id, stage) {
                 // The client commits every second.
@@ -183,7 +179,7 @@ impl Handler for Executor {
                 Outcome::Failed(failure) if failure.message == "not yet" => "transient",
                 _ => "permanent",
             };
-            self.record(line("end", word)).await;
+            self.record(&line("end", word));
             self.witness.reach(Moment::Effect, id, stage);
             outcome
         }

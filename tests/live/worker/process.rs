@@ -71,9 +71,6 @@ impl Worker {
         journal::read(&self.orders.journal())
     }
 
-    pub(crate) fn log(&self) -> String {
-        std::fs::read_to_string(self.orders.log()).unwrap_or_default()
-    }
 }
 
 impl Drop for Worker {

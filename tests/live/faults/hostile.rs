@@ -1,0 +1,1 @@
+//! What nobody should send, all in one run with sound events.
