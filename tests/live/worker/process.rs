@@ -70,7 +70,6 @@ impl Worker {
     pub(crate) fn journal(&self) -> Vec<Line> {
         journal::read(&self.orders.journal())
     }
-
 }
 
 impl Drop for Worker {
