@@ -41,6 +41,13 @@ pub(crate) fn create_topics(orders: &Orders, replication: i32) {
     assert!(made.iter().all(Result::is_ok), "{made:?}");
 }
 
+/// Whether the group of this stage has committed the end of its log.
+pub(crate) fn is_committed(orders: &Orders, rung: &Rung) -> bool {
+    let looker = looker(orders, &rung.group_id);
+    let ends = outside::ends(&looker, &rung.topic, orders.partitions);
+    outside::committed(&looker, &rung.topic, orders.partitions) == ends
+}
+
 /// Waits until the group of every stage has committed the end of its log. One stage after the other: what a stage has
 /// committed has reached the next one's log.
 pub(crate) fn wait_until_committed<'a>(orders: &Orders, alive: impl IntoIterator<Item = &'a mut Worker>) {

@@ -67,6 +67,10 @@ impl Worker {
         kill_process(Pid::from_child(&self.process), signal).expect("it runs");
     }
 
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.orders.log()).unwrap_or_default()
+    }
+
     pub(crate) fn journal(&self) -> Vec<Line> {
         journal::read(&self.orders.journal())
     }
