@@ -190,6 +190,19 @@ impl Generator {
         }
     }
 
+    /// Waits until the topic has all its partitions here.
+    pub(super) fn wait_for_topic(&self, partitions: i32) -> Result<(), Error> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let known = self.producer.client().fetch_metadata(Some(&self.topic), PATIENCE)?;
+            let count = known.topics().first().map_or(0, |topic| topic.partitions().len());
+            if i32::try_from(count).is_ok_and(|count| count == partitions) || Instant::now() > deadline {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// Waits for every answer; the acknowledged events, and what was refused. A refused event may be on the topic all
     /// the same, so a run with one proves nothing of it and is told.
     pub(super) fn finish(self) -> Result<(Vec<Produced>, Vec<String>), Error> {

@@ -146,7 +146,7 @@ pub fn event(seed: u64, n: u64, partitions: i32) -> Produced {
         ("x-ladder-event-id".to_owned(), Some(id.as_bytes().to_vec())),
         ("tenant".to_owned(), None),
     ];
-    let partition = rng.i32(..partitions);
+    let partition = rng.i32(0..partitions);
     Produced { id, fate, record: Copy { partition, offset: -1, timestamp_ms: -1, key, value: Some(value), headers } }
 }
 
@@ -186,6 +186,7 @@ mod tests {
         for n in 0..500 {
             let event = event(3, n, 8);
             assert_eq!(fate(&event.id), Some(event.fate));
+            assert!((0..8).contains(&event.record.partition), "{event:?}");
         }
         assert_eq!(fate("order-1"), None);
     }

@@ -92,8 +92,9 @@ impl Round<'_> {
             crew.start(worker)?;
         }
         self.wait_until_ready(&mut crew)?;
-        let begun = Instant::now();
         let generator = Generator::new(self.kafka, &self.names.topic)?;
+        generator.wait_for_topic(PARTITIONS)?;
+        let begun = Instant::now();
         let mut struck = self.under_fire(&mut crew, &generator, &faults, proxy.as_ref())?;
         let (produced, refused) = generator.finish()?;
         let mut problems: Vec<String> =
