@@ -11,6 +11,7 @@ mod real_run;
 mod crash_points;
 mod crash_worker;
 mod outside;
+mod prove;
 mod status;
 mod support;
 mod topics;
