@@ -14,6 +14,7 @@ mod real_run;
 mod crash_points;
 mod faults;
 mod outside;
+mod prove;
 mod status;
 mod support;
 mod topics;
