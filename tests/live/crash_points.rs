@@ -239,7 +239,7 @@ fn run(test: &str, case: &Case) {
     let _logs = LogsOnFailure::new(&what, folder.path());
 
     // Events keep coming while the process lives and dies.
-    let mut source = Source::new(&a1.brokers, &a1.topic, PARTITIONS);
+    let mut source = Source::new(&a1.brokers, &a1.topic, PARTITIONS, 7);
     let mut alive = Vec::new();
     if case.second {
         let instance = case.restart.then(|| "b".into());

@@ -27,7 +27,8 @@ fault_test!(a_worker_cut_off_from_the_broker_loses_its_partitions_and_comes_back
     wire.set(Network::Fine);
     run.load_until("it has partitions again", |run| !run.claims_beyond("cut", taken).is_empty());
     run.load_until_all_work(&["cut", "other"]);
-    // What was with its producer is delivered after the mend, perhaps after another worker had it.
+    // It holds the leases of what is with its producer until it knows more, or its lanes give up. What was with its
+    // producer is delivered after the mend, perhaps after another worker had it.
     run.interrupted("cut", Cause::CutOff, cut_us..=now_us());
     run.finish();
 });

@@ -16,6 +16,8 @@ use crate::worker::process::{LogsOnFailure, Worker};
 
 /// Events a second.
 const RATE: u32 = 80;
+/// Keys of each kind: an event in doubt holds up its key, and shall not hold up everything.
+const KEYS: usize = 200;
 
 /// Makes a test of a function that is given the test's own name. The same test, executed again with orders in its
 /// environment, is a worker.
@@ -85,7 +87,7 @@ impl Run {
         evidence::create_topics(&orders, replication);
         Self {
             test: test.to_owned(),
-            source: Source::new(&orders.brokers, &orders.topic, orders.partitions),
+            source: Source::new(&orders.brokers, &orders.topic, orders.partitions, KEYS),
             orders,
             workers: BTreeMap::new(),
             journals: BTreeSet::new(),

@@ -22,7 +22,7 @@ fn header(name: &str, value: &str) -> Header {
 
 /// An event whose fate its payload spells, with other headers of ours than its producer should have set.
 fn with_headers(name: &str, n: usize, headers: &[(&str, &str)]) -> Produced {
-    let mut event = event(name, n, n as i32 % 4);
+    let mut event = event(name, n, n as i32 % 4, 9);
     event.record.headers.retain(|(name, _)| name != ID);
     event.record.headers.extend(headers.iter().map(|(name, value)| header(name, value)));
     event
@@ -37,7 +37,7 @@ fault_test!(hostile_records_end_where_they_should_among_sound_ones, |test: &str|
 
     // Null values. (Garbage is in the load.)
     for n in 0..8 {
-        let mut tombstone = event(&format!("tomb-{}", 50_000 + n), n, n as i32 % 4);
+        let mut tombstone = event(&format!("tomb-{}", 50_000 + n), n, n as i32 % 4, 9);
         tombstone.record.value = None;
         run.source.send_one(tombstone);
     }
@@ -53,7 +53,7 @@ fault_test!(hostile_records_end_where_they_should_among_sound_ones, |test: &str|
     let twice: BTreeSet<String> = ["ok", "f1", "f9", "perm"].map(|kind| format!("{kind}-70000")).into();
     for id in &twice {
         for _ in 0..3 {
-            run.source.send_one(event(id, 1, 1));
+            run.source.send_one(event(id, 1, 1, 9));
         }
     }
     run.load(seconds(3.0));
@@ -91,7 +91,7 @@ fn limit_dlq(run: &Run, bytes: usize) {
 }
 
 fn large(id: &str, n: usize, partition: i32, bytes: usize) -> Produced {
-    let mut event = event(id, n, partition);
+    let mut event = event(id, n, partition, 9);
     // Cannot be compressed, nor decoded.
     event.record.value = Some((0..bytes).map(|_| fastrand::u8(..)).map(|b| b | 0x80).collect());
     event

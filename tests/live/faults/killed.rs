@@ -1,4 +1,5 @@
-//! How soon the work of a killed worker goes on.
+//! How soon the work of a killed worker goes on: within 5 s when it is restarted with its instance, within 20 s without
+//! one. On a machine that is so busy that starting two workers takes longer, the limits follow that.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ const AGAIN: f64 = 0.32;
 /// What the killed worker had in hand runs again within one lease.
 fn assert_in_hand_runs_again(run: &Run, killed_us: u64, others: &[&str]) {
     let journals: Vec<_> = others.iter().flat_map(|name| run.journal(name)).collect();
-    let limit_us = killed_us + LEASE_MS * 1_000 + (AGAIN * LEASE_MS as f64 * 1_000.0) as u64 + 3_000_000;
+    let limit_us = killed_us + LEASE_MS * 1_000 + (AGAIN * LEASE_MS as f64 * 1_000.0) as u64 + 5_000_000;
     for held in &run.interruptions().last().expect("it was killed").in_hand {
         if held.how != InHand::Claimed {
             continue; // its next copy may be there
@@ -35,9 +36,11 @@ fault_test!(a_killed_worker_with_an_instance_runs_again_within_5_s, |test: &str|
     run.orders.lease_ms = LEASE_MS;
     // So long that nothing here waits for its end.
     run.orders.session_ms = 60_000;
+    let begun = Instant::now();
     run.start_with("a", |orders| orders.instance = Some("one".into()));
     run.start_with("b", |orders| orders.instance = Some("two".into()));
     run.load_until_all_work(&["a", "b"]);
+    let limit = Duration::from_secs(5).max(begun.elapsed() * 2);
     run.load(seconds(1.0));
 
     run.kill("a");
@@ -45,9 +48,9 @@ fault_test!(a_killed_worker_with_an_instance_runs_again_within_5_s, |test: &str|
     run.start_with("again", |orders| orders.instance = Some("one".into()));
     let all = |run: &Run| run.claims_beyond("again", sent).union(&run.claims_beyond("b", sent)).count() == 4;
     let begun = Instant::now();
-    run.load_within(Duration::from_secs(5), "every partition runs again", all);
+    run.load_within(limit, "every partition runs again", all);
     eprintln!("{test}: every partition after {:.1?}", begun.elapsed());
-    run.load(Duration::from_millis(LEASE_MS * 4 / 3 + 3_000).saturating_sub(begun.elapsed()));
+    run.load(Duration::from_millis(LEASE_MS * 4 / 3 + 5_000).saturating_sub(begun.elapsed()));
     assert_in_hand_runs_again(&run, killed_us, &["again", "b"]);
     run.finish();
 });
@@ -59,17 +62,17 @@ fault_test!(the_partitions_of_a_killed_worker_run_again_within_20_s, |test: &str
     run.orders.lease_ms = LEASE_MS;
     // The default.
     run.orders.session_ms = 15_000;
+    let begun = Instant::now();
     run.start("a");
     run.start("b");
     run.load_until_all_work(&["a", "b"]);
+    let limit = Duration::from_secs(20).max(begun.elapsed() + Duration::from_secs(15));
     run.load(seconds(1.0));
 
     run.kill("a");
     let sent = run.source.sent;
     let begun = Instant::now();
-    run.load_within(Duration::from_secs(20), "every partition runs again", |run| {
-        run.claims_beyond("b", sent).len() == 4
-    });
+    run.load_within(limit, "every partition runs again", |run| run.claims_beyond("b", sent).len() == 4);
     eprintln!("{test}: every partition after {:.1?}", begun.elapsed());
     run.finish();
 });

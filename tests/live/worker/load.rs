@@ -12,13 +12,15 @@ use crate::outside::Generator;
 pub(crate) struct Source {
     /// `None`: it has ended.
     generator: Option<Generator>,
-    pub(crate) partitions: i32,
+    partitions: i32,
+    /// How many keys there are of each kind.
+    keys: usize,
     pub(crate) sent: usize,
 }
 
 impl Source {
-    pub(crate) fn new(brokers: &str, topic: &str, partitions: i32) -> Self {
-        Self { generator: Some(Generator::new(brokers, topic)), partitions, sent: 0 }
+    pub(crate) fn new(brokers: &str, topic: &str, partitions: i32, keys: usize) -> Self {
+        Self { generator: Some(Generator::new(brokers, topic)), partitions, keys, sent: 0 }
     }
 
     /// In this order, again and again: most go up the ladder in some way.
@@ -29,7 +31,7 @@ impl Source {
             let n = self.sent;
             self.sent += 1;
             let id = format!("{}-{n}", Self::KINDS[n % Self::KINDS.len()]);
-            self.send_one(event(&id, n, n as i32 % self.partitions));
+            self.send_one(event(&id, n, n as i32 % self.partitions, self.keys));
         }
     }
 
@@ -44,14 +46,14 @@ impl Source {
 }
 
 /// An event that lies on the main topic as its producer wrote it; keys repeat, some are null, some are no text.
-pub(crate) fn event(id: &str, n: usize, partition: i32) -> Produced {
+pub(crate) fn event(id: &str, n: usize, partition: i32, keys: usize) -> Produced {
     let order = OrderPlaced { unique_id: id.to_owned(), quantity: n as u32, ..OrderPlaced::default() };
     let fate = fate(id);
     let value = if fate == Fate::Poison { vec![0xff; 9 + n % 7] } else { order.encode_to_vec() };
     let key = match n % 4 {
         0 => None,
-        1 => Some(vec![0xc3, 0x28, (n % 5) as u8]),
-        _ => Some(format!("customer-{}", n % 7).into_bytes()),
+        1 => Some(vec![0xc3, 0x28, (n % keys) as u8]),
+        _ => Some(format!("customer-{}", n % keys).into_bytes()),
     };
     let headers = vec![
         ("tenant".to_owned(), Some(vec![0, 0xff, n as u8])),
