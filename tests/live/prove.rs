@@ -143,7 +143,8 @@ fn what_cannot_be_proved_is_refused_at_once() {
         (&["--redis", "rediss://localhost:6380"], "proxy in front of a plain redis://"),
     ] {
         let mut process = Command::new(env!("CARGO_BIN_EXE_pipeline"));
-        let output = process.current_dir(folder.path()).args(["prove", "--brokers", &brokers()]).args(arguments).output();
+        let output =
+            process.current_dir(folder.path()).args(["prove", "--brokers", &brokers()]).args(arguments).output();
         let output = output.unwrap();
         let err = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(64), "{err}");
