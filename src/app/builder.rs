@@ -20,7 +20,7 @@ use crate::config::{self, Config};
 use crate::handlers::dead_letters::DeadLetterLog;
 use crate::ladder::rungs::Ladder;
 use crate::stage::context::Partitions;
-use crate::stage::ports::{Handler, IdempotencyStore};
+use crate::stage::ports::{Handler, IdempotencyStore, Publisher};
 use crate::telemetry::handler_spans::HandlerSpans;
 use crate::telemetry::traces::{self, Traces};
 
@@ -163,7 +163,12 @@ pub struct Builder {
     stages: Vec<StageName>,
     topics_as_configured: bool,
     handler_spans: Option<HandlerSpans>,
+    wrap_store: Option<WrapStore>,
+    wrap_publisher: Option<WrapPublisher>,
 }
+
+type WrapStore = Box<dyn Fn(Arc<dyn IdempotencyStore>) -> Arc<dyn IdempotencyStore> + Send>;
+type WrapPublisher = Box<dyn Fn(Arc<dyn Publisher>) -> Arc<dyn Publisher> + Send>;
 
 impl Builder {
     /// All stages of all pipelines, with the handlers that the configuration names.
@@ -175,6 +180,8 @@ impl Builder {
             stages: vec![StageName::All],
             topics_as_configured: false,
             handler_spans: None,
+            wrap_store: None,
+            wrap_publisher: None,
         }
     }
 
@@ -206,6 +213,23 @@ impl Builder {
     #[must_use]
     pub fn topics_as_configured(mut self) -> Self {
         self.topics_as_configured = true;
+        self
+    }
+
+    /// Puts something between the engine and the deduplication store, which sees every answer first.
+    #[must_use]
+    pub fn wrap_store(
+        mut self,
+        wrap: impl Fn(Arc<dyn IdempotencyStore>) -> Arc<dyn IdempotencyStore> + Send + 'static,
+    ) -> Self {
+        self.wrap_store = Some(Box::new(wrap));
+        self
+    }
+
+    /// The same between the engine and the producer.
+    #[must_use]
+    pub fn wrap_publisher(mut self, wrap: impl Fn(Arc<dyn Publisher>) -> Arc<dyn Publisher> + Send + 'static) -> Self {
+        self.wrap_publisher = Some(Box::new(wrap));
         self
     }
 
@@ -250,7 +274,10 @@ impl Builder {
         let orphans = self.orphans(&chosen).await?;
         let properties = wire::properties(&self.config);
         let options = producer::Options { message_timeout: self.config.kafka.message_timeout, batch_size };
-        let publisher = Arc::new(producer::KafkaPublisher::new(properties.clone(), options)?);
+        let mut publisher: Arc<dyn Publisher> = Arc::new(producer::KafkaPublisher::new(properties.clone(), options)?);
+        if let Some(wrap) = &self.wrap_publisher {
+            publisher = wrap(publisher);
+        }
         let mut engine = Engine::new(properties, publisher)?;
         engine.instance = self.config.instance.clone();
         engine.session_timeout = self.config.kafka.session_timeout;
@@ -273,7 +300,10 @@ impl Builder {
                 decode: Arc::new(decode),
                 handler,
                 dead_letters: Arc::new(DeadLetterLog::new(Arc::clone(&engine.clock))),
-                store: stores.get(pipeline.idempotency.store, &self.config, &engine).await?,
+                store: match (&self.wrap_store, stores.get(pipeline.idempotency.store, &self.config, &engine).await?) {
+                    (Some(wrap), store) => wrap(store),
+                    (None, store) => store,
+                },
                 prefix: self.config.redis.prefix.clone(),
                 settings: wire::settings(pipeline),
                 partitions,

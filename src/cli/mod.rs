@@ -4,6 +4,7 @@ mod config;
 mod demo;
 mod dlq;
 pub mod produce;
+mod prove;
 mod run;
 pub mod status;
 pub mod topics;
@@ -21,8 +22,10 @@ use crate::adapters::kafka::admin::Admin;
 use crate::adapters::kafka::admin::plan::known_topics;
 use crate::adapters::otel::OtelTracer;
 use crate::app::wire;
-use crate::config::{Config, Sources, load};
+use crate::config::{Config, DEFAULT_FILE, Sources, load};
+use crate::prove::worker;
 use crate::stage::ports::Tracer;
+use crate::telemetry::logs;
 
 /// Non-blocking retries for Kafka: main → retry-1 … retry-N → DLQ.
 ///
@@ -49,6 +52,9 @@ struct Cli {
     command: Option<Command>,
 }
 
+/// Enough of a configuration where none is needed.
+const NO_PIPELINE: &str = "pipelines: { none: { topic: none, message: shop.v1.OrderPlaced, handler: { log: {} } } }";
+
 #[derive(Subcommand, Debug)]
 enum Command {
     Demo(demo::DemoArgs),
@@ -72,6 +78,13 @@ enum Command {
     #[command(after_help = "Example:\n  pipeline trace 0198c0de-7a3c-7000-8000-000000000001")]
     Trace(trace::TraceArgs),
     Dlq(dlq::DlqArgs),
+    Prove(prove::ProveArgs),
+    /// A worker process of `prove`
+    #[command(hide = true)]
+    ProveWorker {
+        /// What it is to do
+        orders: PathBuf,
+    },
 }
 
 /// `--config` and `--brokers` as given, for remedies: a command to paste must mean the same file and cluster.
@@ -114,10 +127,28 @@ pub fn main() -> ExitCode {
     if let Some(Command::Demo(args)) = cli.command {
         return block_on(demo::run(args, cli.config.is_some() || cli.brokers.is_some()));
     }
+    if let Some(Command::ProveWorker { orders }) = cli.command {
+        logs::init(logs::Format::Text);
+        return block_on(async move {
+            match worker::run(&orders).await {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => fail(&format!("{error:#}"), 1),
+            }
+        });
+    }
     note_given(cli.config.as_deref(), cli.brokers.as_deref());
-    let mut sources = Sources::new(cli.config).env(std::env::vars_os());
+    let is_proof = matches!(cli.command, Some(Command::Prove(_)));
+    let sources = match &cli.config {
+        // The proof brings its own pipeline and wants only to know where Kafka and Redis are.
+        None if is_proof && !Path::new(DEFAULT_FILE).exists() => Sources::inline("prove", NO_PIPELINE),
+        _ => Sources::new(cli.config),
+    };
+    let mut sources = sources.env(std::env::vars_os());
     if let Some(brokers) = cli.brokers {
         sources = sources.flag("--brokers", "kafka.brokers", brokers);
+    }
+    if let Some(Command::Prove(prove::ProveArgs { redis: Some(url), .. })) = &cli.command {
+        sources = sources.flag("--redis", "redis.url", url);
     }
     if let Some(Command::Config(args)) = &cli.command {
         let code = config::run(args, &sources, &mut std::io::stdout(), &mut std::io::stderr());
@@ -135,7 +166,8 @@ pub fn main() -> ExitCode {
             None => run::run(cli.run, config).await,
             Some(Command::Topics(args)) => topics(&args, &config).await,
             Some(Command::Produce(args)) => produce(args, &config).await,
-            Some(Command::Config(_) | Command::Demo(_)) => ExitCode::SUCCESS, // dealt with above
+            Some(Command::Prove(args)) => prove::run(args, config).await,
+            Some(Command::Config(_) | Command::Demo(_) | Command::ProveWorker { .. }) => ExitCode::SUCCESS, // dealt with above
             Some(Command::Status(args)) => match status::run(&args, &config).await {
                 // At once: a look that is under way would hold the process for seconds.
                 Ok(code) => std::process::exit(code.into()),

@@ -180,14 +180,16 @@ impl<'a> Task<'a> {
         };
         tokio::select! {
             biased;
+            // First of all: a process that was frozen for longer than a lease finds this due together with whatever its
+            // handlers wait for, and must give them up before they go on.
+            () = timer => {
+                if abandoned.is_some_and(|end| Instant::now() >= end) { Wake::Abandoned } else { Wake::Time }
+            }
             _ = self.ends.commands.recv_many(commands, 64), if abandoned.is_none() => Wake::Commands,
             n = self.acked.recv_many(acks, 1_024) => { debug_assert!(n > 0); Wake::Acks }
             Some(result) = self.running.next(), if !self.running.is_empty() => Wake::Returned(result),
             Some(reply) = self.calls.next(), if !self.calls.is_empty() => Wake::Replied(reply),
             permit = permit => Wake::Permit(permit),
-            () = timer => {
-                if abandoned.is_some_and(|end| Instant::now() >= end) { Wake::Abandoned } else { Wake::Time }
-            }
         }
     }
 
