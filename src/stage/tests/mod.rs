@@ -24,6 +24,7 @@ use tokio::sync::Semaphore;
 use self::ports::{Producer, Scripted, Store, TestClock};
 use super::clock::Clock;
 use super::context::{Decode, Partitions, StageContext, StageSettings};
+use super::gate::Gate;
 use super::lanes::{LaneCommand, LaneHandle, LaneHost};
 use super::ports::{Claim, Event, Outgoing};
 use super::record::Record;
@@ -92,7 +93,10 @@ impl Rig {
         let store = Store::new(Arc::clone(&clock) as Arc<dyn Clock>);
         let producer = Arc::new(Producer::default());
         let handler = Arc::new(Scripted::new(script));
+        let stats = Arc::default();
+        let gate = Gate::open(&"orders".into(), &(Arc::clone(&clock) as _), &stats);
         let ctx = Arc::new(StageContext {
+            gate,
             keys: CopyKeys::new("test", &ladder),
             ladder,
             stage,
@@ -108,7 +112,7 @@ impl Rig {
             gained_partitions: Default::default(),
             settings,
             process: 0xABCD,
-            stats: Arc::default(),
+            stats,
         });
         let stage = Stage::new(Arc::clone(&ctx), tokio::runtime::Handle::current());
         Self { stage, ctx, clock, store, producer, handler }
