@@ -6,14 +6,15 @@
 //!     ▲                                                    the cool-down is over │        │ the probe fails: a longer
 //!     │                                                                          ▼        │ cool-down
 //!     └── the limit is the full concurrency ── Ramping ◀── the probe succeeds ── Probing ─┘
-//!                                                 └───────── a run of failures ──────────▶ Open
+//!                                                 └── a run of failures, on all stages ──▶ Open
 //! ```
 //! Invariants
 //! - Only a run without a single success opens it: a few bad events among good ones never do, however often they fail.
 //! - While it is open nothing may start; while it probes one event may run; while it ramps up, one more for each success.
+//! - A stage whose events always fail does not end the ramp of others: a stage whose last event succeeded vetoes it.
 //! - Any answer of the target that is no transient failure is a success: a 4xx shows that it is up.
 //!
-//! It counts nobody's permits and knows no stages: results of executions that began before the probing did are not
+//! It counts nobody's permits and knows stages by number only. Results of executions that began before the probing did are not
 //! told to it (`stage::gate` keeps them apart), because they say how the target was, not how it is.
 
 use std::time::Duration;
@@ -103,6 +104,8 @@ pub struct Breaker {
     /// Transient failures since the last success.
     run: u32,
     run_since: Duration,
+    /// Stages whose last answer since the probing began was a success, one bit each.
+    up: u64,
     /// The last cool-down; it grows.
     cool_down: Duration,
     closed_at: Option<Duration>,
@@ -117,6 +120,7 @@ impl Breaker {
             state: State::Closed,
             run: 0,
             run_since: Duration::ZERO,
+            up: 0,
             cool_down: settings.cool_down,
             closed_at: None,
         }
@@ -153,6 +157,7 @@ impl Breaker {
         if matches!(self.state, State::Open { .. }) {
             self.state = State::Probing;
             self.run = 0;
+            self.up = 0;
         }
     }
 
@@ -171,8 +176,13 @@ impl Breaker {
         matches!(self.state, State::Open { .. } | State::Probing)
     }
 
-    /// Takes what an execution says. Not for those that began before the probing did.
-    pub fn concluded(&mut self, now: Duration, answer: Answer) -> Option<BreakerChange> {
+    /// Takes what an execution of a stage says. Not for those that began before the probing did.
+    pub fn concluded(&mut self, now: Duration, stage: usize, answer: Answer) -> Option<BreakerChange> {
+        let stage = 1 << (stage % 64);
+        match answer {
+            Answer::Up => self.up |= stage,
+            Answer::Failed(_) => self.up &= !stage,
+        }
         match (self.state, answer) {
             // Of those that ran when it opened: everybody knows by now.
             (State::Open { .. }, _) => None,
@@ -217,7 +227,7 @@ impl Breaker {
             (State::Ramping { limit, .. }, Answer::Failed(wish)) => {
                 self.count(now);
                 let limit = u32::try_from(limit).unwrap_or(u32::MAX).max(LEAST_RUN);
-                if self.run < limit.min(self.settings.consecutive_failures) {
+                if self.run < limit.min(self.settings.consecutive_failures) || self.up != 0 {
                     return None;
                 }
                 let over = now.saturating_sub(self.run_since);

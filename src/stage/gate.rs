@@ -11,7 +11,7 @@
 //! - Whoever waits at the gate is woken when it opens: it listens before it looks, and whoever changes what it looks at
 //!   calls afterwards. Without a change nobody wakes, but for the end of a cool-down.
 //! - While everything is well an event costs no lock here: a few atomics for each batch of permits, a load for each end.
-//! - While single events are tried the stages take turns, so that one whose events always fail keeps none out.
+//! - While only a few may run the stages take turns, so that one whose events always fail keeps none out.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -189,6 +189,12 @@ impl Outage {
         self.tell(changes);
     }
 
+    /// Permits in use, all stages together.
+    #[cfg(test)]
+    pub(super) fn running(&self) -> usize {
+        self.running.load(Ordering::SeqCst)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -229,19 +235,18 @@ impl Outage {
             None => count,
             Some(limit) => {
                 inner.old = inner.old.min(running);
-                let free = limit.saturating_sub(running - inner.old).min(count);
+                let free = limit.saturating_sub(running - inner.old);
                 let mine = &inner.members[member];
                 let others = inner.members.iter().enumerate().filter(|(_, other)| !other.commanded.load(Ordering::SeqCst));
-                let others_turn = limit == 1
-                    && others.filter(|(at, other)| *at != member && other.waiting > 0).any(|(at, other)| {
-                        (other.last_turn, at) < (mine.last_turn, member)
-                    });
-                if free == 0 || others_turn {
+                let mut others = others.filter(|(at, other)| *at != member && other.waiting > 0).peekable();
+                let count = if others.peek().is_some() { 1 } else { count };
+                let before_me = |(at, other): (usize, &Member)| (other.last_turn, at) < (mine.last_turn, member);
+                if free == 0 || others.any(before_me) {
                     return Asked::Shut(at.map(|at| at.saturating_sub(now)));
                 }
                 inner.turns += 1;
                 inner.members[member].last_turn = inner.turns;
-                free
+                free.min(count)
             }
         };
         self.running.fetch_add(granted, Ordering::SeqCst);
@@ -257,7 +262,7 @@ impl Outage {
             inner.old = inner.old.saturating_sub(1);
         }
         if let Some(breaker) = inner.breaker.as_mut().filter(|_| is_current) {
-            changes.extend(breaker.concluded(now.boot, answer).map(Change::Breaker));
+            changes.extend(breaker.concluded(now.boot, member, answer).map(Change::Breaker));
         }
         inner.members[member].unread += u64::from(execution.is_none());
         let has_main = inner.members.iter().any(|member| member.is_main);

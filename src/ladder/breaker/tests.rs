@@ -18,7 +18,7 @@ fn ms(ms: u64) -> Duration {
 
 /// Answers at these times, in ms.
 fn told(breaker: &mut Breaker, answers: &[(u64, Answer)]) -> Option<BreakerChange> {
-    answers.iter().fold(None, |_, (at, answer)| breaker.concluded(ms(*at), *answer))
+    answers.iter().fold(None, |_, (at, answer)| breaker.concluded(ms(*at), 0, *answer))
 }
 
 fn new() -> Breaker {
@@ -85,7 +85,7 @@ fn each_probe_that_fails_doubles_the_cool_down_up_to_the_longest() {
     let mut now = 2_000;
     for seconds in [2, 4, 8, 8, 8] {
         let cool_down = Duration::from_secs(seconds);
-        assert_eq!(breaker.concluded(ms(now), FAILED), Some(BreakerChange::ProbeFailed { cool_down }));
+        assert_eq!(breaker.concluded(ms(now), 0, FAILED), Some(BreakerChange::ProbeFailed { cool_down }));
         now += seconds * 1_000;
         assert_eq!((breaker.limit(ms(now - 1)), breaker.limit(ms(now))), (Some(0), Some(1)));
     }
@@ -95,24 +95,24 @@ fn each_probe_that_fails_doubles_the_cool_down_up_to_the_longest() {
 fn a_target_that_asks_for_time_gets_it_within_the_longest_cool_down() {
     for (wish, cool_down) in [(0, 2), (5, 5), (600, 8)] {
         let mut breaker = probing();
-        let change = breaker.concluded(ms(2_000), Answer::Failed(Some(Duration::from_secs(wish))));
+        let change = breaker.concluded(ms(2_000), 0, Answer::Failed(Some(Duration::from_secs(wish))));
         assert_eq!(change, Some(BreakerChange::ProbeFailed { cool_down: Duration::from_secs(cool_down) }));
     }
     // The next cool-down grows from our own, not from the wish.
     let mut breaker = probing();
-    breaker.concluded(ms(2_000), Answer::Failed(Some(Duration::from_secs(8))));
+    breaker.concluded(ms(2_000), 0, Answer::Failed(Some(Duration::from_secs(8))));
     assert_eq!(breaker.limit(ms(10_000)), Some(1));
-    assert_eq!(breaker.concluded(ms(10_000), FAILED), Some(BreakerChange::ProbeFailed { cool_down: ms(4_000) }));
+    assert_eq!(breaker.concluded(ms(10_000), 0, FAILED), Some(BreakerChange::ProbeFailed { cool_down: ms(4_000) }));
 }
 
 #[test]
 fn after_a_success_it_ramps_up_to_the_full_concurrency() {
     let mut breaker = probing();
-    assert_eq!(breaker.concluded(ms(2_000), Answer::Up), Some(BreakerChange::Ramping));
+    assert_eq!(breaker.concluded(ms(2_000), 0, Answer::Up), Some(BreakerChange::Ramping));
     assert!(!breaker.is_open() && !breaker.is_closed());
     for limit in 2..16 {
         assert_eq!(breaker.limit(ms(2_001)), Some(limit));
-        let change = breaker.concluded(ms(2_001), Answer::Up);
+        let change = breaker.concluded(ms(2_001), 0, Answer::Up);
         assert_eq!(change, (limit == 15).then_some(BreakerChange::Closed));
     }
     assert!(breaker.is_closed() && breaker.is_calm());
@@ -124,13 +124,13 @@ fn a_ramp_at_a_low_rate_ends_by_time() {
     let mut breaker = probing();
     told(&mut breaker, &[(2_000, Answer::Up), (11_999, Answer::Up)]);
     assert_eq!(breaker.limit(ms(11_999)), Some(3));
-    assert_eq!(breaker.concluded(ms(12_000), Answer::Up), Some(BreakerChange::Closed));
+    assert_eq!(breaker.concluded(ms(12_000), 0, Answer::Up), Some(BreakerChange::Closed));
 }
 
 #[test]
 fn a_ramp_bears_single_failures_and_ends_with_a_run_of_them() {
     let mut breaker = probing();
-    breaker.concluded(ms(2_000), Answer::Up);
+    breaker.concluded(ms(2_000), 0, Answer::Up);
     assert_eq!(told(&mut breaker, &[(2_001, FAILED), (2_002, FAILED), (2_003, Answer::Up), (2_004, FAILED)]), None);
     assert_eq!(breaker.limit(ms(2_005)), Some(3));
     let change = told(&mut breaker, &[(2_006, FAILED), (2_014, FAILED)]);
@@ -138,11 +138,23 @@ fn a_ramp_bears_single_failures_and_ends_with_a_run_of_them() {
 }
 
 #[test]
+fn a_stage_that_always_fails_does_not_end_the_ramp_of_another() {
+    let mut breaker = probing();
+    breaker.concluded(ms(2_000), 0, Answer::Up);
+    for _ in 0..100 {
+        assert_eq!(breaker.concluded(ms(2_001), 3, FAILED), None);
+    }
+    // Once the other fails, too, the target is down again.
+    let change = breaker.concluded(ms(2_002), 0, FAILED);
+    assert_eq!(change, Some(BreakerChange::Opened { failures: 101, over: ms(1), cool_down: ms(2_000) }));
+}
+
+#[test]
 fn a_relapse_soon_after_it_closed_goes_on_with_the_longer_cool_down() {
     for (pause, cool_down) in [(500, 2_000), (60_000, 1_000)] {
         let mut breaker = probing();
         for _ in 0..15 {
-            breaker.concluded(ms(2_000), Answer::Up);
+            breaker.concluded(ms(2_000), 0, Answer::Up);
         }
         assert!(breaker.is_closed());
         let from = 2_000 + pause;
@@ -179,7 +191,7 @@ proptest! {
             let was_open = breaker.is_open();
             let answer = if up { Answer::Up } else { Answer::Failed(Some(Duration::from_secs(wish))) };
             run = if up { 0 } else { run + 1 };
-            let change = breaker.concluded(ms(now), answer);
+            let change = breaker.concluded(ms(now), 0, answer);
             match change {
                 Some(BreakerChange::Opened { failures, cool_down, .. }) => {
                     prop_assert!(!was_open && failures <= run && failures >= 3);
@@ -206,7 +218,7 @@ proptest! {
         now += 8_000;
         for _ in 0..17 {
             prop_assert_ne!(breaker.limit(ms(now)), Some(0));
-            breaker.concluded(ms(now), Answer::Up);
+            breaker.concluded(ms(now), 0, Answer::Up);
         }
         prop_assert!(breaker.is_closed() && breaker.is_calm());
     }
