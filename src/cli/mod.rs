@@ -2,6 +2,7 @@
 
 mod config;
 mod demo;
+pub mod pause;
 pub mod produce;
 mod run;
 pub mod status;
@@ -60,6 +61,15 @@ enum Command {
         after_help = "Example:\n  pipeline produce --pipeline orders --count 1000 --rate 100 --key-field customer_id"
     )]
     Produce(produce::ProduceArgs),
+    /// Stop the dispatch of a stage in every instance, until `resume`
+    ///
+    /// Nothing is started any more; what runs is finished, what waits stays where it is and is charged no attempt. Kept in
+    /// the topic <topic>.<group>.control, so that restarts follow it, too. Instances follow within 2 seconds.
+    #[command(after_help = "Example:\n  pipeline pause --stage main --pipeline orders --reason 'billing is being migrated'")]
+    Pause(pause::PauseArgs),
+    /// Let a paused stage go on; also releases the pipeline's brake, and lets its breaker probe at once
+    #[command(after_help = "Example:\n  pipeline resume --stage all")]
+    Resume(pause::PauseArgs),
     /// What waits, what is overdue and how far the groups lag, seen from outside: from Kafka alone
     ///
     /// Numbers with a `~` are estimates from the log: exact while dues rise with offsets and every offset holds an event.
@@ -100,6 +110,8 @@ pub fn main() -> ExitCode {
             None => run::run(cli.run, config).await,
             Some(Command::Topics(args)) => topics(&args, &config).await,
             Some(Command::Produce(args)) => produce(args, &config).await,
+            Some(Command::Pause(args)) => pause(&args, true, &config).await,
+            Some(Command::Resume(args)) => pause(&args, false, &config).await,
             Some(Command::Config(_) | Command::Demo(_)) => ExitCode::SUCCESS, // dealt with above
             Some(Command::Status(args)) => match status::run(&args, &config).await {
                 Ok(()) => ExitCode::SUCCESS,
@@ -132,6 +144,13 @@ fn fail(message: &str, code: u8) -> ExitCode {
 #[allow(clippy::print_stderr, reason = "the command line talks to a person")]
 fn note(message: &str) {
     eprintln!("pipeline: {message}");
+}
+
+async fn pause(args: &pause::PauseArgs, paused: bool, config: &Config) -> ExitCode {
+    match pause::run(args, paused, config).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error.to_string(), error.exit_code()),
+    }
 }
 
 async fn topics(args: &topics::TopicsArgs, config: &Config) -> ExitCode {

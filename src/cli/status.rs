@@ -4,6 +4,7 @@
 //! From outside nobody sees what runs at the moment, so overdue events include those whose handler is running, and a
 //! committed offset is up to a second old.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
@@ -12,6 +13,7 @@ use futures::future::try_join_all;
 use serde::Serialize;
 
 use crate::adapters::kafka::Properties;
+use crate::adapters::kafka::control::{self, ControlReader, Order, Orders};
 use crate::adapters::kafka::admin::{self, Admin};
 use crate::adapters::kafka::lag::{self, Ask, LogReader};
 use crate::app::wire;
@@ -21,6 +23,8 @@ use crate::stage::clock::{Clock, SystemClock};
 
 /// How often `--watch` looks again.
 const EVERY: Duration = Duration::from_secs(2);
+/// Longest wait for what is ordered.
+const ORDERS_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What of, and how.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -45,6 +49,9 @@ pub enum Error {
     /// One of its answers.
     #[error(transparent)]
     Log(#[from] lag::Error),
+    /// What is paused by command.
+    #[error(transparent)]
+    Control(#[from] control::Error),
     /// A pipeline that cannot be built.
     #[error(transparent)]
     Wire(#[from] wire::Error),
@@ -69,6 +76,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::Admin(e) => e.exit_code(),
+            Error::Control(e) => e.exit_code(),
             Error::Log(lag::Error::Missing { .. }) => 69,
             Error::Log(lag::Error::Config { .. }) | Error::Wire(_) | Error::UnknownPipeline { .. } => 64,
             Error::Log(lag::Error::Request { .. }) | Error::Output(_) | Error::Ended(_) => 1,
@@ -109,6 +117,9 @@ pub struct StageStatus {
     pub lag: u64,
     /// Members of its group.
     pub members: usize,
+    /// By whom it is paused, where it is paused by command. Breaker, brake and store are seen at each instance only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub paused: Option<Order>,
     /// Whether waiting and overdue are estimates.
     #[serde(skip)]
     pub estimated: bool,
@@ -153,6 +164,12 @@ impl Source {
 /// Looks at the stages of some pipelines from outside, as often as asked.
 pub struct Outside {
     pipelines: Vec<(String, Vec<Source>)>,
+    /// `None` after a look that failed.
+    orders: Option<ControlReader>,
+    /// What is ordered, by topic.
+    ordered: BTreeMap<String, Orders>,
+    /// Topic of the orders of each pipeline.
+    topics: BTreeMap<String, String>,
 }
 
 impl Outside {
@@ -167,7 +184,13 @@ impl Outside {
         }
         let properties: Properties = wire::properties(config);
         let mut pipelines = Vec::new();
-        for pipeline in config.pipelines.iter().filter(|p| chosen.is_empty() || chosen.contains(&p.name)) {
+        let chosen: Vec<_> =
+            config.pipelines.iter().filter(|p| chosen.is_empty() || chosen.contains(&p.name)).collect();
+        let topics: BTreeMap<_, _> =
+            chosen.iter().map(|p| (p.name.clone(), wire::topics(p).control_topic())).collect();
+        let group = chosen.first().map_or("", |p| &p.group);
+        let orders = ControlReader::new(&properties, group, topics.values().cloned())?;
+        for pipeline in chosen {
             let ladder = wire::ladder(pipeline)?;
             let mut sources = Vec::new();
             for rung in ladder.rungs() {
@@ -181,7 +204,7 @@ impl Outside {
             }
             pipelines.push((pipeline.name.clone(), sources));
         }
-        Ok(Self { pipelines })
+        Ok(Self { pipelines, orders: Some(orders), ordered: BTreeMap::new(), topics })
     }
 
     /// One look, all stages at the same time.
@@ -198,13 +221,26 @@ impl Outside {
                     (source, status)
                 })
             });
+        let orders = self.orders.take().map(|mut reader| {
+            tokio::task::spawn_blocking(move || reader.catch_up(ORDERS_TIMEOUT).map(|orders| (reader, orders)))
+        });
         let mut answers = try_join_all(looks).await?.into_iter();
+        if let Some(orders) = orders {
+            let (reader, orders) = orders.await??;
+            self.orders = Some(reader);
+            for (topic, orders) in control::newest(orders) {
+                self.ordered.entry(topic).or_default().extend(orders);
+            }
+        }
         let mut pipelines = Vec::new();
         for (pipeline, count) in names {
             let (mut sources, mut stages) = (Vec::new(), Vec::new());
             for (source, status) in answers.by_ref().take(count) {
                 sources.push(source);
-                stages.push(status?);
+                let mut status = status?;
+                let ordered = self.topics.get(&pipeline).and_then(|topic| self.ordered.get(topic)?.get(&status.stage));
+                status.paused = ordered.filter(|order| order.paused).cloned();
+                stages.push(status);
             }
             self.pipelines.push((pipeline.clone(), sources));
             pipelines.push(PipelineStatus { pipeline, stages });
@@ -230,7 +266,7 @@ pub(crate) async fn run(args: &StatusArgs, config: &Config) -> Result<(), Error>
             }
             Ok(status) => table(&status),
             // Watching goes on: Kafka may come back.
-            Err(error @ Error::Log(_)) if in_place => {
+            Err(error @ (Error::Log(_) | Error::Control(_))) if in_place => {
                 outside = Outside::new(config, &args.pipelines)?;
                 format!("{error}\n")
             }
@@ -298,6 +334,11 @@ pub fn table(status: &Status) -> String {
         if let Some(dlq) = depth {
             writeln!(out, "  dead letters in the DLQ: {}", dlq.waiting).ok();
         }
+        for stage in stages {
+            if let Some(order) = &stage.paused {
+                writeln!(out, "  {} is paused by command {order}", stage.stage).ok();
+            }
+        }
         out.push('\n');
     }
     if estimated {
@@ -319,6 +360,7 @@ mod tests {
             oldest_overdue_ms,
             lag: waiting + overdue,
             members: 2,
+            paused: None,
             estimated: waiting + overdue > 0,
         }
     }
@@ -345,6 +387,17 @@ mod tests {
                 "~ estimated from the log: exact while dues rise with offsets and every offset holds an event",
             ]
         );
+    }
+
+    #[test]
+    fn a_pause_by_command_is_told_with_who_when_and_why() {
+        let mut status = sample();
+        let order = Order { paused: true, by: "ann@host".into(), at_ms: 0, reason: Some("deploy".into()) };
+        status.pipelines[0].stages[1].paused = Some(order);
+        let text = table(&status);
+        assert!(text.contains("  retry-1 is paused by command since 1970-01-01T00:00:00Z by ann@host: deploy\n"), "{text}");
+        let json = serde_json::to_value(&status).unwrap();
+        assert_eq!(json["pipelines"][0]["stages"][1]["paused"]["by"], "ann@host");
     }
 
     #[test]

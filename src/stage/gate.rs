@@ -29,6 +29,8 @@ use crate::ladder::brake::{self, Brake, BrakeChange, BrakeSettings, DeadLetter, 
 use crate::ladder::breaker::{Answer, Breaker, BreakerChange, BreakerSettings};
 use crate::ladder::event::{FailureClass, Now, Outcome, Timestamp};
 
+const PAUSED: &str = "paused by command; `pipeline resume` ends it";
+
 /// Which of the two there are.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct OutageSettings {
@@ -131,6 +133,9 @@ impl Outage {
         let mut inner = self.lock();
         let commanded = Arc::new(AtomicBool::new(inner.commands.contains_key(&**name)));
         stats.pauses.set(PauseReason::Command, commanded.load(Ordering::Relaxed));
+        if let Some(why) = inner.commands.get(&**name) {
+            tracing::warn!(pipeline = &*self.pipeline, stage = &**name, why, "{PAUSED}");
+        }
         if let Some(breaker) = inner.breaker.as_mut().filter(|_| is_judged) {
             breaker.add_concurrency(concurrency);
         }
@@ -180,7 +185,7 @@ impl Outage {
         if runs_here {
             match (before.is_some(), paused) {
                 (false, Some(why)) => {
-                    tracing::warn!(pipeline = &*self.pipeline, stage, why, "paused by command; `pipeline resume` ends it");
+                    tracing::warn!(pipeline = &*self.pipeline, stage, why, "{PAUSED}");
                 }
                 (true, None) => tracing::info!(pipeline = &*self.pipeline, stage, "resumed by command"),
                 _ => {}
