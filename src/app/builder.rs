@@ -265,7 +265,9 @@ impl Builder {
         // Before the first stage starts, or events would slip through a pause.
         let orders = match self.topics_as_configured {
             true => None,
-            false => Some(follow(&engine.properties, &chosen[0].group, outages, self.config.kafka.startup_timeout).await?),
+            false => {
+                Some(follow(&engine.properties, &chosen[0].group, outages, self.config.kafka.startup_timeout).await?)
+            }
         };
 
         let mut stores = Stores::default();

@@ -65,7 +65,9 @@ enum Command {
     ///
     /// Nothing is started any more; what runs is finished, what waits stays where it is and is charged no attempt. Kept in
     /// the topic <topic>.<group>.control, so that restarts follow it, too. Instances follow within 2 seconds.
-    #[command(after_help = "Example:\n  pipeline pause --stage main --pipeline orders --reason 'billing is being migrated'")]
+    #[command(
+        after_help = "Example:\n  pipeline pause --stage main --pipeline orders --reason 'billing is being migrated'"
+    )]
     Pause(pause::PauseArgs),
     /// Let a paused stage go on; also releases the pipeline's brake, and lets its breaker probe at once
     #[command(after_help = "Example:\n  pipeline resume --stage all")]

@@ -160,7 +160,8 @@ fn chosen<'c>(args: &PauseArgs, config: &'c Config) -> Result<Vec<(&'c Pipeline,
 
 /// `user@host`, as far as either is known.
 fn who() -> String {
-    let user = ["USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok()).unwrap_or_else(|| "somebody".into());
+    let user =
+        ["USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok()).unwrap_or_else(|| "somebody".into());
     match std::fs::read_to_string("/proc/sys/kernel/hostname") {
         Ok(host) => format!("{user}@{}", host.trim()),
         Err(_) => user,
@@ -211,20 +212,25 @@ mod tests {
         assert_eq!(error.to_string(), "--stage retry-1: no chosen pipeline has it; it is one of main, dlq, or all");
         assert_eq!(error.exit_code(), 64);
         let error = chosen(&args("main", &["c"]), &config).unwrap_err();
-        assert_eq!((error.to_string().as_str(), error.exit_code()), ("--pipeline c: no such pipeline; configured: a, b", 64));
+        assert_eq!(
+            (error.to_string().as_str(), error.exit_code()),
+            ("--pipeline c: no such pipeline; configured: a, b", 64)
+        );
     }
 
     #[test]
     fn it_tells_who_follows() {
-        let told =
-            |members| [("orders".to_owned(), "main".to_owned(), members)];
+        let told = |members| [("orders".to_owned(), "main".to_owned(), members)];
         let printed = |members, as_json| {
             let mut out = Vec::new();
             tell(&told(members), true, as_json, &mut out).unwrap();
             String::from_utf8(out).unwrap()
         };
         assert_eq!(printed(Some(2), false), "orders main: paused; 2 instances follow within 2 s\n");
-        assert_eq!(printed(Some(0), false), "orders main: paused; no instance runs it now, those that start will follow\n");
+        assert_eq!(
+            printed(Some(0), false),
+            "orders main: paused; no instance runs it now, those that start will follow\n"
+        );
         let json: Value = serde_json::from_str(&printed(Some(2), true)).unwrap();
         assert_eq!(json["stages"][0], json!({"pipeline": "orders", "stage": "main", "paused": true, "members": 2}));
     }

@@ -13,8 +13,8 @@ use futures::future::try_join_all;
 use serde::Serialize;
 
 use crate::adapters::kafka::Properties;
-use crate::adapters::kafka::control::{self, ControlReader, Order, Orders};
 use crate::adapters::kafka::admin::{self, Admin};
+use crate::adapters::kafka::control::{self, ControlReader, Order, Orders};
 use crate::adapters::kafka::lag::{self, Ask, LogReader};
 use crate::app::wire;
 use crate::config::Config;
@@ -186,8 +186,7 @@ impl Outside {
         let mut pipelines = Vec::new();
         let chosen: Vec<_> =
             config.pipelines.iter().filter(|p| chosen.is_empty() || chosen.contains(&p.name)).collect();
-        let topics: BTreeMap<_, _> =
-            chosen.iter().map(|p| (p.name.clone(), wire::topics(p).control_topic())).collect();
+        let topics: BTreeMap<_, _> = chosen.iter().map(|p| (p.name.clone(), wire::topics(p).control_topic())).collect();
         let group = chosen.first().map_or("", |p| &p.group);
         let orders = ControlReader::new(&properties, group, topics.values().cloned())?;
         for pipeline in chosen {
@@ -395,7 +394,10 @@ mod tests {
         let order = Order { paused: true, by: "ann@host".into(), at_ms: 0, reason: Some("deploy".into()) };
         status.pipelines[0].stages[1].paused = Some(order);
         let text = table(&status);
-        assert!(text.contains("  retry-1 is paused by command since 1970-01-01T00:00:00Z by ann@host: deploy\n"), "{text}");
+        assert!(
+            text.contains("  retry-1 is paused by command since 1970-01-01T00:00:00Z by ann@host: deploy\n"),
+            "{text}"
+        );
         let json = serde_json::to_value(&status).unwrap();
         assert_eq!(json["pipelines"][0]["stages"][1]["paused"]["by"], "ann@host");
     }

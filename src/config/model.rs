@@ -8,7 +8,8 @@ pub use super::choices::{
     CompatHeaders, Framing, HttpBody, LogFormat, OnUnavailable, Order, StatusClass, Store, Tombstones,
 };
 pub use super::keys::{
-    Admin, Brake, Breaker, Classify, EventId, Handler, HttpHandler, Kafka, LogHandler, Redis, SimulateHandler, Telemetry, Window,
+    Admin, Brake, Breaker, Classify, EventId, Handler, HttpHandler, Kafka, LogHandler, Redis, SimulateHandler,
+    Telemetry, Window,
 };
 pub use super::secret::{Endpoint, Properties};
 pub use super::settings::{ByteSize, Ratio};

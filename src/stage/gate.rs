@@ -229,7 +229,8 @@ impl Outage {
         let inner = &mut *inner;
         let opens = |at: Option<Duration>| at.is_some_and(|at| at <= now);
         let (breaker, brake) = (&mut inner.breaker, &mut inner.brake);
-        let begins = opens(breaker.as_ref().and_then(Breaker::opens_at)) || opens(brake.as_ref().and_then(Brake::opens_at));
+        let begins =
+            opens(breaker.as_ref().and_then(Breaker::opens_at)) || opens(brake.as_ref().and_then(Brake::opens_at));
         let limits = [breaker.as_mut().and_then(|b| b.limit(now)), brake.as_mut().and_then(|b| b.limit(now))];
         let at = breaker.as_ref().and_then(Breaker::opens_at).max(brake.as_ref().and_then(Brake::opens_at));
         if begins {
@@ -242,7 +243,8 @@ impl Outage {
                 inner.old = inner.old.min(running);
                 let free = limit.saturating_sub(running - inner.old);
                 let mine = &inner.members[member];
-                let others = inner.members.iter().enumerate().filter(|(_, other)| !other.commanded.load(Ordering::SeqCst));
+                let others =
+                    inner.members.iter().enumerate().filter(|(_, other)| !other.commanded.load(Ordering::SeqCst));
                 let mut others = others.filter(|(at, other)| *at != member && other.waiting > 0).peekable();
                 let count = if others.peek().is_some() { 1 } else { count };
                 let before_me = |(at, other): (usize, &Member)| (other.last_turn, at) < (mine.last_turn, member);
@@ -297,7 +299,10 @@ impl Outage {
         for change in changes {
             match change {
                 Change::Breaker(BreakerChange::Opened { failures, over, cool_down }) => tracing::warn!(
-                    pipeline, failures, ?over, ?cool_down,
+                    pipeline,
+                    failures,
+                    ?over,
+                    ?cool_down,
                     "paused: the handler's target seems down, only transient failures and no success; \
                      after the cool-down single events probe it"
                 ),
@@ -311,7 +316,10 @@ impl Outage {
                     tracing::debug!(pipeline, "events start in full number again");
                 }
                 Change::Brake(BrakeChange::Stopped { dead, entered, cool_down }) => tracing::warn!(
-                    pipeline, dead, entered, ?cool_down,
+                    pipeline,
+                    dead,
+                    entered,
+                    ?cool_down,
                     "paused: too many events become dead letters; after the cool-down a single event is tried, \
                      `pipeline resume` ends it at once"
                 ),

@@ -5,6 +5,8 @@ mod exit_codes;
 mod harness;
 mod killed;
 mod offsets;
+mod outage;
+mod pauses;
 mod redis_restart;
 mod sharing;
 mod signals;

@@ -299,10 +299,11 @@ impl Follower {
                 while !stop.load(Ordering::Relaxed) {
                     reader.read(POLL, &mut orders);
                     orders.drain(..).for_each(&obey);
-                    if !reader.missing.is_empty() && reader.looked.elapsed() >= LOOK_AGAIN {
-                        if let Err(error) = reader.look_for_missing() {
-                            tracing::debug!(%error, "topics for orders are looked for again");
-                        }
+                    if !reader.missing.is_empty()
+                        && reader.looked.elapsed() >= LOOK_AGAIN
+                        && let Err(error) = reader.look_for_missing()
+                    {
+                        tracing::debug!(%error, "topics for orders are looked for again");
                     }
                 }
             }

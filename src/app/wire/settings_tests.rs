@@ -95,8 +95,7 @@ fn breaker_and_brake_are_there_by_default_as_configured_and_gone_when_switched_o
         cool_down: s(5),
         max_cool_down: s(6),
     };
-    let brake =
-        BrakeSettings { ratio: 0.1, min_events: 8, window: s(575), cool_down: s(10), max_cool_down: s(11) };
+    let brake = BrakeSettings { ratio: 0.1, min_events: 8, window: s(575), cool_down: s(10), max_cool_down: s(11) };
     assert_eq!(own, OutageSettings { breaker: Some(breaker), brake: Some(brake) });
     let off = outage(&pipeline("breaker: {enabled: false}, brake: {enabled: false}"));
     assert_eq!(off, OutageSettings::default());

@@ -109,7 +109,11 @@ fn the_table_shows_missing_topics_and_unread_settings_as_such() {
                     spec,
                 },
                 _ => Row {
-                    actual: Some(ActualTopic { partitions: spec.partitions, replication: 1, configs: Err("no".into()) }),
+                    actual: Some(ActualTopic {
+                        partitions: spec.partitions,
+                        replication: 1,
+                        configs: Err("no".into()),
+                    }),
                     messages: None,
                     spec,
                 },

@@ -225,7 +225,9 @@ fn the_ladder_follows_its_main_topic() {
     };
     align(&mut specs, &BTreeMap::from([("orders".to_owned(), TopicState::Exists(main))]));
     assert_eq!(specs[0].partitions, 6, "main keeps what was configured, so that a difference is told");
-    for spec in &specs[1..] {
+    let (control, ladder) = specs[1..].split_last().unwrap();
+    assert_eq!((control.partitions, control.configs.len()), (1, 1), "it holds no events");
+    for spec in ladder {
         assert_eq!(spec.partitions, 12, "{}", spec.topic);
         assert_eq!(spec.configs["max.message.bytes"], "4016384", "{}", spec.topic);
     }
