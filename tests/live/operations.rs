@@ -4,9 +4,11 @@
 mod exit_codes;
 mod harness;
 mod killed;
+mod limits;
 mod offsets;
 mod outage;
 mod pauses;
+mod prometheus;
 mod redis_restart;
 mod sharing;
 mod signals;

@@ -7,6 +7,7 @@ pub mod control;
 pub mod embedded;
 pub mod lag;
 pub mod producer;
+mod offsets;
 mod raw;
 
 pub use client::Properties;
