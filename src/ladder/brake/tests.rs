@@ -1,3 +1,5 @@
+//! What the brake judges, when it stops and what releases it: virtual time, then random sequences.
+
 use proptest::prelude::*;
 
 use super::*;

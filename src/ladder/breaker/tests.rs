@@ -1,3 +1,5 @@
+//! When the breaker opens, probes, ramps up and closes: times in virtual milliseconds, then random sequences.
+
 use proptest::prelude::*;
 
 use super::*;
