@@ -3,6 +3,7 @@
 mod config;
 mod demo;
 mod dlq;
+pub mod pause;
 pub mod produce;
 mod prove;
 mod run;
@@ -69,6 +70,17 @@ enum Command {
         after_help = "Example:\n  pipeline produce --pipeline orders --count 1000 --rate 100 --key-field customer_id"
     )]
     Produce(produce::ProduceArgs),
+    /// Stop the dispatch of a stage in every instance, until `resume`
+    ///
+    /// Nothing is started any more; what runs is finished, what waits stays where it is and is charged no attempt. Kept in
+    /// the topic <topic>.<group>.control, so that restarts follow it, too. Instances follow within 2 seconds.
+    #[command(
+        after_help = "Example:\n  pipeline pause --stage main --pipeline orders --reason 'billing is being migrated'"
+    )]
+    Pause(pause::PauseArgs),
+    /// Let a paused stage go on; also releases the pipeline's brake, and lets its breaker probe at once
+    #[command(after_help = "Example:\n  pipeline resume --stage all")]
+    Resume(pause::PauseArgs),
     /// What waits, what is overdue and how far the groups lag, seen from outside: from Kafka alone
     ///
     /// Numbers with a `~` are estimates from the log: exact while dues rise with offsets and every offset holds an event.
@@ -168,6 +180,8 @@ pub fn main() -> ExitCode {
             Some(Command::Produce(args)) => produce(args, &config).await,
             Some(Command::Prove(args)) => prove::run(args, config).await,
             Some(Command::Config(_) | Command::Demo(_) | Command::ProveWorker { .. }) => ExitCode::SUCCESS, // dealt with above
+            Some(Command::Pause(args)) => pause(&args, true, &config).await,
+            Some(Command::Resume(args)) => pause(&args, false, &config).await,
             Some(Command::Status(args)) => match status::run(&args, &config).await {
                 // At once: a look that is under way would hold the process for seconds.
                 Ok(code) => std::process::exit(code.into()),
@@ -210,6 +224,13 @@ fn fail(message: &str, code: u8) -> ExitCode {
 #[allow(clippy::print_stderr, reason = "the command line talks to a person")]
 fn note(message: &str) {
     eprintln!("pipeline: {message}");
+}
+
+async fn pause(args: &pause::PauseArgs, paused: bool, config: &Config) -> ExitCode {
+    match pause::run(args, paused, config).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error.to_string(), error.exit_code()),
+    }
 }
 
 async fn topics(args: &topics::TopicsArgs, config: &Config) -> ExitCode {

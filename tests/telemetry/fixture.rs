@@ -20,6 +20,7 @@ use retry_ladder::ladder::rungs::{Ladder, LadderSpec};
 use retry_ladder::stage::Stage;
 use retry_ladder::stage::clock::{Clock, SystemClock};
 use retry_ladder::stage::context::{Decode, Partitions, StageContext, StageSettings};
+use retry_ladder::stage::gate::Gate;
 use retry_ladder::stage::lanes::{LaneHandle, LaneHost};
 use retry_ladder::stage::ports::{
     AckSink, Claim, ClaimReply, CopyKey, Event, Handler, IdempotencyStore, Mark, Outgoing, PublishError, Publisher,
@@ -160,7 +161,9 @@ impl Fixture {
         let ladder = Arc::new(Ladder::new(ladder).expect("a ladder"));
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let store = Arc::new(Switch(MemoryStore::new(Arc::clone(&clock)), Mutex::new(Mode::On)));
+        let stats = Arc::new(StageStats::default());
         let context = Arc::new(StageContext {
+            gate: Gate::open(ladder.pipeline(), &clock, &stats),
             stage,
             message: "m".into(),
             decode: Arc::new(Text),
@@ -175,7 +178,7 @@ impl Fixture {
             keys: CopyKeys::new("test", &ladder),
             settings,
             process: 7,
-            stats: Arc::new(StageStats::default()),
+            stats,
             ladder: Arc::clone(&ladder),
         });
         let stage = Arc::new(Stage::new(context, tokio::runtime::Handle::current()));
