@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::world::{LaneId, ProcessId, Time};
+use super::world::{LEASE, LaneId, ProcessId, SECOND, Time};
 
 /// What a schedule must keep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -231,8 +231,10 @@ impl Ledger {
         let (at, copy) = (new.started, new.copy);
         let Some(known) = self.copies.get(&copy) else { return };
         let Some(last) = known.executions.last().map(|i| &self.executions[*i]) else { return };
-        let since = |fault: Option<Time>, last: &Execution| fault.is_some_and(|fault| fault >= last.started);
-        let frozen = self.fates[last.process].froze_since(last.started);
+        // Its claim stood a little before it started.
+        let since = |fault: Option<Time>, last: &Execution| fault.is_some_and(|fault| fault + SECOND >= last.started);
+        // A lease counts from before its claim was sent, which may have been before a freeze.
+        let frozen = self.fates[last.process].froze_since(last.started.saturating_sub(LEASE.as_micros() as Time));
         let forgotten = since(known.forgotten, last);
         let mut faults = Vec::new();
         for other in known.executions.iter().map(|i| &self.executions[*i]).filter(|e| e.ended.is_none()) {

@@ -32,7 +32,7 @@ pub(crate) const MS: Time = 1_000;
 pub(crate) const SECOND: Time = 1_000 * MS;
 pub(crate) const EPOCH_MS: u64 = 1_700_000_000_000;
 pub(crate) const MAX_DEFERRALS: u32 = 2;
-const LEASE: Duration = Duration::from_secs(4);
+pub(crate) const LEASE: Duration = Duration::from_secs(4);
 pub(crate) const HANDLER_TIMEOUT: Time = 8 * SECOND;
 /// The store's adapter gives a command up.
 const STORE_TIMEOUT: Time = SECOND;
