@@ -15,7 +15,7 @@ pub(crate) enum Broken {
     MovedOnBeforeAck,
     /// A record that was not acknowledged is settled as if it had been.
     SettledWithoutAck,
-    /// A lease that is lost goes on being renewed.
+    /// A renewal that was refused, or got no answer, counts as one that was granted.
     LostLeaseIgnored,
     /// Settlements reach nobody.
     SettleForgotten,

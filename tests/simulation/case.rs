@@ -25,7 +25,7 @@ faults! {
     Shutdown = "shutdown": "A worker drains, leaves, and is started again.",
     Cut = "cut": "A worker reaches Redis but not the broker.",
     StoreLost = "store-lost": "A request to Redis, or its reply, is lost, or it is applied after it was given up.",
-    StoreOutage = "store-outage": "Redis answers nobody for a while.",
+    StoreOutage = "store-outage": "Redis answers nobody, or not this worker, for a while.",
     StoreRefused = "store-refused": "Redis refuses single commands of a batch (OOM).",
     KeyLoss = "key-loss": "Redis forgets single keys.",
     Flush = "flush": "Redis forgets everything.",

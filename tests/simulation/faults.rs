@@ -210,8 +210,10 @@ impl World {
                 }
             }
             Fault::StoreOutage => {
-                self.outage_until = self.now + self.rng.u64(500..7_000) * MS;
-                self.note(|| "the store does not answer".into());
+                self.outage_until = self.now + self.rng.u64(500..9_000) * MS;
+                self.outage_of = if self.rng.bool() { self.any_process() } else { None };
+                let whom = self.outage_of;
+                self.note(|| format!("the store does not answer {}", whom.map_or("anybody".into(), |p| format!("process {p}"))));
             }
             Fault::KeyLoss | Fault::Flush | Fault::Failover => {
                 let lost = match fault {

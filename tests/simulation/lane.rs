@@ -434,7 +434,7 @@ fn next_copy(world: &World, rung: usize, partition: usize, held: &Held, fence: u
     match world.broken {
         Some(Broken::SameHop) => {
             let hop = Bytes::from(held.envelope.hop.to_string());
-            headers.iter_mut().filter(|(name, _)| name == headers::HOP.as_bytes()).for_each(|h| h.1 = Some(hop.clone()));
+            headers.iter_mut().filter(|(name, _)| name == retry_ladder::ladder::headers::HOP.as_bytes()).for_each(|h| h.1 = Some(hop.clone()));
         }
         Some(Broken::HeadersAppended) => {
             headers.extend(held.record.headers.iter().filter(|(name, _)| name.starts_with(b"x-ladder-")).cloned());

@@ -119,3 +119,43 @@ fn replay() {
     assert!(!report.contains("VIOLATED"), "{case} fails, see above");
     assert_eq!(report, self::report(case, None), "a schedule is the same each time");
 }
+
+/// The first schedule in which a broken build violates this invariant.
+fn find(broken: Broken, invariant: Invariant) -> Option<u64> {
+    (0..BITES_WITHIN).find(|seed| fails(Case::new(*seed), Some(broken), invariant))
+}
+
+const BITES_WITHIN: u64 = 5_000;
+
+#[test]
+fn broken_builds_fail_for_the_right_reason() {
+    use Invariant::*;
+    for (broken, invariant) in [
+        // The three of the proof.
+        (Broken::NoLease, NothingLost),
+        (Broken::NoLease, NoHoleCommitted),
+        (Broken::DoneBeforeAck, NothingLost),
+        (Broken::DoneBeforeAck, NoHoleCommitted),
+        (Broken::BusyDropped, NothingLost),
+        (Broken::BusyDropped, NoHoleCommitted),
+        // Others.
+        (Broken::SameHop, NothingLost),
+        (Broken::SameHop, Bounded),
+        (Broken::MovedOnBeforeAck, NothingLost),
+        (Broken::SettledWithoutAck, NothingLost),
+        (Broken::LostLeaseIgnored, OneAtATime),
+        (Broken::SettleForgotten, StoreSettled),
+        (Broken::SettleForgotten, RepeatsExplained),
+        (Broken::HolesIgnored, NoHoleCommitted),
+        (Broken::HolesIgnored, NothingLost),
+        (Broken::DueIgnored, NeverEarly),
+        (Broken::HeadersAppended, HeadersKept),
+        (Broken::EndlessDeferrals, Bounded),
+        (Broken::KeysIgnored, KeyOrder),
+    ] {
+        match find(broken, invariant) {
+            Some(seed) => println!("{broken:?}: {invariant:?} after {} schedules", seed + 1),
+            None => panic!("{broken:?} does not violate {invariant:?} within {BITES_WITHIN} schedules"),
+        }
+    }
+}

@@ -88,7 +88,7 @@ impl Store {
                 self.write(now, key, *copy, None);
                 Answer::Ours(true)
             }
-            Op::Renew if matches!(broken, Some(Broken::NoLease | Broken::LostLeaseIgnored)) => Answer::Ours(true),
+            Op::Renew if broken == Some(Broken::NoLease) => Answer::Ours(true),
             Op::Renew | Op::Release => Answer::Ours(false),
             Op::Settle(_) if broken == Some(Broken::SettleForgotten) => Answer::Recorded,
             Op::Settle(mark) => {

@@ -125,6 +125,8 @@ pub(crate) struct World {
     /// From here on everything works.
     heal: Time,
     pub(crate) outage_until: Time,
+    /// Whom the store does not answer; `None`: nobody.
+    pub(crate) outage_of: Option<ProcessId>,
     /// By worker, in microseconds.
     pub(crate) skew: Vec<i64>,
     /// Effects until the next kill and the next freeze.
@@ -226,6 +228,7 @@ impl World {
             concurrency: rng.usize(1..=4),
             heal,
             outage_until: 0,
+            outage_of: None,
             skew,
             kill_in: None,
             freeze_in: None,
@@ -516,7 +519,7 @@ impl World {
         let back = self.network();
         let refused = batch.iter().map(|_| self.chance(Fault::StoreRefused, 0.2)).collect();
         let mut request = Request { lane, process, sent, batch, answer_after: Some(back), refused };
-        let down = self.now < self.outage_until;
+        let down = self.now < self.outage_until && self.outage_of.is_none_or(|cut| cut == process);
         if !down && !self.chance(Fault::StoreLost, 0.25) {
             return self.after(there, Event::Ask(Box::new(request)));
         }
@@ -525,7 +528,7 @@ impl World {
             self.ledger.unanswered(command.copy, self.now);
         }
         let nothing = request.batch.iter().map(|command| (command, None)).collect();
-        let reply = reply(&request.batch, nothing, Self::boot(sent));
+        let reply = reply(&request.batch, nothing, Self::boot(sent), self.broken);
         self.after(STORE_TIMEOUT, Event::Reply(lane, Box::new(reply)));
         if !down && self.rng.u8(..3) > 0 {
             request.answer_after = None;
@@ -549,15 +552,21 @@ impl World {
             }
         }
         if let Some(back) = request.answer_after {
-            let reply = reply(&request.batch, answers, Self::boot(request.sent));
+            let reply = reply(&request.batch, answers, Self::boot(request.sent), self.broken);
             self.after(back, Event::Reply(request.lane, Box::new(reply)));
         }
     }
 }
 
 /// What the lane is told of a batch.
-fn reply(batch: &[Command], answers: Vec<(&Command, Option<Answer>)>, sent: Duration) -> Input<Held> {
+fn reply(
+    batch: &[Command],
+    answers: Vec<(&Command, Option<Answer>)>,
+    sent: Duration,
+    broken: Option<Broken>,
+) -> Input<Held> {
     let ours = |answer| match answer {
+        _ if broken == Some(Broken::LostLeaseIgnored) => Some(true),
         Some(Answer::Ours(ours)) => Some(ours),
         _ => None,
     };
