@@ -134,10 +134,7 @@ impl World {
             (Delivery::Acknowledged, self.rng.u64(2..12) * MS)
         };
         if too_large || error {
-            if self.broken != Some(Broken::DoneBeforeAck) {
-                self.after(answer_after, Event::Ack(lane, slot, self.told(delivery)));
-            }
-            return;
+            return self.tell(answer_after, lane, slot, delivery);
         }
         // An acknowledged record was appended before; of one that was given up nobody knows when it will be.
         let appended = match delivery {
@@ -146,17 +143,20 @@ impl World {
         };
         if delivery == Delivery::Failed {
             self.doubled(&record);
-            self.after(answer_after, Event::Ack(lane, slot, self.told(delivery)));
+            self.tell(answer_after, lane, slot, delivery);
         }
         let ack = (delivery == Delivery::Acknowledged).then(|| (slot, answer_after - appended));
         self.after(appended, Event::Append(process, lane, Box::new(record), ack));
     }
 
-    fn told(&self, delivery: Delivery) -> Delivery {
-        match delivery {
-            Delivery::Failed if self.broken == Some(Broken::SettledWithoutAck) => Delivery::Acknowledged,
-            delivery => delivery,
-        }
+    /// The producer's answer to the lane.
+    fn tell(&mut self, after: Time, lane: LaneId, slot: Slot, delivery: Delivery) {
+        let delivery = match (self.broken, delivery) {
+            (Some(Broken::DoneBeforeAck), _) => return, // it was taken for granted
+            (Some(Broken::SettledWithoutAck), Delivery::Failed) => Delivery::Acknowledged,
+            (_, delivery) => delivery,
+        };
+        self.after(after, Event::Ack(lane, slot, delivery));
     }
 
     fn doubled(&mut self, record: &Outgoing) {
@@ -185,10 +185,8 @@ impl World {
             }
         }
         self.ledger.resolve(record.parent.copy);
-        if let Some((slot, after)) = ack
-            && self.broken != Some(Broken::DoneBeforeAck)
-        {
-            self.after(after, Event::Ack(lane, slot, Delivery::Acknowledged));
+        if let Some((slot, after)) = ack {
+            self.tell(after, lane, slot, Delivery::Acknowledged);
         }
     }
 
