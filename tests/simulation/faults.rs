@@ -213,7 +213,9 @@ impl World {
                 self.outage_until = self.now + self.rng.u64(500..9_000) * MS;
                 self.outage_of = if self.rng.bool() { self.any_process() } else { None };
                 let whom = self.outage_of;
-                self.note(|| format!("the store does not answer {}", whom.map_or("anybody".into(), |p| format!("process {p}"))));
+                self.note(|| {
+                    format!("the store does not answer {}", whom.map_or("anybody".into(), |p| format!("process {p}")))
+                });
             }
             Fault::KeyLoss | Fault::Flush | Fault::Failover => {
                 let lost = match fault {
@@ -269,11 +271,15 @@ impl World {
         for (rung, partition) in self.all_partitions() {
             if !self.is_finished(rung, partition) {
                 let log = &self.logs[rung][partition];
-                let what = format!("{rung}/{partition}: committed {:?}, end {}, owner {:?}", log.committed, log.end, log.owner);
+                let what = format!(
+                    "{rung}/{partition}: committed {:?}, end {}, owner {:?}",
+                    log.committed, log.end, log.owner
+                );
                 self.ledger.fail(at, Invariant::ComesToAnEnd, what);
             }
         }
-        let held: Vec<_> = self.lanes.iter().flatten().flat_map(|l| l.lane.iter().map(|h| (l.id, h.record.copy))).collect();
+        let held: Vec<_> =
+            self.lanes.iter().flatten().flat_map(|l| l.lane.iter().map(|h| (l.id, h.record.copy))).collect();
         if !held.is_empty() {
             self.ledger.fail(at, Invariant::LanesEmpty, format!("still held: {held:?}"));
         }
@@ -286,7 +292,11 @@ impl World {
             missing.dedup();
             if !missing.is_empty() {
                 let copies: Vec<_> = missing.iter().map(ToString::to_string).collect();
-                self.ledger.fail(at, Invariant::StoreSettled, format!("not marked in the store: {}", copies.join(", ")));
+                self.ledger.fail(
+                    at,
+                    Invariant::StoreSettled,
+                    format!("not marked in the store: {}", copies.join(", ")),
+                );
             }
         }
         self.ledger.check_ends(at);

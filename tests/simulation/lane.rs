@@ -77,7 +77,14 @@ pub(crate) struct SimLane {
 }
 
 impl SimLane {
-    pub(crate) fn new(id: LaneId, process: ProcessId, rung: usize, partition: usize, epoch: u32, config: LaneConfig) -> Self {
+    pub(crate) fn new(
+        id: LaneId,
+        process: ProcessId,
+        rung: usize,
+        partition: usize,
+        epoch: u32,
+        config: LaneConfig,
+    ) -> Self {
         Self {
             id,
             process,
@@ -126,7 +133,14 @@ impl SimLane {
                 self.of_key.entry(key).or_default().push(self.arrivals);
             }
             let due = held.envelope.due.filter(|_| world.broken != Some(Broken::DueIgnored)).unwrap_or_default();
-            batch.push(Arrival { offset: held.record.offset, due, key, bytes: 10, fence: held.envelope.fence, item: held });
+            batch.push(Arrival {
+                offset: held.record.offset,
+                due,
+                key,
+                bytes: 10,
+                fence: held.envelope.fence,
+                item: held,
+            });
         }
         self.step(world, Input::Arrived(batch));
     }
@@ -276,7 +290,8 @@ impl SimLane {
     fn perform(&mut self, world: &mut World, doing: Doing) {
         match doing {
             Doing::Claim(slots, sent) => {
-                let batch = slots.into_iter().map(|slot| self.command(Op::Claim, slot, self.lane.claim(slot))).collect();
+                let batch =
+                    slots.into_iter().map(|slot| self.command(Op::Claim, slot, self.lane.claim(slot))).collect();
                 world.call_store(self.id, self.process, batch, sent);
             }
             Doing::Renew(mut renewals, sent) => {
@@ -434,7 +449,10 @@ fn next_copy(world: &World, rung: usize, partition: usize, held: &Held, fence: u
     match world.broken {
         Some(Broken::SameHop) => {
             let hop = Bytes::from(held.envelope.hop.to_string());
-            headers.iter_mut().filter(|(name, _)| name == retry_ladder::ladder::headers::HOP.as_bytes()).for_each(|h| h.1 = Some(hop.clone()));
+            headers
+                .iter_mut()
+                .filter(|(name, _)| name == retry_ladder::ladder::headers::HOP.as_bytes())
+                .for_each(|h| h.1 = Some(hop.clone()));
         }
         Some(Broken::HeadersAppended) => {
             headers.extend(held.record.headers.iter().filter(|(name, _)| name.starts_with(b"x-ladder-")).cloned());

@@ -206,16 +206,27 @@ impl Ledger {
             self.check_repeat(&execution);
         }
         let earlier = self.copies.get(&copy).filter(|known| known.forgotten.is_none());
-        let highest = earlier.and_then(|known| known.executions.iter().map(|i| self.executions[*i].fence).max());
+        // After a refused fence the key is free at once, also for a claim of another worker that had no answer so far:
+        // its fence is up to a lease old, is refused in turn, and the next one is not.
+        let counts = |execution: &&Execution| !matches!(execution.ended, Some((_, Ending::Fenced)));
+        let highest = earlier.and_then(|known| {
+            known.executions.iter().map(|i| &self.executions[*i]).filter(counts).map(|execution| execution.fence).max()
+        });
         // Equal ones are possible: a claim that was sent in the very millisecond in which the lease before it began.
         let highest = highest.map_or(execution.carried_fence + 1, |highest| highest.max(execution.carried_fence + 1));
         if self.clocks_agree && execution.fence < highest && !self.fates[execution.process].wakes_at(at) {
-            self.fail(at, Invariant::FencesGrow, format!("{copy} starts with fence {} below {highest}", execution.fence));
+            self.fail(
+                at,
+                Invariant::FencesGrow,
+                format!("{copy} starts with fence {} below {highest}", execution.fence),
+            );
         }
         if let Some(key) = execution.key
-            && let Some(other) = self.live.iter().map(|i| &self.executions[*i]).find(|other| {
-                other.lane == execution.lane && other.key == Some(key)
-            })
+            && let Some(other) = self
+                .live
+                .iter()
+                .map(|i| &self.executions[*i])
+                .find(|other| other.lane == execution.lane && other.key == Some(key))
         {
             let what = format!("{copy} starts while {} of the same key runs", other.copy);
             self.fail(at, Invariant::KeyOrder, what);
@@ -253,7 +264,8 @@ impl Ledger {
             || since(known.unanswered, last)
             || matches!(last.ended, Some((_, Ending::Fenced)));
         if !explained {
-            let what = format!("{copy} is executed again, by process {}; {} had it, unharmed", new.process, last.process);
+            let what =
+                format!("{copy} is executed again, by process {}; {} had it, unharmed", new.process, last.process);
             faults.push((Invariant::RepeatsExplained, what));
         }
         self.counts.repeats += 1;

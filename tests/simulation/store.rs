@@ -1,16 +1,18 @@
 //! Redis, as far as deduplication uses it: the plain commands of the protocol on keys with a time to live, its way of
-//! forgetting, and the deliberately broken forms of those commands.
+//! forgetting, and the deliberately broken forms of those commands; and the calls that reach it, or do not.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use retry_ladder::ladder::event::{ClaimReply, Mark};
-use retry_ladder::ladder::lane::{ClaimId, Slot};
+use retry_ladder::ladder::lane::{ClaimId, Input, Slot};
 use retry_ladder::stage::ports::{Claim, CopyKey};
 
 use super::broken::Broken;
+use super::case::Fault;
+use super::lane::Held;
 use super::ledger::CopyId;
-use super::world::Time;
+use super::world::{Event, LEASE, LaneId, MS, ProcessId, SECOND, Time, World};
 
 /// What one command of a batch does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,5 +144,100 @@ impl Store {
     pub(crate) fn marked(&self, now: Time) -> BTreeSet<CopyId> {
         let marks = self.entries.values().filter(|entry| entry.expires > now && !entry.value.starts_with(b"P"));
         marks.map(|entry| entry.copy).collect()
+    }
+}
+
+/// The store's adapter gives a command up.
+const STORE_TIMEOUT: Time = SECOND;
+
+/// A batch on its way to the store.
+pub(crate) struct Request {
+    lane: LaneId,
+    process: ProcessId,
+    sent: Time,
+    batch: Vec<Command>,
+    /// When the answer is there; `None`: nobody waits for it any more.
+    answer_after: Option<Time>,
+    refused: Vec<bool>,
+}
+
+impl World {
+    /// A process sends a batch; the fate of it is drawn here.
+    pub(crate) fn call_store(&mut self, lane: LaneId, process: ProcessId, batch: Vec<Command>, sent: Time) {
+        if batch.is_empty() {
+            return;
+        }
+        self.note(|| {
+            let commands: Vec<_> = batch.iter().map(|c| format!("{:?} {}", c.op, c.copy)).collect();
+            format!("lane {lane}: store: {}", commands.join(", "))
+        });
+        let there = self.network();
+        let back = self.network();
+        let refused = batch.iter().map(|_| self.chance(Fault::StoreRefused, 0.2)).collect();
+        let mut request = Request { lane, process, sent, batch, answer_after: Some(back), refused };
+        let down = self.now < self.outage_until && self.outage_of.is_none_or(|cut| cut == process);
+        if !down && !self.chance(Fault::StoreLost, 0.25) {
+            return self.after(there, Event::Ask(Box::new(request)));
+        }
+        // No answer in time; the batch is lost, or applied all the same, perhaps long after it was given up.
+        for command in &request.batch {
+            self.ledger.unanswered(command.copy, self.now);
+        }
+        let nothing = request.batch.iter().map(|command| (command, None)).collect();
+        let reply = reply(&request.batch, nothing, World::boot(sent), self.broken);
+        self.after(STORE_TIMEOUT, Event::Reply(lane, Box::new(reply)));
+        if !down && self.rng.u8(..3) > 0 {
+            request.answer_after = None;
+            let there = if self.rng.bool() { there } else { self.rng.u64(0..6_000) * MS };
+            self.after(there, Event::Ask(Box::new(request)));
+        }
+    }
+
+    pub(crate) fn asked(&mut self, request: Request) {
+        let gone = !self.processes[request.process].alive;
+        if gone && self.rng.bool() {
+            return; // it never left the process
+        }
+        let mut answers = Vec::with_capacity(request.batch.len());
+        for (command, refused) in request.batch.iter().zip(&request.refused) {
+            if *refused {
+                self.ledger.unanswered(command.copy, self.now);
+                answers.push((command, None));
+            } else {
+                answers.push((command, Some(self.store.apply(self.now, command, LEASE, self.broken))));
+            }
+        }
+        if let Some(back) = request.answer_after {
+            let reply = reply(&request.batch, answers, World::boot(request.sent), self.broken);
+            self.after(back, Event::Reply(request.lane, Box::new(reply)));
+        }
+    }
+}
+
+/// What the lane is told of a batch.
+fn reply(
+    batch: &[Command],
+    answers: Vec<(&Command, Option<Answer>)>,
+    sent: Duration,
+    broken: Option<Broken>,
+) -> Input<Held> {
+    let ours = |answer| match answer {
+        _ if broken == Some(Broken::LostLeaseIgnored) => Some(true),
+        Some(Answer::Ours(ours)) => Some(ours),
+        _ => None,
+    };
+    match batch[0].op {
+        Op::Claim => {
+            let claim = |answer| match answer {
+                Some(Answer::Claim(reply)) => Some(reply),
+                _ => None,
+            };
+            Input::Claimed(answers.into_iter().map(|(c, answer)| (c.slot, claim(answer))).collect(), sent)
+        }
+        Op::Renew => {
+            Input::Renewed(answers.into_iter().map(|(c, answer)| (c.slot, c.id, ours(answer))).collect(), sent)
+        }
+        Op::Settle(_) => Input::Settled(answers.into_iter().map(|(c, answer)| (c.slot, answer.is_some())).collect()),
+        Op::Release => Input::Released(batch.iter().map(|c| c.slot).collect()),
     }
 }

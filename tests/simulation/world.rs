@@ -20,7 +20,7 @@ use super::broker::{Log, Outgoing};
 use super::case::{Case, Fault};
 use super::lane::{Held, SimLane};
 use super::ledger::Ledger;
-use super::store::{Answer, Command, Op, Store};
+use super::store::{Request, Store};
 
 /// Microseconds of virtual time.
 pub(crate) type Time = u64;
@@ -34,8 +34,6 @@ pub(crate) const EPOCH_MS: u64 = 1_700_000_000_000;
 pub(crate) const MAX_DEFERRALS: u32 = 2;
 pub(crate) const LEASE: Duration = Duration::from_secs(4);
 pub(crate) const HANDLER_TIMEOUT: Time = 8 * SECOND;
-/// The store's adapter gives a command up.
-const STORE_TIMEOUT: Time = SECOND;
 /// The group expels a silent member.
 pub(crate) const SESSION: Time = 3 * SECOND;
 /// More than any schedule needs: one that spins is ended, and fails for what it has not done.
@@ -63,17 +61,6 @@ pub(crate) enum Event {
     Stopped(ProcessId),
     Restart(usize),
     Fault(Fault),
-}
-
-/// A batch on its way to the store.
-pub(crate) struct Request {
-    lane: LaneId,
-    process: ProcessId,
-    sent: Time,
-    batch: Vec<Command>,
-    /// When the answer is there; `None`: nobody waits for it any more.
-    answer_after: Option<Time>,
-    refused: Vec<bool>,
 }
 
 /// One start of a worker.
@@ -253,8 +240,19 @@ impl World {
         }
         use Fault::*;
         for fault in [
-            Kill, Freeze, Rebalance, Shutdown, Cut, StoreOutage, KeyLoss, Flush, Failover, ClockStep, OffsetReset,
-            StepBack, Hold,
+            Kill,
+            Freeze,
+            Rebalance,
+            Shutdown,
+            Cut,
+            StoreOutage,
+            KeyLoss,
+            Flush,
+            Failover,
+            ClockStep,
+            OffsetReset,
+            StepBack,
+            Hold,
         ] {
             if self.case.faults.has(fault) {
                 for _ in 0..self.rng.usize(1..=3) {
@@ -305,7 +303,7 @@ impl World {
         Now { wall: Timestamp::from_micros(wall), boot: Duration::from_micros(self.now + 7 * SECOND) }
     }
 
-    fn boot(at: Time) -> Duration {
+    pub(crate) fn boot(at: Time) -> Duration {
         Duration::from_micros(at + 7 * SECOND)
     }
 
@@ -475,7 +473,10 @@ impl World {
         if !lane.commit_due && lane.lane.position().is_some() && lane.lane.position() != lane.committed {
             lane.commit_due = true;
             let after = self.rng.u64(1..1_000) * MS;
-            self.after(after.max(self.processes[lane.process].cut_until.saturating_sub(self.now)), Event::Commit(lane.id));
+            self.after(
+                after.max(self.processes[lane.process].cut_until.saturating_sub(self.now)),
+                Event::Commit(lane.id),
+            );
         }
     }
 
@@ -502,84 +503,5 @@ impl World {
         for id in waiting {
             self.at(self.now, ROUND, Event::Round(id));
         }
-    }
-
-    // ------------------------------------------------------------------------------------------------ the store
-
-    /// A process sends a batch; the fate of it is drawn here.
-    pub(crate) fn call_store(&mut self, lane: LaneId, process: ProcessId, batch: Vec<Command>, sent: Time) {
-        if batch.is_empty() {
-            return;
-        }
-        self.note(|| {
-            let commands: Vec<_> = batch.iter().map(|c| format!("{:?} {}", c.op, c.copy)).collect();
-            format!("lane {lane}: store: {}", commands.join(", "))
-        });
-        let there = self.network();
-        let back = self.network();
-        let refused = batch.iter().map(|_| self.chance(Fault::StoreRefused, 0.2)).collect();
-        let mut request = Request { lane, process, sent, batch, answer_after: Some(back), refused };
-        let down = self.now < self.outage_until && self.outage_of.is_none_or(|cut| cut == process);
-        if !down && !self.chance(Fault::StoreLost, 0.25) {
-            return self.after(there, Event::Ask(Box::new(request)));
-        }
-        // No answer in time; the batch is lost, or applied all the same, perhaps long after it was given up.
-        for command in &request.batch {
-            self.ledger.unanswered(command.copy, self.now);
-        }
-        let nothing = request.batch.iter().map(|command| (command, None)).collect();
-        let reply = reply(&request.batch, nothing, Self::boot(sent), self.broken);
-        self.after(STORE_TIMEOUT, Event::Reply(lane, Box::new(reply)));
-        if !down && self.rng.u8(..3) > 0 {
-            request.answer_after = None;
-            let there = if self.rng.bool() { there } else { self.rng.u64(0..6_000) * MS };
-            self.after(there, Event::Ask(Box::new(request)));
-        }
-    }
-
-    fn asked(&mut self, request: Request) {
-        let gone = !self.processes[request.process].alive;
-        if gone && self.rng.bool() {
-            return; // it never left the process
-        }
-        let mut answers = Vec::with_capacity(request.batch.len());
-        for (command, refused) in request.batch.iter().zip(&request.refused) {
-            if *refused {
-                self.ledger.unanswered(command.copy, self.now);
-                answers.push((command, None));
-            } else {
-                answers.push((command, Some(self.store.apply(self.now, command, LEASE, self.broken))));
-            }
-        }
-        if let Some(back) = request.answer_after {
-            let reply = reply(&request.batch, answers, Self::boot(request.sent), self.broken);
-            self.after(back, Event::Reply(request.lane, Box::new(reply)));
-        }
-    }
-}
-
-/// What the lane is told of a batch.
-fn reply(
-    batch: &[Command],
-    answers: Vec<(&Command, Option<Answer>)>,
-    sent: Duration,
-    broken: Option<Broken>,
-) -> Input<Held> {
-    let ours = |answer| match answer {
-        _ if broken == Some(Broken::LostLeaseIgnored) => Some(true),
-        Some(Answer::Ours(ours)) => Some(ours),
-        _ => None,
-    };
-    match batch[0].op {
-        Op::Claim => {
-            let claim = |answer| match answer {
-                Some(Answer::Claim(reply)) => Some(reply),
-                _ => None,
-            };
-            Input::Claimed(answers.into_iter().map(|(c, answer)| (c.slot, claim(answer))).collect(), sent)
-        }
-        Op::Renew => Input::Renewed(answers.into_iter().map(|(c, answer)| (c.slot, c.id, ours(answer))).collect(), sent),
-        Op::Settle(_) => Input::Settled(answers.into_iter().map(|(c, answer)| (c.slot, answer.is_some())).collect()),
-        Op::Release => Input::Released(batch.iter().map(|c| c.slot).collect()),
     }
 }
