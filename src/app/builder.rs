@@ -21,6 +21,7 @@ use crate::handlers::dead_letters::DeadLetterLog;
 use crate::ladder::rungs::Ladder;
 use crate::stage::context::Partitions;
 use crate::stage::ports::{Handler, IdempotencyStore};
+use crate::telemetry::handler_spans::HandlerSpans;
 use crate::telemetry::traces::{self, Traces};
 
 /// Why the stages did not start, or could not go on.
@@ -161,6 +162,7 @@ pub struct Builder {
     pipelines: Vec<String>,
     stages: Vec<StageName>,
     topics_as_configured: bool,
+    handler_spans: Option<HandlerSpans>,
 }
 
 impl Builder {
@@ -172,6 +174,7 @@ impl Builder {
             pipelines: Vec::new(),
             stages: vec![StageName::All],
             topics_as_configured: false,
+            handler_spans: None,
         }
     }
 
@@ -206,6 +209,13 @@ impl Builder {
         self
     }
 
+    /// Exports what handlers open as `tracing` spans with their events' traces.
+    #[must_use]
+    pub fn handler_spans(mut self, spans: &HandlerSpans) -> Self {
+        self.handler_spans = Some(spans.clone());
+        self
+    }
+
     /// Checks the topics, connects to Kafka and Redis, starts the stages.
     ///
     /// # Errors
@@ -226,6 +236,9 @@ impl Builder {
         }
         self.check_stages(&chosen)?;
         let traces = wire::traces(&self.config, "retry-ladder")?;
+        if let (Some(spans), Some(traces)) = (&self.handler_spans, &traces) {
+            spans.export(traces.queue());
+        }
         let (partitions, batch_size) = if self.topics_as_configured {
             (
                 chosen.iter().map(|pipeline| configured_partitions(pipeline)).collect(),
@@ -407,6 +420,11 @@ impl App {
     /// The stages.
     pub fn stages(&self) -> &[RunningStage] {
         &self.stages
+    }
+
+    /// What became of the spans so far; `None` where nothing is traced.
+    pub fn span_counts(&self) -> Option<Arc<traces::Counts>> {
+        self.traces.as_ref().map(|traces| Arc::clone(traces.counts()))
     }
 
     /// Runs until `shutdown` resolves, then drains. A stage that cannot go on ends the others, too.

@@ -96,19 +96,21 @@ pub fn connection(config: &Config) -> Connection {
 pub fn traces(config: &Config, service: &'static str) -> Result<Option<Traces>, traces::Error> {
     let Some(endpoint) = &config.telemetry.otlp_endpoint else { return Ok(None) };
     let mut url = endpoint.url().clone();
-    let authorization = match (url.username(), url.password().unwrap_or_default()) {
-        ("", "") => None,
-        (user, password) => {
-            let decode = |text| percent_encoding::percent_decode_str(text).collect::<Vec<u8>>();
-            let pair = [decode(user), decode(password)].join(&b':');
-            Some(format!("Basic {}", traces::base64(&pair)))
-        }
-    };
+    let mut headers = Vec::new();
+    if let (user, password) = (url.username(), url.password().unwrap_or_default())
+        && (user, password) != ("", "")
+    {
+        let decode = |text| percent_encoding::percent_decode_str(text).collect::<Vec<u8>>();
+        let pair = [decode(user), decode(password)].join(&b':');
+        headers.push(("authorization".to_owned(), format!("Basic {}", traces::base64(&pair))));
+    }
+    headers.extend(config.telemetry.otlp_headers.reveal().map(|(name, value)| (name.to_owned(), value.to_owned())));
     // The url has a host, so neither can fail.
     url.set_username("").and_then(|()| url.set_password(None)).ok();
     let options = traces::Options {
         endpoint: url.to_string(),
-        authorization,
+        headers,
+        ca: config.telemetry.otlp_ca.clone(),
         service,
         instance: config.instance.clone().unwrap_or_else(|| format!("{:016x}", fastrand::u64(..))),
     };

@@ -6,11 +6,13 @@ pub mod produce;
 mod run;
 pub mod status;
 pub mod topics;
+mod trace;
+mod values;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use clap::{CommandFactory, Parser, Subcommand};
 
@@ -65,6 +67,36 @@ enum Command {
     /// Numbers with a `~` are estimates from the log: exact while dues rise with offsets and every offset holds an event.
     #[command(after_help = "Example:\n  pipeline status --watch")]
     Status(status::StatusArgs),
+    /// One event's way through the ladder as a tree of spans, from Jaeger: what ran, waited and was sent, when, and why
+    #[command(after_help = "Example:\n  pipeline trace 0198c0de-7a3c-7000-8000-000000000001")]
+    Trace(trace::TraceArgs),
+}
+
+/// `--config` and `--brokers` as given, for remedies: a command to paste must mean the same file and cluster.
+static GIVEN: OnceLock<String> = OnceLock::new();
+
+/// Notes what was given.
+fn note_given(config: Option<&Path>, brokers: Option<&str>) {
+    let quoted = |text: &str| {
+        let plain = text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-:,@+=~".contains(c)) && !text.is_empty();
+        if plain { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
+    };
+    let config = config.map(|file| format!(" --config {}", quoted(&file.display().to_string())));
+    let brokers = brokers.map(|brokers| format!(" --brokers {}", quoted(brokers)));
+    // Set once: there is one command line.
+    drop(GIVEN.set(config.into_iter().chain(brokers).collect()));
+}
+
+/// The text with its commands as this user has to call them.
+fn as_given(text: &str) -> String {
+    let given = GIVEN.get().map_or("", String::as_str);
+    with_flags(text, given)
+}
+
+fn with_flags(text: &str, given: &str) -> String {
+    ["scripts/create-topics.sh", "`pipeline"]
+        .iter()
+        .fold(text.to_owned(), |text, command| text.replace(command, &format!("{command}{given}")))
 }
 
 /// Runs the command line and returns its exit code.
@@ -80,6 +112,7 @@ pub fn main() -> ExitCode {
     if let Some(Command::Demo(args)) = cli.command {
         return block_on(demo::run(args, cli.config.is_some() || cli.brokers.is_some()));
     }
+    note_given(cli.config.as_deref(), cli.brokers.as_deref());
     let mut sources = Sources::new(cli.config).env(std::env::vars_os());
     if let Some(brokers) = cli.brokers {
         sources = sources.flag("--brokers", "kafka.brokers", brokers);
@@ -102,8 +135,13 @@ pub fn main() -> ExitCode {
             Some(Command::Produce(args)) => produce(args, &config).await,
             Some(Command::Config(_) | Command::Demo(_)) => ExitCode::SUCCESS, // dealt with above
             Some(Command::Status(args)) => match status::run(&args, &config).await {
-                Ok(()) => ExitCode::SUCCESS,
+                // At once: a look that is under way would hold the process for seconds.
+                Ok(code) => std::process::exit(code.into()),
                 Err(error) => fail(&error.to_string(), error.exit_code()),
+            },
+            Some(Command::Trace(args)) => match trace::run(&args, &config, &mut std::io::stdout()).await {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => fail(&error.to_string(), 1),
             },
         }
     })
@@ -124,7 +162,7 @@ fn usage(error: &clap::Error) -> ExitCode {
 /// Tells on stderr why a command failed.
 #[allow(clippy::print_stderr, reason = "the command line talks to a person")]
 fn fail(message: &str, code: u8) -> ExitCode {
-    eprintln!("pipeline: {message}");
+    eprintln!("pipeline: {}", as_given(message));
     ExitCode::from(code)
 }
 
@@ -214,5 +252,52 @@ async fn produce(args: produce::ProduceArgs, config: &Config) -> ExitCode {
         Ok(Ok(false)) => ExitCode::FAILURE,
         Ok(Err(error)) => fail(&error.to_string(), error.exit_code()),
         Err(error) => fail(&format!("produce panicked: {error}"), 1),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn remedies_repeat_the_flags_that_were_given() {
+        let text = "missing; remedy: scripts/create-topics.sh creates it; `pipeline --stage main` runs it";
+        assert_eq!(
+            with_flags(text, " --config a.yaml"),
+            "missing; remedy: scripts/create-topics.sh --config a.yaml creates it; `pipeline --config a.yaml --stage \
+             main` runs it"
+        );
+        assert_eq!(with_flags(text, ""), text);
+    }
+
+    #[test]
+    fn the_help_of_the_demo_offers_no_flag_that_it_ignores() {
+        let mut command = Cli::command();
+        command.build();
+        let help = |command: &mut clap::Command, name: &str| {
+            command.find_subcommand_mut(name).expect("a command").render_long_help().to_string()
+        };
+        let demo = help(&mut command, "demo");
+        assert!(!demo.contains("--config") && !demo.contains("--brokers"), "{demo}");
+        assert!(help(&mut command, "status").contains("--config"));
+        let parse = |line: &str| Cli::try_parse_from(line.split(' ')).map(|cli| cli.config);
+        assert_eq!(parse("pipeline status --config x").unwrap(), Some("x".into()));
+        // Still taken, to be told that they are not used.
+        assert!(parse("pipeline demo --config x --brokers b:1").is_ok());
+    }
+
+    #[test]
+    fn a_negative_value_is_refused_as_a_value_and_not_as_an_unknown_flag() {
+        for (line, expected) in [
+            ("pipeline produce --rate -5", "not a number above 0"),
+            ("pipeline produce --rate nan", "not a number above 0"),
+            ("pipeline produce --count -5", "invalid digit"),
+            ("pipeline produce --garbage-ratio -0.1", "not a share from 0 to 1"),
+            ("pipeline demo --fail-ratio -1", "not a share from 0 to 1"),
+            ("pipeline demo --events -1", "invalid value '-1'"),
+        ] {
+            let error = Cli::try_parse_from(line.split(' ')).map(|_| ()).unwrap_err().to_string();
+            assert!(error.contains(expected) && error.contains("invalid value"), "{line}: {error}");
+        }
     }
 }

@@ -83,12 +83,18 @@ section! {
 section! {
     /// Traces and logs.
     pub struct Telemetry {
-        /// Where traces go (OTLP over gRPC); none without one.
+        /// Where traces go (OTLP over gRPC); https:// for TLS; none without one.
         otlp_endpoint: Option<Endpoint> = "null";
+        /// Sent with every export, like `Authorization` or a vendor's key; `<name>_file` for secrets.
+        otlp_headers: Properties = "{}";
+        /// PEM file of authorities that are trusted beside the system's, for https://.
+        otlp_ca: Option<PathBuf> = "null";
         /// Share of events that are traced; one that arrives with a trace context says for itself.
         sample_ratio: Ratio = "1.0" in "0" ..= "1";
         /// An event that is not traced becomes so with its first failure.
         sample_on_failure: bool = "true";
+        /// Jaeger's user interface and query API, for `pipeline trace` and links.
+        jaeger_url: Endpoint = "http://localhost:16686";
         /// `text` for people, `json` for machines.
         log_format: LogFormat = "text";
     }

@@ -35,6 +35,21 @@ impl Config {
     pub fn pipeline(&self, name: &str) -> Option<&Pipeline> {
         self.pipelines.iter().find(|p| p.name == name)
     }
+
+    /// What works and is probably not meant, one text each.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        for (i, one) in self.pipelines.iter().enumerate() {
+            for other in self.pipelines[i + 1..].iter().filter(|other| other.group == one.group) {
+                warnings.push(format!(
+                    "pipelines {} and {} share the group {} on different topics, {} and {}: a rebalance of one touches \
+                     the other; right would be: a group of its own for each",
+                    one.name, other.name, one.group, one.topic, other.topic
+                ));
+            }
+        }
+        warnings
+    }
 }
 
 /// One consumer group's ladder over one main topic.
@@ -110,8 +125,10 @@ impl Pipeline {
 }
 
 /// The sum of the delays with their jitter, saturating.
-pub(super) fn ladder_length(retries: &[Retry]) -> Duration {
-    retries.iter().fold(Duration::ZERO, |sum, r| sum.saturating_add(r.delay.saturating_add(r.delay.mul_f64(r.jitter))))
+pub(super) fn ladder_length<'a>(retries: impl IntoIterator<Item = &'a Retry>) -> Duration {
+    retries
+        .into_iter()
+        .fold(Duration::ZERO, |sum, r| sum.saturating_add(r.delay.saturating_add(r.delay.mul_f64(r.jitter))))
 }
 
 /// One retry stage.

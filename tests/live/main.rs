@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that meets an error it did not ask for fails")]
 
+#[allow(dead_code, reason = "the other tests that share it use the rest")]
+#[path = "../support/board.rs"]
+mod board;
 mod operations;
 #[allow(dead_code, reason = "the other tests that share it use the rest")]
 #[path = "../support/redis_server.rs"]

@@ -4,7 +4,9 @@
 mod exit_codes;
 mod harness;
 mod killed;
+mod limits;
 mod offsets;
+mod prometheus;
 mod redis_restart;
 mod sharing;
 mod signals;

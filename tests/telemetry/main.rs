@@ -2,10 +2,12 @@
 //! parser of the test's own. What is not named in a test has not moved.
 #![allow(clippy::unwrap_used, reason = "a test that meets an error it did not ask for fails")]
 
+mod board;
+mod answers;
 mod parser;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -16,6 +18,7 @@ use tokio::sync::Semaphore;
 
 use retry_ladder::adapters::kafka::Properties;
 use retry_ladder::adapters::memory::MemoryStore;
+use retry_ladder::adapters::otel::OtelTracer;
 use retry_ladder::admin::{expose, health, monitor};
 use retry_ladder::app::engine::StageView;
 use retry_ladder::ladder::event::{Failure, Outcome};
@@ -27,11 +30,12 @@ use retry_ladder::stage::context::{Decode, Partitions, StageContext, StageSettin
 use retry_ladder::stage::lanes::{LaneCommand, LaneHandle, LaneHost};
 use retry_ladder::stage::ports::{
     AckSink, Claim, ClaimReply, CopyKey, Event, Handler, IdempotencyStore, Mark, Outgoing, PublishError, Publisher,
-    SettleReply, StoreError,
+    Sampling, SettleReply, Span, SpanKind, StoreError, TraceContext, Tracer,
 };
 use retry_ladder::stage::record::Record;
 use retry_ladder::stage::stats::{PauseReason, StageStats};
 use retry_ladder::telemetry::metrics::{ALL, Kind};
+use retry_ladder::telemetry::traces;
 
 /// Everything is read but the value `poison`.
 struct Text;
@@ -46,16 +50,18 @@ impl Decode for Text {
     }
 }
 
-/// Plays these outcomes in turn, then never returns.
-struct Script(Mutex<VecDeque<Outcome>>);
+/// Plays these outcomes in turn, each when the gate lets it, then never returns.
+struct Script(Mutex<VecDeque<Outcome>>, Arc<Semaphore>);
 
 impl Handler for Script {
     fn handle(&self, _: Event) -> BoxFuture<'_, Outcome> {
         let outcome = self.0.lock().expect("not poisoned").pop_front();
+        let gate = Arc::clone(&self.1);
         async move {
-            match outcome {
-                Some(outcome) => outcome,
-                None => std::future::pending().await,
+            let passed = gate.acquire_owned().await;
+            match (outcome, passed) {
+                (Some(outcome), Ok(_)) => outcome,
+                _ => std::future::pending().await,
             }
         }
         .boxed()
@@ -72,18 +78,38 @@ impl Publisher for Broker {
     }
 }
 
+/// How a store answers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    On,
+    /// It is not there.
+    Off,
+    /// It does what it is asked for, and nobody hears of it.
+    Mute,
+}
+
 /// A store that can be switched off.
-struct Switch(MemoryStore, AtomicBool);
+struct Switch(MemoryStore, Mutex<Mode>);
 
 impl Switch {
+    fn set(&self, mode: Mode) {
+        *self.1.lock().expect("not poisoned") = mode;
+    }
+
+    fn mode(&self) -> Mode {
+        *self.1.lock().expect("not poisoned")
+    }
+
     fn answer<T: Send + 'static>(
         &self,
         entries: usize,
         call: BoxFuture<'static, Vec<Result<T, StoreError>>>,
     ) -> BoxFuture<'static, Vec<Result<T, StoreError>>> {
-        match self.is_available() {
-            true => call,
-            false => async move { (0..entries).map(|_| Err(StoreError("off".into()))).collect() }.boxed(),
+        let lost = move || (0..entries).map(|_| Err(StoreError("off".into()))).collect();
+        match self.mode() {
+            Mode::On => call,
+            Mode::Off => async move { lost() }.boxed(),
+            Mode::Mute => call.map(move |_| lost()).boxed(),
         }
     }
 }
@@ -110,7 +136,7 @@ impl IdempotencyStore for Switch {
         self.answer(batch.len(), self.0.settle(batch))
     }
     fn is_available(&self) -> bool {
-        !self.1.load(Ordering::Relaxed)
+        self.mode() != Mode::Off
     }
     fn release(&self, batch: Vec<(CopyKey, Claim)>) -> BoxFuture<'static, Vec<Result<bool, StoreError>>> {
         self.answer(batch.len(), self.0.release(batch))
@@ -122,22 +148,32 @@ struct Fixture {
     store: Arc<Switch>,
     keys: CopyKeys,
     lane: LaneHandle,
+    /// Lets handlers return.
+    gate: Arc<Semaphore>,
     next: i64,
 }
 
 impl Fixture {
     /// A stage of a ladder with two retry stages and one lane, all in memory.
     fn new(stage: usize, outcomes: &[Outcome], refusals: &[PublishError]) -> Self {
-        let spec = LadderSpec::new("orders", "billing", "orders");
+        Self::with(stage, outcomes, refusals, StageSettings::default())
+    }
+
+    fn with(stage: usize, outcomes: &[Outcome], refusals: &[PublishError], settings: StageSettings) -> Self {
+        let spec = LadderSpec {
+            max_event_age: Some(Duration::from_secs(86_400)),
+            ..LadderSpec::new("orders", "billing", "orders")
+        };
         let ladder = spec.retry(Duration::from_secs(5)).retry(Duration::from_secs(30));
+        let gate = Arc::new(Semaphore::new(64));
         let ladder = Arc::new(Ladder::new(ladder).expect("a ladder"));
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let store = Arc::new(Switch(MemoryStore::new(Arc::clone(&clock)), AtomicBool::new(false)));
+        let store = Arc::new(Switch(MemoryStore::new(Arc::clone(&clock)), Mutex::new(Mode::On)));
         let context = Arc::new(StageContext {
             stage,
             message: "m".into(),
             decode: Arc::new(Text),
-            handler: Arc::new(Script(Mutex::new(outcomes.iter().cloned().collect()))),
+            handler: Arc::new(Script(Mutex::new(outcomes.iter().cloned().collect()), Arc::clone(&gate))),
             store: Arc::clone(&store) as _,
             publisher: Arc::new(Broker(Mutex::new(refusals.iter().cloned().collect()))),
             clock,
@@ -146,7 +182,7 @@ impl Fixture {
             gained_partitions: false.into(),
             tracer: None,
             keys: CopyKeys::new("test", &ladder),
-            settings: StageSettings::default(),
+            settings,
             process: 7,
             stats: Arc::new(StageStats::default()),
             ladder: Arc::clone(&ladder),
@@ -154,7 +190,7 @@ impl Fixture {
         let stage = Arc::new(Stage::new(context, tokio::runtime::Handle::current()));
         stage.member(true);
         let lane = stage.open(0);
-        Self { stage, store, keys: CopyKeys::new("test", &ladder), lane, next: 0 }
+        Self { stage, store, keys: CopyKeys::new("test", &ladder), lane, gate, next: 0 }
     }
 
     /// Hands over a record; due at once where nothing waits, else `due_in` from now (negative: long due).
@@ -227,7 +263,8 @@ impl Fixture {
                 series.replace("pipeline=\"orders\"", "").replace(&stage, "").replace('"', "").replace(',', " ");
             (series.split_whitespace().collect::<Vec<_>>().join(" ").replace("{ ", "{").replace(" }", "}"), value)
         })
-        .filter(|(s, _)| !s.starts_with("ladder_assigned_partitions"))
+        // How old the record is that is not done depends on how fast this machine is.
+        .filter(|(s, _)| !s.starts_with("ladder_assigned_partitions") && !s.starts_with("ladder_oldest_unprocessed"))
         .collect()
     }
 
@@ -275,7 +312,9 @@ async fn a_quiet_stage_reads_0_everywhere_and_every_series_is_there() {
     let fixture = Fixture::new(1, &[], &[]);
     fixture.expect(&[]).await;
     let samples = fixture.scrape().await;
-    for metric in ALL.iter().filter(|m| m.name.starts_with("ladder_")) {
+    // What no Kafka has told yet is no number.
+    let told = |name: &str| name != "ladder_retention_seconds";
+    for metric in ALL.iter().filter(|m| m.labels.contains(&"stage") && told(m.name)) {
         let suffix = if metric.kind == Kind::Histogram { "_count" } else { "" };
         let prefix = format!("{}{suffix}{{", metric.name);
         assert!(samples.keys().any(|s| s.starts_with(&prefix)), "{} has no series", metric.name);
@@ -290,6 +329,65 @@ async fn a_quiet_stage_reads_0_everywhere_and_every_series_is_there() {
     }
     assert!(samples["process_resident_memory_bytes"] > 1e6 && samples["process_open_fds"] > 2.0);
     assert!(samples["process_cpu_seconds_total"] >= 0.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn spans_are_counted_by_what_became_of_them() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port");
+    let options = traces::Options {
+        endpoint: format!("http://{free}"),
+        headers: Vec::new(),
+        ca: None,
+        service: "retry-ladder",
+        instance: "i".into(),
+    };
+    let export = traces::Traces::start(options).expect("nobody need be there");
+    let monitor = monitor::Monitor::default().spans(Some(Arc::clone(export.counts())));
+    let now = SystemClock.now().wall;
+    let tracer = OtelTracer::new(export.queue(), Sampling::default(), "c");
+    let event_id = Arc::from("e");
+    let topic = Arc::from("t");
+    let span = Span {
+        kind: SpanKind::Process,
+        context: TraceContext::root(1.0),
+        parent: None,
+        start: now,
+        end: now,
+        topic: &topic,
+        partition: None,
+        offset: None,
+        key: None,
+        event_id: &event_id,
+        stage: None,
+        due: None,
+        error: None,
+        action: None,
+    };
+    // Nothing else runs until this test waits for something.
+    (0..traces::QUEUE + 3).for_each(|_| tracer.write(&span));
+    let all = |samples: &parser::Samples| {
+        [
+            "otel_sdk_processor_span_processed_total",
+            "otel_sdk_processor_span_processed_total{error_type=\"queue_full\"}",
+            "otel_sdk_exporter_span_exported_total",
+            "otel_sdk_exporter_span_exported_total{error_type=\"export_failed\"}",
+            "otel_sdk_processor_span_queue_size",
+        ]
+        .map(|series| samples[series])
+    };
+    let capacity = traces::QUEUE as f64;
+    let samples = parser::parse(&monitor.metrics().await.render());
+    assert_eq!(all(&samples), [0.0, 3.0, 0.0, 0.0, capacity]);
+    assert_eq!(samples["otel_sdk_processor_span_queue_capacity"], capacity);
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let samples = parser::parse(&monitor.metrics().await.render());
+        let [processed, full, exported, failed, queued] = all(&samples);
+        assert_eq!((processed, full, exported, failed + queued), (failed, 3.0, 0.0, capacity));
+        if queued == 0.0 {
+            break;
+        }
+    }
 }
 
 #[tokio::test]
@@ -346,6 +444,18 @@ async fn dead_letters_are_counted_by_class() {
     fixture.hand("x", Some(-1), &[]);
     let class = [("ladder_dead_letters_total{class=exhausted}", 1.0), ("ladder_attempts_total{result=transient}", 1.0)];
     fixture.expect(&[&class[..], &[dead, ON_TIME], &executed].concat()).await;
+
+    // Older than a day when it fails, with stages left.
+    let mut fixture = Fixture::new(1, &[transient()], &[]);
+    fixture.hand("x", Some(-1), &[("x-ladder-origin", "orders:0:0:1000")]);
+    let class = [("ladder_dead_letters_total{class=expired}", 1.0), ("ladder_attempts_total{result=transient}", 1.0)];
+    fixture.expect(&[&class[..], &[dead, ON_TIME], &executed].concat()).await;
+
+    // The handler cannot read it.
+    let mut fixture = Fixture::new(0, &[Outcome::Failed(Failure::poison("no such currency"))], &[]);
+    fixture.hand("x", None, &[]);
+    let class = [("ladder_dead_letters_total{class=poison}", 1.0), ("ladder_attempts_total{result=poison}", 1.0)];
+    fixture.expect(&[&class[..], &[dead], &executed].concat()).await;
 
     // No handler ever sees it: no attempt, no duration.
     let mut fixture = Fixture::new(0, &[], &[]);
@@ -436,6 +546,11 @@ async fn repaired_headers_are_counted_by_name() {
             ("ladder_consumer_lag_events{}", 2.0),
         ])
         .await;
+
+    // Another group's record: none of its ladder headers is believed.
+    let mut fixture = Fixture::new(1, &[Outcome::Done], &[]);
+    fixture.hand("x", Some(-1), &[("x-ladder-group", "somebody")]);
+    fixture.until("ladder_headers_repaired_total{header=\"untrusted\",pipeline=\"orders\",stage=\"retry-1\"}").await;
 }
 
 #[tokio::test]
@@ -473,13 +588,13 @@ async fn what_waits_runs_and_is_overdue_is_told_apart() {
 #[tokio::test]
 async fn a_store_that_does_not_answer_pauses_the_stage() {
     let mut fixture = Fixture::new(0, &[Outcome::Done], &[]);
-    fixture.store.1.store(true, Ordering::Relaxed);
+    fixture.store.set(Mode::Off);
     fixture.hand("x", None, &[]);
     let samples = fixture
         .until("ladder_idempotency_total{op=\"claim\",pipeline=\"orders\",result=\"unavailable\",stage=\"main\"}")
         .await;
     assert_eq!(samples["ladder_paused{pipeline=\"orders\",reason=\"store\",stage=\"main\"}"], 1.0);
-    fixture.store.1.store(false, Ordering::Relaxed);
+    fixture.store.set(Mode::On);
     let events = "ladder_events_total{outcome=\"done\",pipeline=\"orders\",stage=\"main\"}";
     fixture.until(events).await;
     let samples = fixture.scrape().await;
@@ -500,7 +615,7 @@ async fn every_reason_that_a_stage_is_not_ready_is_told() {
 
     let halted = monitor::Figures { halted: vec![3], ..monitor::Figures::default() };
     assert_eq!(reasons(&view, &halted), ["halted"]);
-    fixture.store.1.store(true, Ordering::Relaxed);
+    fixture.store.set(Mode::Off);
     assert_eq!(reasons(&view, &fine), ["store"]);
     fixture.stage.context().stats.pauses.set(PauseReason::Command, true);
     fixture.stage.member(false);

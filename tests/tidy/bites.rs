@@ -129,6 +129,17 @@ fn a_loose_image_or_an_open_port_in_the_compose_file_is_a_fault() {
 }
 
 #[test]
+fn a_service_on_the_network_of_the_host_says_that_it_stays_on_loopback() {
+    let service = |name: &str, more: &str| format!("  {name}:\n    network_mode: host\n    {more}\n");
+    let prometheus = service("a", "- --web.listen-address=127.0.0.1:${PORT:-9090}");
+    let grafana = service("b", "GF_SERVER_HTTP_ADDR: 127.0.0.1");
+    assert_eq!(compose_faults(&format!("{prometheus}{grafana}")), Vec::<String>::new());
+    let found =
+        compose_faults(&format!("{}{grafana}{}", service("c", "- --web.listen-address=:9090"), service("d", "x")));
+    assert!(found.len() == 2 && found[0].starts_with("docker-compose.yml:2: a service on the host's"), "{found:?}");
+}
+
+#[test]
 fn packages_are_read_from_the_manifest() {
     let found = packages(
         "[package]\nname = \"x\"\n\n[dependencies]\n# Kafka\nrd-kafka = { version = \"1\" }\nserde = \"1\"\n\n[dev-dependencies]\nproptest = \"1\"\n",

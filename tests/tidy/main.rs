@@ -46,6 +46,12 @@ fn the_compose_file_pins_images_and_stays_on_loopback() {
     let text = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docker-compose.yml")).unwrap();
     let faults = compose_faults(&text);
     assert!(faults.is_empty(), "{}", faults.join("\n"));
+    // What is mounted from here is here: a missing file would be mounted as an empty folder.
+    let mounts: Vec<_> = text.lines().filter_map(|l| l.trim().strip_prefix("- ./")?.split(':').next()).collect();
+    assert!(mounts.len() > 5, "{mounts:?}");
+    for mount in mounts {
+        assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join(mount).exists(), "docker-compose.yml mounts {mount}");
+    }
 }
 
 // ---------------------------------------------------------------------------------------------- the rules
@@ -185,8 +191,17 @@ fn arrow_fault(module: &[String], target: &[String]) -> Option<String> {
 fn compose_faults(text: &str) -> Vec<String> {
     let mut out = Vec::new();
     let mut in_ports = false;
-    for (n, line) in text.lines().enumerate() {
+    let mut open: Option<usize> = None; // a service on the host's network that has not said yet that it stays on loopback
+    for (n, line) in text.lines().chain(["  end:"]).enumerate() {
+        let is_service = line.strip_prefix("  ").is_some_and(|l| !l.starts_with([' ', '#']) && l.ends_with(':'));
         let (n, line) = (n + 1, line.trim());
+        if line == "network_mode: host" {
+            open = Some(n);
+        } else if line.contains("--web.listen-address=127.0.0.1:") || line == "GF_SERVER_HTTP_ADDR: 127.0.0.1" {
+            open = None;
+        } else if is_service && let Some(n) = open.take() {
+            out.push(format!("docker-compose.yml:{n}: a service on the host's network does not listen on 127.0.0.1"));
+        }
         if let Some(image) = line.strip_prefix("image:") {
             let tag = image.trim().rsplit_once(':').map_or("", |(_, tag)| tag);
             if !tag.trim_start_matches('v').starts_with(|c: char| c.is_ascii_digit()) || tag.matches('.').count() < 2 {

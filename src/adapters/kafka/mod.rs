@@ -6,6 +6,7 @@ pub mod consumer;
 pub mod embedded;
 pub mod lag;
 pub mod producer;
+mod offsets;
 mod raw;
 
 pub use client::Properties;

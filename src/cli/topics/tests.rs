@@ -122,7 +122,7 @@ fn the_table_shows_missing_topics_and_unread_settings_as_such() {
         String::from_utf8(out).unwrap(),
         "PIPELINE  STAGE    TOPIC                   PARTITIONS  REPLICATION  RETENTION  DELAY  MESSAGES\n\
          orders    main     orders                     missing            -          -      -         -\n\
-         orders    retry-1  orders.billing.retry-1           6            1       1day     5s      1234\n\
+         orders    retry-1  orders.billing.retry-1           6            1        24h     5s      1234\n\
          orders    dlq      orders.billing.dlq               6            1          ?      -         ?\n"
     );
 }

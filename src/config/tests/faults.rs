@@ -97,6 +97,25 @@ fn delays_rise_strictly() {
 }
 
 #[test]
+fn one_fault_of_a_pipeline_hides_no_other() {
+    let check = |keys: &str, expected: &[&str]| {
+        let faults = faults(&sources(&with(keys)));
+        let paths: Vec<_> = faults.0.iter().map(|f| f.path.trim_start_matches("pipelines.orders.")).collect();
+        assert_eq!(paths, expected, "{faults}");
+    };
+    check("retries: [{delay: 5s}, {delay: soon}, {delay: 1s}]", &["retries[1].delay", "retries[2].delay"]);
+    check("retries: [{delay: soon}, {delay: 5s, name: a b}]", &["retries[0].delay", "retries[1].name"]);
+    check("retries: [{delay: soon}, {delay: 1h}], retention: 2h", &["retries[0].delay", "retention"]);
+    check("retries: [{delay: 1h}, {delay: 1h}], retention: 1h", &["retries[1].delay", "retention"]);
+    check(
+        "group: a b, dlq: {name: c d}, window: {waiting_bytes: 1}, concurrency: 0",
+        &["concurrency", "window.waiting_bytes", "group", "dlq.name"],
+    );
+    // An unreadable delay says nothing about the order of the others, nor about the retention that they need.
+    check("retries: [{delay: 5s}, {delay: soon}, {delay: 6s}]", &["retries[1].delay"]);
+}
+
+#[test]
 fn every_stage_has_a_topic_of_its_own() {
     let two = |a: &str, b: &str| format!("retries: [{{delay: 1s, name: {a}}}, {{delay: 2s, name: {b}}}]");
     pipeline(&two("x", "x"), "retries[1].name", &["retry-2 has the topic of retry-1"]);

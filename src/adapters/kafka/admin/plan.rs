@@ -11,6 +11,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::TopicState;
+use crate::telemetry::duration;
 
 /// Room for the headers that a hop adds (at most 8 KiB) and for batch overhead, so that the largest event of main
 /// still fits into every later topic.
@@ -387,7 +388,7 @@ fn millis(duration: Duration) -> i64 {
 /// Milliseconds with the same in words.
 fn readable(ms: i64) -> String {
     match u64::try_from(ms) {
-        Ok(positive) => format!("{ms} ({})", humantime::format_duration(Duration::from_millis(positive))),
+        Ok(positive) => format!("{ms} ({})", duration::show(Duration::from_millis(positive))),
         Err(_) => format!("{ms} (for ever)"),
     }
 }

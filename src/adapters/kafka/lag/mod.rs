@@ -40,6 +40,8 @@ pub struct Backlog {
     pub boundary: i64,
     /// Due time of the oldest event before the boundary that was looked at; where nothing waits its record's time.
     pub oldest: Option<Timestamp>,
+    /// When the record at `from` was written; `None` when there is none, or it was not looked at.
+    pub head: Option<Timestamp>,
 }
 
 impl Backlog {

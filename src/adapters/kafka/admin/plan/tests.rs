@@ -106,26 +106,21 @@ fn each_changed_setting_is_told_with_its_severity() {
         "retry-1",
         1,
         &[("retention.ms", "335000")],
-        &["unsafe: retention.ms is 335000 (5m 35s), should be 604800000 (7days)"],
+        &["unsafe: retention.ms is 335000 (5m 35s), should be 604800000 (7d)"],
     );
     check(
         "retry-1",
         1,
         &[("retention.ms", "335001")],
-        &["differs: retention.ms is 335001 (5m 35s 1ms), should be 604800000 (7days)"],
+        &["differs: retention.ms is 335001 (5m 35s 1ms), should be 604800000 (7d)"],
     );
     check(
         "retry-1",
         1,
         &[("retention.ms", "-1")],
-        &["differs: retention.ms is -1 (for ever), should be 604800000 (7days)"],
+        &["differs: retention.ms is -1 (for ever), should be 604800000 (7d)"],
     );
-    check(
-        "dlq",
-        1,
-        &[("retention.ms", "1000")],
-        &["differs: retention.ms is 1000 (1s), should be 2592000000 (30days)"],
-    );
+    check("dlq", 1, &[("retention.ms", "1000")], &["differs: retention.ms is 1000 (1s), should be 2592000000 (30d)"]);
     check("retry-2", 1, &[("retention.bytes", "1024")], &["unsafe: retention.bytes is 1024, should be -1"]);
     check("dlq", 1, &[("retention.bytes", "1024")], &["differs: retention.bytes is 1024, should be -1"]);
     check(
