@@ -205,7 +205,7 @@ fn a_claim_without_a_reply_gets_a_new_fence_once_it_is_older_than_the_lease() {
     rig.arrive(1, None, Duration::ZERO);
     let slot = rig.permits(1).claim[0];
     let first = rig.lane.claim(slot);
-    let mut unanswered = |rig: &mut Rig, after: Duration| {
+    let unanswered = |rig: &mut Rig, after: Duration| {
         let sent = rig.now().boot;
         rig.step(Input::Claimed(vec![(slot, None)], sent));
         rig.later(after);
