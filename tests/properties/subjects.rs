@@ -97,7 +97,7 @@ fn is_own(name: &[u8]) -> bool {
 
 /// Any headers give an envelope within its limits, and the record that it moves on in is read back as what it was
 /// written as: the same event, one hop further, own headers once and within their limit, others' untouched.
-pub fn headers_read_and_round_trip(data: &[u8]) {
+pub(crate) fn headers_read_and_round_trip(data: &[u8]) {
     let mut input = Input(data);
     let stage = usize::from(input.byte() % 6);
     // Kafka counts from 0; a timestamp is whatever a producer says.
@@ -171,7 +171,7 @@ pub fn headers_read_and_round_trip(data: &[u8]) {
 }
 
 /// Any text is a configuration or has faults, which can be told; a configuration can be printed and read again.
-pub fn config_loads_or_has_faults(data: &[u8]) {
+pub(crate) fn config_loads_or_has_faults(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     match config::load(&Sources::inline("fuzz", text)) {
         Ok(loaded) => {
@@ -189,7 +189,7 @@ static DECODERS: LazyLock<Vec<Decoder>> = LazyLock::new(|| {
 });
 
 /// Any value is framed or not; what was framed comes out again.
-pub fn framing_finds_the_payload(data: &[u8]) {
+pub(crate) fn framing_finds_the_payload(data: &[u8]) {
     let schema_id = data.iter().fold(7_u32, |id, byte| id.wrapping_mul(31).wrapping_add(u32::from(*byte)));
     for decoder in DECODERS.iter() {
         if let Ok(payload) = decoder.payload(data) {
@@ -204,7 +204,7 @@ pub fn framing_finds_the_payload(data: &[u8]) {
 }
 
 /// Any `Retry-After` is a wait up to the limit or none.
-pub fn retry_after_is_bounded(data: &[u8]) {
+pub(crate) fn retry_after_is_bounded(data: &[u8]) {
     let mut input = Input(data);
     let now = Timestamp::from_micros(input.number());
     let wait = retry_after::parse(input.0, now);
@@ -214,7 +214,7 @@ pub fn retry_after_is_bounded(data: &[u8]) {
 }
 
 /// Any `traceparent` is a context that is written as it was read, or none.
-pub fn traceparent_survives(data: &[u8]) {
+pub(crate) fn traceparent_survives(data: &[u8]) {
     let Some(context) = TraceContext::parse(data) else { return };
     let text = context.to_string();
     let again = TraceContext::parse(text.as_bytes()).unwrap();
