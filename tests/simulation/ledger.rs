@@ -128,7 +128,7 @@ pub(crate) struct Fate {
 
 impl Fate {
     /// Its last act before it froze was to look at the lease, its first one after is to start the handler: nobody can tell.
-    fn wakes_at(&self, at: Time) -> bool {
+    pub(crate) fn wakes_at(&self, at: Time) -> bool {
         self.freezes.iter().any(|(_, to)| *to == at)
     }
 
