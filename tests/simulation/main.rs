@@ -11,6 +11,7 @@
 //! ```text
 //! LADDER_SEED=<case> cargo test --test simulation replay -- --nocapture
 //! ```
+#![allow(clippy::unwrap_used, clippy::nonminimal_bool, reason = "a test crate: what fails here fails the test")]
 
 mod broken;
 mod broker;
