@@ -40,15 +40,13 @@ pub(super) fn conclude(
         ?action,
         "execution failed"
     );
-    let verdict = match action {
-        Action::Done => return Verdict::Done,
-        Action::Halt { reason } => {
-            held.halted = Some(reason);
-            Verdict::Halt
-        }
-        Action::Forward { .. } | Action::Defer { .. } | Action::DeadLetter { .. } => Verdict::Publish,
-    };
-    held.failed = Some((failure, action));
+    let verdict = Verdict::of(&action);
+    if let Action::Halt { reason } = action {
+        held.halted = Some(reason);
+    }
+    if verdict != Verdict::Done {
+        held.failed = Some((failure, action));
+    }
     verdict
 }
 
