@@ -99,7 +99,8 @@ fn a_small_proof_under_kills_a_freeze_and_an_outage_holds_and_tells_its_figures(
     for (name, expect) in [("produced", 3000), ("lost", 0), ("repeated_unexplained", 0), ("early", 0)] {
         assert_eq!(number(name), expect, "{name}: {out}");
     }
-    assert_eq!(number("done") + number("dead_lettered"), 3000 + number("ended_twice"), "{out}");
+    let ended = number("done") + number("dead_lettered");
+    assert!((3000..=3000 + number("ended_twice")).contains(&ended), "{out}");
     assert!(number("executions") > 3000 && report["lateness_ms"]["p99"].as_f64() > Some(0.0), "{report}");
     let list = |name: &str| report[name].as_array().unwrap().len();
     assert_eq!((list("stages"), list("faults"), list("invariants")), (4, 5, 10), "{report}");
