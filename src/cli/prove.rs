@@ -84,8 +84,8 @@ impl ProveArgs {
         if !(self.rate.is_finite() && self.rate > 0.0) {
             return wrong("--rate: more than 0 events a second");
         }
-        if self.lease < Duration::from_secs(1) {
-            return wrong("--lease: at least 1s");
+        if !(Duration::from_secs(3)..=Duration::from_secs(600)).contains(&self.lease) {
+            return wrong("--lease: 3s to 10m");
         }
         Ok(Options {
             brokers: config.kafka.brokers.clone(),

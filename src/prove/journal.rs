@@ -156,15 +156,16 @@ pub fn read(path: &Path, blows: &[Blow]) -> io::Result<Told> {
 
 /// A lease that ran out before `ended`, for want of a renewal: being cut off explains it, if that was the time.
 fn lapsed(told: &mut Told, blows: &[Blow], held: &Held, ended: u64) {
-    if held.leased_until_us >= ended {
+    let until = held.leased_until_us;
+    // A frozen process renews nothing, whatever Redis does: the freeze has it already.
+    let frozen =
+        |b: &Blow| b.cause == Cause::Frozen && b.from_us <= until && until <= b.to_us.saturating_add(5_000_000);
+    if until >= ended || blows.iter().any(frozen) {
         return;
     }
     for (blow, told) in blows.iter().zip(&mut told.interruptions) {
         // The renewals that failed lie within the lease's last two thirds; an answer may take another second.
-        if blow.cause == Cause::CutOff
-            && held.leased_until_us >= blow.from_us
-            && held.leased_until_us <= blow.to_us + 5_000_000
-        {
+        if blow.cause == Cause::CutOff && until >= blow.from_us && until <= blow.to_us + 5_000_000 {
             told.in_hand.push(held.clone());
         }
     }
@@ -217,6 +218,9 @@ mod tests {
         );
         assert_eq!(ids(&told(LINES, &[cut(5_500, 7_000)]).interruptions[0]), [("a", InHand::Claimed)]);
         assert_eq!(ids(&told(LINES, &[cut(6_500, 7_000)]).interruptions[0]), []);
+        // … and not because the process was frozen.
+        let freeze = Blow { cause: Cause::Frozen, from_us: 4_500, to_us: 8_000 };
+        assert_eq!(ids(&told(LINES, &[cut(4_000, 7_000), freeze]).interruptions[0]), []);
     }
 
     #[test]

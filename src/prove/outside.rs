@@ -1,7 +1,7 @@
 //! Kafka and Redis as an outsider sees them: a producer that counts acknowledgements, a plain consumer that reads raw
 //! records back, offsets of groups, keys. Nothing of the engine.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -218,48 +218,35 @@ impl Generator {
 
 // ---------------------------------------------------------------------------------------------- redis
 
-/// The keys of a run, seen directly, not through the proxy.
-pub(super) struct Keys {
-    connection: redis::Connection,
-    prefix: String,
-}
+/// Redis, seen directly, not through the proxy. It may hold millions of keys of others, so ours are asked for by name.
+pub(super) struct Keys(redis::Connection);
+
+/// Keys asked for at once.
+const PAGE: usize = 1_000;
 
 impl Keys {
-    pub(super) fn connect(url: &str, prefix: &str) -> Result<Self, Error> {
-        let connection = redis::Client::open(url)?.get_connection_with_timeout(PATIENCE)?;
-        Ok(Self { connection, prefix: prefix.to_owned() })
+    pub(super) fn connect(url: &str) -> Result<Self, Error> {
+        Ok(Self(redis::Client::open(url)?.get_connection_with_timeout(PATIENCE)?))
     }
 
-    fn scan(&mut self) -> Result<BTreeSet<String>, Error> {
-        let (mut keys, mut cursor) = (BTreeSet::new(), 0_u64);
-        loop {
-            let mut scan = redis::cmd("SCAN");
-            scan.arg(cursor).arg("MATCH").arg(format!("{}:*", self.prefix)).arg("COUNT").arg(5_000);
-            let (next, page): (u64, Vec<String>) = scan.query(&mut self.connection)?;
-            keys.extend(page);
-            cursor = next;
-            if cursor == 0 {
-                return Ok(keys);
+    /// How many of these there are, and those whose value is neither done nor moved on.
+    pub(super) fn open(&mut self, keys: &[String]) -> Result<(usize, Vec<(String, Vec<u8>)>), Error> {
+        let (mut count, mut open) = (0, Vec::new());
+        for page in keys.chunks(PAGE) {
+            let values: Vec<Option<Vec<u8>>> = redis::cmd("MGET").arg(page).query(&mut self.0)?;
+            for (key, value) in page.iter().zip(values).filter_map(|(key, value)| Some((key, value?))) {
+                count += 1;
+                if value != b"1" && value != b"F" {
+                    open.push((key.clone(), value));
+                }
             }
         }
+        Ok((count, open))
     }
 
-    /// How many there are, and those whose value is neither done nor moved on.
-    pub(super) fn open(&mut self) -> Result<(usize, Vec<(String, Vec<u8>)>), Error> {
-        let keys: Vec<String> = self.scan()?.into_iter().collect();
-        let mut open = Vec::new();
-        for page in keys.chunks(1_000) {
-            let values: Vec<Option<Vec<u8>>> = redis::cmd("MGET").arg(page).query(&mut self.connection)?;
-            let pairs = page.iter().zip(values).filter_map(|(key, value)| Some((key.clone(), value?)));
-            open.extend(pairs.filter(|(_, value)| value != b"1" && value != b"F"));
-        }
-        Ok((keys.len(), open))
-    }
-
-    pub(super) fn remove(&mut self) -> Result<(), Error> {
-        let keys: Vec<String> = self.scan()?.into_iter().collect();
-        for page in keys.chunks(1_000) {
-            redis::cmd("UNLINK").arg(page).exec(&mut self.connection)?;
+    pub(super) fn remove(&mut self, keys: &[String]) -> Result<(), Error> {
+        for page in keys.chunks(PAGE) {
+            redis::cmd("UNLINK").arg(page).exec(&mut self.0)?;
         }
         Ok(())
     }

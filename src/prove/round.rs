@@ -23,6 +23,8 @@ use crate::app::wire;
 use crate::config::{self, Sources, load};
 
 const PARTITIONS: i32 = 8;
+/// Retry stages.
+const RETRIES: usize = 3;
 /// A member that is silent for so long loses its partitions; brokers allow no less by default.
 const SESSION: Duration = Duration::from_secs(6);
 /// For a start, and for a drain. A machine shared by many may take its time.
@@ -49,7 +51,7 @@ pub(super) fn conduct(
     std::fs::create_dir(&folder)?;
     let names = Names { topic, folder };
     let kafka = Kafka { brokers: options.brokers.clone(), properties: options.properties.clone() };
-    let mut round = Round { options, seed, runtime, watch, stop, names: &names, kafka: &kafka };
+    let mut round = Round { options, seed, runtime, watch, stop, names: &names, kafka: &kafka, sent: 0 };
     let result = round.run();
     let kept = round.clean_up();
     if let Err(error) = &kept {
@@ -66,6 +68,8 @@ struct Round<'a> {
     stop: &'a AtomicBool,
     names: &'a Names,
     kafka: &'a Kafka,
+    /// Events handed to the producer.
+    sent: u64,
 }
 
 impl Round<'_> {
@@ -227,14 +231,14 @@ pipelines:
     ) -> Result<Vec<Struck>, Error> {
         let (begun, events) = (Instant::now(), self.options.events);
         let mut fire = Fire { crew, proxy, faults, struck: Vec::new(), pending: Vec::new(), begun };
-        let (mut sent, mut told) = (0, Instant::now());
-        while sent < events || fire.struck.len() < faults.len() || !fire.pending.is_empty() {
+        let mut told = Instant::now();
+        while self.sent < events || fire.struck.len() < faults.len() || !fire.pending.is_empty() {
             self.interrupted()?;
             let wanted = (begun.elapsed().as_secs_f64() * self.options.rate) as u64;
-            while sent < wanted.min(events) && generator.send(plan::event(self.seed, sent, PARTITIONS))? {
-                sent += 1;
+            while self.sent < wanted.min(events) && generator.send(plan::event(self.seed, self.sent, PARTITIONS))? {
+                self.sent += 1;
             }
-            let share = sent as f64 / events as f64;
+            let share = self.sent as f64 / events as f64;
             fire.step(share, self.watch)?;
             if let Some(ended) = fire.crew.ended() {
                 return Err(Error::Worker(ended));
@@ -338,11 +342,18 @@ pipelines:
             interruptions.extend(told.stalls);
         }
         interruptions.retain(|i: &Interruption| !i.in_hand.is_empty());
-        let (count, keys) = Keys::connect(&self.options.redis, &self.names.topic)?.open()?;
+        let (count, keys) = Keys::connect(&self.options.redis)?.open(&self.keys())?;
         if count == 0 && !executions.is_empty() {
             problems.push("redis holds no key of this run: somebody else removed them".to_owned());
         }
         Ok(Ledger { group: pipeline.group.clone(), stages, produced, executions, interruptions, keys })
+    }
+
+    /// Every key that a claim of this round can have, as the contract names them: prefix, group, topic, event id, hop.
+    fn keys(&self) -> Vec<String> {
+        let topic = &self.names.topic;
+        let ids = (0..self.sent).map(|n| plan::event(self.seed, n, PARTITIONS).id);
+        ids.flat_map(|id| (0..=RETRIES).map(move |hop| format!("{topic}:{topic}-g:{topic}:{id}:{hop}"))).collect()
     }
 
     fn clean_up(&mut self) -> Result<(), Error> {
@@ -352,10 +363,11 @@ pipelines:
             self.watch.say(&format!("kept: topics and keys {topic}…, the workers' files in {}", folder.display()));
             return Ok(());
         }
-        let stages = ["retry-1", "retry-2", "retry-3", "dlq"].map(|stage| format!("{topic}.{topic}-g.{stage}"));
-        let topics: Vec<&str> = std::iter::once(topic.as_str()).chain(stages.iter().map(String::as_str)).collect();
+        let stages = (1..=RETRIES).map(|n| format!("retry-{n}")).chain(["dlq".to_owned()]);
+        let names: Vec<String> = stages.map(|stage| format!("{topic}.{topic}-g.{stage}")).collect();
+        let topics: Vec<&str> = std::iter::once(topic.as_str()).chain(names.iter().map(String::as_str)).collect();
         let deleted = self.runtime.block_on(self.kafka.delete_topics(&topics));
-        let removed = Keys::connect(&self.options.redis, topic).and_then(|mut keys| keys.remove());
+        let removed = Keys::connect(&self.options.redis).and_then(|mut redis| redis.remove(&self.keys()));
         std::fs::remove_dir_all(folder)?;
         deleted.and(removed)
     }

@@ -9,16 +9,17 @@ use std::time::{Duration, Instant};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use serde_json::Value;
 
-use crate::support::{brokers, client_config, redis_url};
+use crate::redis_server::RedisServer;
+use crate::support::{brokers, client_config};
 
 /// For a machine that is busy with other things.
 const PATIENCE: Duration = Duration::from_secs(240);
 
-fn prove(folder: &Path, arguments: &[&str]) -> Child {
+fn prove(folder: &Path, redis: &RedisServer, arguments: &[&str]) -> Child {
     let output = |name: &str| File::create(folder.join(name)).unwrap();
     Command::new(env!("CARGO_BIN_EXE_pipeline"))
         .current_dir(folder)
-        .args(["prove", "--brokers", &brokers(), "--redis", &redis_url()])
+        .args(["prove", "--brokers", &brokers(), "--redis", &redis.url()])
         .args(arguments)
         .env("TMPDIR", folder)
         .stdin(Stdio::null())
@@ -53,7 +54,7 @@ fn topic(folder: &Path) -> Option<String> {
     Some(line.split(',').next()?.to_owned())
 }
 
-fn assert_nothing_is_left(folder: &Path) {
+fn assert_nothing_is_left(folder: &Path, redis: &RedisServer) {
     let topic = topic(folder).expect("the run names its topic");
     let consumer: BaseConsumer = client_config().create().unwrap();
     let deadline = Instant::now() + Duration::from_secs(60);
@@ -66,7 +67,7 @@ fn assert_nothing_is_left(folder: &Path) {
         assert!(Instant::now() < deadline, "topics are left: {left:?}");
         std::thread::sleep(Duration::from_millis(200));
     }
-    assert_eq!(crate::outside::keys(&redis_url(), &topic), [], "keys are left");
+    assert_eq!(crate::outside::keys(&redis.url(), &topic), [], "keys are left");
     assert!(!folder.join(&topic).exists(), "the workers' files are left");
     let left: Vec<_> = workers_of(&topic);
     assert!(left.is_empty(), "workers are left: {left:?}");
@@ -85,9 +86,11 @@ fn workers_of(topic: &str) -> Vec<String> {
 #[test]
 fn a_small_proof_under_kills_a_freeze_and_an_outage_holds_and_tells_its_figures() {
     let folder = tempfile::tempdir().unwrap();
+    let redis = RedisServer::start();
     let report = folder.path().join("report.json");
     let load = ["--events", "3000", "--rate", "200", "--kills", "3", "--freezes", "1", "--redis-outages", "1"];
-    let process = prove(folder.path(), &[&load[..], &["--seed", "11", "--report", report.to_str().unwrap()]].concat());
+    let process =
+        prove(folder.path(), &redis, &[&load[..], &["--seed", "11", "--report", report.to_str().unwrap()]].concat());
     let status = wait(process, folder.path());
     let (out, err) = (text(folder.path(), "out"), text(folder.path(), "err"));
     assert_eq!(status.code(), Some(0), "{out}\n{err}");
@@ -96,7 +99,8 @@ fn a_small_proof_under_kills_a_freeze_and_an_outage_holds_and_tells_its_figures(
     for (name, expect) in [("produced", 3000), ("lost", 0), ("repeated_unexplained", 0), ("early", 0)] {
         assert_eq!(number(name), expect, "{name}: {out}");
     }
-    assert_eq!(number("done") + number("dead_lettered"), 3000 + number("ended_twice"), "{out}");
+    let ended = number("done") + number("dead_lettered");
+    assert!((3000..=3000 + number("ended_twice")).contains(&ended), "{out}");
     assert!(number("executions") > 3000 && report["lateness_ms"]["p99"].as_f64() > Some(0.0), "{report}");
     let list = |name: &str| report[name].as_array().unwrap().len();
     assert_eq!((list("stages"), list("faults"), list("invariants")), (4, 5, 10), "{report}");
@@ -110,15 +114,16 @@ fn a_small_proof_under_kills_a_freeze_and_an_outage_holds_and_tells_its_figures(
     let held: u64 = report["faults"].as_array().unwrap().iter().map(held).sum();
     assert!(held >= number("repeated"), "{report}");
     assert!(out.contains("the promise held"), "{out}");
-    assert_nothing_is_left(folder.path());
+    assert_nothing_is_left(folder.path(), &redis);
 }
 
 #[test]
 fn interrupted_it_ends_its_workers_and_removes_what_it_made() {
     let folder = tempfile::tempdir().unwrap();
+    let redis = RedisServer::start();
     // A frozen worker, too, must not be left.
     let load = ["--events", "100000", "--rate", "100", "--kills", "0", "--freezes", "2", "--redis-outages", "0"];
-    let process = prove(folder.path(), &[&load[..], &["--lease", "1h"]].concat());
+    let process = prove(folder.path(), &redis, &[&load[..], &["--lease", "10m"]].concat());
     let deadline = Instant::now() + PATIENCE;
     while !text(folder.path(), "err").contains("events produced") {
         assert!(Instant::now() < deadline, "{}", text(folder.path(), "err"));
@@ -131,7 +136,7 @@ fn interrupted_it_ends_its_workers_and_removes_what_it_made() {
     let status = wait(process, folder.path());
     assert_eq!(status.code(), Some(1), "{}", text(folder.path(), "err"));
     assert!(text(folder.path(), "err").contains("interrupted; nothing was proved"), "{}", text(folder.path(), "err"));
-    assert_nothing_is_left(folder.path());
+    assert_nothing_is_left(folder.path(), &redis);
 }
 
 #[test]
@@ -140,6 +145,7 @@ fn what_cannot_be_proved_is_refused_at_once() {
     for (arguments, words) in [
         (&["--workers", "1"][..], "--workers: at least 2"),
         (&["--rate", "0"], "--rate: more than 0"),
+        (&["--lease", "1h"], "--lease: 3s to 10m"),
         (&["--redis", "rediss://localhost:6380"], "proxy in front of a plain redis://"),
     ] {
         let mut process = Command::new(env!("CARGO_BIN_EXE_pipeline"));
