@@ -345,7 +345,7 @@ async fn spans_are_counted_by_what_became_of_them() {
         instance: "i".into(),
     };
     let export = traces::Traces::start(options).expect("nobody need be there");
-    let monitor = monitor::Monitor::default().spans(Some(Arc::clone(export.counts())));
+    let monitor = monitor::Monitor::new(Vec::new(), &Properties::default()).spans(Some(Arc::clone(export.counts())));
     let now = SystemClock.now().wall;
     let tracer = OtelTracer::new(export.queue(), Sampling::default(), "c");
     let event_id = Arc::from("e");
@@ -550,10 +550,10 @@ async fn repaired_headers_are_counted_by_name() {
         ])
         .await;
 
-    // Another group's record: none of its ladder headers is believed.
-    let mut fixture = Fixture::new(1, &[Outcome::Done], &[]);
-    fixture.hand("x", Some(-1), &[("x-ladder-group", "somebody")]);
-    fixture.until("ladder_headers_repaired_total{header=\"untrusted\",pipeline=\"orders\",stage=\"retry-1\"}").await;
+    // Copied to main by somebody else's service: none of its ladder headers is believed.
+    let mut fixture = Fixture::new(0, &[Outcome::Done], &[]);
+    fixture.hand("x", None, &[("x-ladder-group", "somebody"), ("x-ladder-hop", "1")]);
+    fixture.until("ladder_headers_repaired_total{header=\"untrusted\",pipeline=\"orders\",stage=\"main\"}").await;
 }
 
 #[tokio::test]

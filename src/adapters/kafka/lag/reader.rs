@@ -6,14 +6,13 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use rdkafka::client::ClientContext;
-use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::{Ask, Backlog, Found, Search};
+use crate::adapters::kafka::client::Quiet;
 use crate::adapters::kafka::offsets::{committed_offsets, offsets_at};
 use crate::adapters::kafka::{Properties, raw};
 use crate::ladder::event::Timestamp;
@@ -283,18 +282,3 @@ impl Looked {
         due::effective(self.due_header.as_deref(), ms, delay).0
     }
 }
-
-/// Keeps librdkafka's voice down: whoever asks hears of a failure by the answer.
-struct Quiet;
-
-impl ClientContext for Quiet {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        tracing::debug!(target: "librdkafka", ?level, facility, message);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(target: "librdkafka", %error, reason);
-    }
-}
-
-impl ConsumerContext for Quiet {}
