@@ -272,6 +272,14 @@ pub fn handler(pipeline: &config::Pipeline, clock: &Arc<dyn Clock>) -> Result<Ar
     })
 }
 
+/// Where the ids of events come from.
+pub fn id_source(pipeline: &config::Pipeline) -> IdSource {
+    match &pipeline.event_id {
+        config::EventId::Header(names) => IdSource::Headers(names.clone()),
+        config::EventId::Field(_) => IdSource::Field,
+    }
+}
+
 /// Settings of each stage, by rung.
 pub fn settings(pipeline: &config::Pipeline) -> Vec<StageSettings> {
     let last = pipeline.retries.len() + 1;
@@ -298,10 +306,7 @@ pub fn settings(pipeline: &config::Pipeline) -> Vec<StageSettings> {
         done_ttl: pipeline.idempotency.done_ttl,
         handed_ttl: pipeline.idempotency.handed_ttl,
         redriven_ttl: pipeline.dlq.retention.max(Duration::from_secs(1)),
-        id_source: match &pipeline.event_id {
-            config::EventId::Header(names) => IdSource::Headers(names.clone()),
-            config::EventId::Field(_) => IdSource::Field,
-        },
+        id_source: id_source(pipeline),
         compat: CompatHeaders { kafka: has(config::CompatHeaders::Kafka), spring: has(config::CompatHeaders::Spring) },
         max_waiting: pipeline.window.waiting,
         max_waiting_bytes: usize::try_from(pipeline.window.waiting_bytes.0).unwrap_or(usize::MAX),

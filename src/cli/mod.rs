@@ -2,6 +2,7 @@
 
 mod config;
 mod demo;
+mod dlq;
 pub mod produce;
 mod prove;
 mod run;
@@ -76,6 +77,7 @@ enum Command {
     /// One event's way through the ladder as a tree of spans, from Jaeger: what ran, waited and was sent, when, and why
     #[command(after_help = "Example:\n  pipeline trace 0198c0de-7a3c-7000-8000-000000000001")]
     Trace(trace::TraceArgs),
+    Dlq(dlq::DlqArgs),
     Prove(prove::ProveArgs),
     /// A worker process of `prove`
     #[command(hide = true)]
@@ -173,7 +175,13 @@ pub fn main() -> ExitCode {
             },
             Some(Command::Trace(args)) => match trace::run(&args, &config, &mut std::io::stdout()).await {
                 Ok(()) => ExitCode::SUCCESS,
+                Err(trace::Error::Write(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
                 Err(error) => fail(&error.to_string(), 1),
+            },
+            Some(Command::Dlq(args)) => match dlq::run(args, &config).await {
+                Ok(true) => ExitCode::SUCCESS,
+                Ok(false) => ExitCode::FAILURE,
+                Err(error) => fail(&error.to_string(), error.exit_code()),
             },
         }
     })

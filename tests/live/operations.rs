@@ -5,6 +5,7 @@ mod exit_codes;
 mod harness;
 mod killed;
 mod limits;
+mod logs;
 mod offsets;
 mod prometheus;
 mod redis_restart;

@@ -8,5 +8,7 @@ pub mod lag;
 pub mod producer;
 mod offsets;
 mod raw;
+pub mod scan;
+pub mod transactions;
 
 pub use client::Properties;
