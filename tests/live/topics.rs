@@ -93,7 +93,7 @@ async fn topics_are_created_from_nothing_and_a_second_run_finds_them_ok() {
     assert_eq!(code, 1, "{err}");
     assert_eq!(
         out,
-        "T missing\nT.billing.retry-1 missing\nT.billing.retry-2 missing\nT.billing.dlq missing\nT.billing.control missing"
+        "T missing\nT.billing.retry-1 missing\nT.billing.retry-2 missing\nT.billing.dlq missing\nT.billing.control missing\nT.billing.redrive missing"
     );
     assert!(err.contains("scripts/create-topics.sh"), "{err}");
     let error = start(&pipeline, OPTIONS).await.expect_err("topics are missing");
@@ -102,13 +102,16 @@ async fn topics_are_created_from_nothing_and_a_second_run_finds_them_ok() {
     let (code, out, err) = call(&create(false), &pipeline).await;
     assert_eq!(
         out,
-        "T created\nT.billing.retry-1 created\nT.billing.retry-2 created\nT.billing.dlq created\nT.billing.control created"
+        "T created\nT.billing.retry-1 created\nT.billing.retry-2 created\nT.billing.dlq created\nT.billing.control created\nT.billing.redrive created"
     );
     assert_eq!((code, err.as_str()), (0, ""));
 
     for command in [create(false), create(true), check()] {
         let (code, out, err) = call(&command, &pipeline).await;
-        assert_eq!(out, "T ok\nT.billing.retry-1 ok\nT.billing.retry-2 ok\nT.billing.dlq ok\nT.billing.control ok");
+        assert_eq!(
+            out,
+            "T ok\nT.billing.retry-1 ok\nT.billing.retry-2 ok\nT.billing.dlq ok\nT.billing.control ok\nT.billing.redrive ok"
+        );
         assert_eq!((code, err.as_str()), (0, ""));
     }
 
@@ -122,7 +125,11 @@ async fn topics_are_created_from_nothing_and_a_second_run_finds_them_ok() {
 
     let report = start(&pipeline, OPTIONS).await.expect("all is well");
     assert_eq!(report.warnings, [""; 0]);
-    assert_eq!(report.partitions.values().collect::<Vec<_>>(), [&3, &1, &3, &3, &3], "control, in between, has one");
+    assert_eq!(
+        report.partitions.values().collect::<Vec<_>>(),
+        [&3, &1, &3, &1, &3, &3],
+        "control and redrive have one"
+    );
 }
 
 #[tokio::test]
@@ -166,7 +173,7 @@ async fn retry_topics_follow_a_main_topic_that_exists_and_are_raised_on_request_
          3000000\n\
          T.billing.retry-2 created\n\
          T.billing.dlq created\n\
-         T.billing.control created"
+         T.billing.control created\nT.billing.redrive created"
     );
 
     let (code, out, _) = call(&create(true), &pipeline).await;

@@ -8,7 +8,6 @@ mod fixture;
 mod parser;
 mod spans;
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use retry_ladder::adapters::kafka::Properties;

@@ -80,8 +80,9 @@ pub enum Kind {
     },
     /// Where events end that cannot be handled.
     Dlq,
-    /// Where pauses by command are kept; holds no events, and no promise depends on it.
-    Control,
+    /// Where something is noted under keys (pauses by command, what became of dead letters): compacted, holds no events,
+    /// and no promise of the stages depends on it.
+    Notes,
 }
 
 /// A topic as it should be.
@@ -89,7 +90,7 @@ pub enum Kind {
 pub struct TopicSpec {
     /// Name of the pipeline.
     pub pipeline: String,
-    /// Name of the stage that reads it: `main`, `retry-1`, … `dlq`; or `control`.
+    /// Name of the stage that reads it: `main`, `retry-1`, … `dlq`; or `control`, `redrive`.
     pub stage: String,
     /// Name of the topic.
     pub topic: String,
@@ -216,15 +217,16 @@ pub fn plan(pipeline: &PipelineTopics) -> Vec<TopicSpec> {
         specs.push(spec(&retry.name, &retry.topic, Kind::Retry { delay: retry.delay }, pipeline.retention));
     }
     specs.push(spec("dlq", &pipeline.dlq_topic, Kind::Dlq, pipeline.dlq_retention));
-    let control = spec("control", &pipeline.control_topic(), Kind::Control, Duration::MAX);
-    specs.push(TopicSpec { partitions: 1, ..control });
+    for (what, topic) in [("control", pipeline.control_topic()), ("redrive", pipeline.redrive_topic())] {
+        specs.push(TopicSpec { partitions: 1, ..spec(what, &topic, Kind::Notes, Duration::MAX) });
+    }
     specs
 }
 
 fn configs(kind: Kind, replication: i32, retention: Duration) -> BTreeMap<String, String> {
     let mut configs = BTreeMap::new();
     let mut set = |key: &str, value: String| configs.insert(key.to_owned(), value);
-    if kind == Kind::Control {
+    if kind == Kind::Notes {
         set("cleanup.policy", "compact".to_owned());
         if replication >= 3 {
             set("min.insync.replicas", "2".to_owned());
@@ -258,7 +260,7 @@ pub fn align(specs: &mut [TopicSpec], states: &BTreeMap<String, TopicState>) {
             _ => None,
         })
         .collect();
-    for spec in specs.iter_mut().filter(|spec| !matches!(spec.kind, Kind::Main | Kind::Control)) {
+    for spec in specs.iter_mut().filter(|spec| !matches!(spec.kind, Kind::Main | Kind::Notes)) {
         let Some(main) = mains.get(&spec.pipeline) else {
             continue;
         };
@@ -304,7 +306,7 @@ fn compare_counts(spec: &TopicSpec, actual: &ActualTopic, found: &mut Vec<Differ
                 )),
                 Kind::Main | Kind::Dlq => Remedy::RaisePartitions(spec.partitions),
                 Kind::Retry { .. } => Remedy::CreateTopicsAddPartitions,
-                Kind::Control => Remedy::RaisePartitions(spec.partitions), // never: a topic has at least one
+                Kind::Notes => Remedy::RaisePartitions(spec.partitions), // never: a topic has at least one
             },
         });
     }
@@ -335,9 +337,9 @@ fn compare_configs(
         found.push(Difference { severity, what: key, is, should_be, why, remedy: Remedy::SetConfig { key, value } });
     };
 
-    if spec.kind == Kind::Control {
+    if spec.kind == Kind::Notes {
         if let Some(policy) = configs.get("cleanup.policy").filter(|policy| *policy != "compact") {
-            let why = "a pause by command is forgotten after the retention";
+            let why = "what is noted there is forgotten after the retention";
             differs(Severity::Differs, "cleanup.policy", policy.clone(), "compact".into(), "compact".into(), why);
         }
         return;
@@ -393,7 +395,7 @@ fn compare_configs(
 
 /// Every topic that belongs to one of these pipelines.
 pub fn known_topics(pipelines: &[PipelineTopics]) -> BTreeSet<String> {
-    pipelines.iter().flat_map(|p| plan(p).into_iter().map(|spec| spec.topic).chain([p.redrive_topic()])).collect()
+    pipelines.iter().flat_map(|p| plan(p).into_iter().map(|spec| spec.topic)).collect()
 }
 
 /// The stage that `candidate` belonged to, when it is named like a topic of this pipeline's ladder and is none now.

@@ -61,8 +61,8 @@ async fn described(admin: &Admin, specs: &[TopicSpec], end: Instant) -> Result<B
     loop {
         let states = admin.describe(&names(specs)).await?;
         let is_there = |spec: &TopicSpec| matches!(states.get(&spec.topic), Some(TopicState::Exists(_)));
-        // Whoever has no topic for orders need not wait for it at every start.
-        let complete = specs.iter().all(|spec| spec.kind == Kind::Control || is_there(spec));
+        // Whoever has no topics for notes need not wait for them at every start.
+        let complete = specs.iter().all(|spec| spec.kind == Kind::Notes || is_there(spec));
         if complete || Instant::now() >= end {
             return Ok(states);
         }
@@ -75,7 +75,7 @@ fn smallest_limit(specs: &[TopicSpec], states: &BTreeMap<String, TopicState>) ->
         TopicState::Exists(topic) => topic.configs.as_ref().ok()?.get("max.message.bytes")?.parse().ok(),
         _ => None,
     };
-    let takes_events = specs.iter().filter(|spec| spec.kind != Kind::Control);
+    let takes_events = specs.iter().filter(|spec| spec.kind != Kind::Notes);
     takes_events.filter_map(|spec| limit(states.get(&spec.topic)?)).min()
 }
 
@@ -92,11 +92,14 @@ fn judge(
         let topic = &spec.topic;
         let actual = match states.get(topic) {
             Some(TopicState::Exists(actual)) => actual,
-            None | Some(TopicState::Missing | TopicState::Hidden) if spec.kind == Kind::Control => {
-                report.warnings.push(format!(
-                    "{topic} is missing, so `pipeline pause` has nowhere to be kept; followed once it is there; \
-                     remedy: scripts/create-topics.sh creates it"
-                ));
+            None | Some(TopicState::Missing | TopicState::Hidden) if spec.kind == Kind::Notes => {
+                let unable = match spec.stage.as_str() {
+                    "control" => "`pipeline pause` has nowhere to be kept; followed once it is there",
+                    _ => "`pipeline dlq` cannot deal with dead letters",
+                };
+                report
+                    .warnings
+                    .push(format!("{topic} is missing, so {unable}; remedy: scripts/create-topics.sh creates it"));
                 continue;
             }
             Some(TopicState::Hidden) => {
@@ -189,18 +192,21 @@ mod tests {
     }
 
     #[test]
-    fn without_the_topic_for_orders_stages_start_with_a_warning() {
+    fn without_the_topics_for_notes_stages_start_with_a_warning() {
         let mut states = states(|_, _| ());
-        states.insert("orders.billing.control".into(), TopicState::Missing);
+        for topic in ["orders.billing.control", "orders.billing.redrive"] {
+            states.insert(topic.into(), TopicState::Missing);
+        }
         let report = judge(&specs(), &states, "b:9092", false).unwrap();
-        assert_eq!(report.warnings.len(), 1);
-        assert!(report.warnings[0].starts_with("orders.billing.control is missing, so `pipeline pause`"), "{report:?}");
+        let [control, redrive] = &report.warnings[..] else { panic!("{report:?}") };
+        assert!(control.starts_with("orders.billing.control is missing, so `pipeline pause`"), "{control}");
+        assert!(redrive.starts_with("orders.billing.redrive is missing, so `pipeline dlq`"), "{redrive}");
     }
 
     #[test]
-    fn a_small_limit_of_the_topic_for_orders_does_not_shrink_batches_of_events() {
+    fn a_small_limit_of_a_topic_for_notes_does_not_shrink_batches_of_events() {
         let limits = states(|stage, actual| {
-            set(actual, "max.message.bytes", if stage == "control" { "1000" } else { "4000000" });
+            set(actual, "max.message.bytes", if matches!(stage, "control" | "redrive") { "1000" } else { "4000000" });
         });
         assert_eq!(judge(&specs(), &limits, "b:9092", false).unwrap().max_message_bytes, Some(4_000_000));
     }
@@ -235,6 +241,6 @@ mod tests {
             warnings[0],
             "orders.billing.retry-1: settings could not be read, so they were not checked: topic authorization failed"
         );
-        assert_eq!(warnings.len(), 3, "retry-1, dlq and control; main is its owner's: {warnings:?}");
+        assert_eq!(warnings.len(), 4, "retry-1, dlq, control and redrive; main is its owner's: {warnings:?}");
     }
 }

@@ -277,8 +277,10 @@ mod tests {
                 ("orders", "differs"),
                 ("orders.inventory.dlq", "ok"),
                 ("orders.inventory.control", "ok"),
+                ("orders.inventory.redrive", "ok"),
                 ("orders.analytics.dlq", "ok"),
                 ("orders.analytics.control", "ok"),
+                ("orders.analytics.redrive", "ok"),
             ],
             "the second pipeline wants 12 partitions, there are 6"
         );

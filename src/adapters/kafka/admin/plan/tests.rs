@@ -51,6 +51,7 @@ fn plan_names_every_stage_in_order_with_its_settings() {
             ("retry-3", "orders.billing.retry-3"),
             ("dlq", "orders.billing.dlq"),
             ("control", "orders.billing.control"),
+            ("redrive", "orders.billing.redrive"),
         ]
     );
     let show = |stage: &str, replication| {
@@ -79,7 +80,7 @@ fn a_ladder_without_retries_has_main_and_dlq_only() {
     let mut pipeline = pipeline(1);
     pipeline.retries.clear();
     let stages: Vec<_> = plan(&pipeline).into_iter().map(|spec| spec.stage).collect();
-    assert_eq!(stages, ["main", "dlq", "control"]);
+    assert_eq!(stages, ["main", "dlq", "control", "redrive"]);
 }
 
 #[test]
@@ -220,8 +221,10 @@ fn the_ladder_follows_its_main_topic() {
     };
     align(&mut specs, &BTreeMap::from([("orders".to_owned(), TopicState::Exists(main))]));
     assert_eq!(specs[0].partitions, 6, "main keeps what was configured, so that a difference is told");
-    let (control, ladder) = specs[1..].split_last().unwrap();
-    assert_eq!((control.partitions, control.configs.len()), (1, 1), "it holds no events");
+    let (ladder, notes) = specs[1..].split_at(specs.len() - 3);
+    for spec in notes {
+        assert_eq!((spec.partitions, spec.configs.len()), (1, 1), "{} holds no events", spec.topic);
+    }
     for spec in ladder {
         assert_eq!(spec.partitions, 12, "{}", spec.topic);
         assert_eq!(spec.configs["max.message.bytes"], "4016384", "{}", spec.topic);
