@@ -128,7 +128,8 @@ fn the_table_shows_missing_topics_and_unread_settings_as_such() {
          orders    main     orders                     missing            -          -      -         -\n\
          orders    retry-1  orders.billing.retry-1           6            1        24h     5s      1234\n\
          orders    dlq      orders.billing.dlq               6            1          ?      -         ?\n\
-         orders    control  orders.billing.control           1            1          ?      -         ?\n"
+         orders    control  orders.billing.control           1            1          ?      -         ?\n\
+         orders    redrive  orders.billing.redrive           1            1          ?      -         ?\n"
     );
 }
 

@@ -173,7 +173,7 @@ mod tests {
     fn topics_as_planned_start_without_a_warning() {
         let report = judge(&specs(), &states(|_, _| ()), "b:9092", false).unwrap();
         assert_eq!(report.warnings, [""; 0]);
-        assert_eq!(report.partitions.len(), 4);
+        assert_eq!(report.partitions.len(), 5);
         assert_eq!(report.partitions["orders.billing.retry-1"], 6);
     }
 
