@@ -9,6 +9,7 @@ mod contract;
 #[path = "../support/proxy.rs"]
 mod proxy;
 mod redis_faults;
+#[allow(dead_code, reason = "the other tests that share it use the rest")]
 #[path = "../support/redis_server.rs"]
 mod redis_server;
 mod redis_start;
