@@ -6,7 +6,7 @@ use retry_ladder::prove::ledger::{Cause, Held, InHand};
 
 use super::harness::{Run, fault_test, now_us, seconds};
 use crate::redis_server::RedisServer;
-use crate::worker::journal::Step;
+use crate::worker::journal::{self, Step};
 
 /// Threads of a worker's runtime. Each can be frozen in the middle of a step, which it then ends when it is woken: no
 /// check of a lease can lie between the check and the deed.
@@ -22,25 +22,31 @@ fault_test!(a_frozen_worker_that_wakes_after_its_leases_publishes_and_settles_no
     run.load_until_all_work(&["zombie", "other"]);
     run.load(seconds(1.0));
 
+    run.load_until("it has much in hand", |run| {
+        let now_us = now_us();
+        journal::interruption(Cause::Frozen, &run.journal("zombie"), now_us..=now_us).in_hand.len() > 4 * THREADS
+    });
+
     run.worker("zombie").freeze();
     let frozen_us = now_us();
     let in_hand = |run: &Run| run.interruptions().last().expect("just told").in_hand.clone();
     run.interrupted("zombie", Cause::Frozen, frozen_us..=frozen_us);
     let held = in_hand(&run);
     assert!(held.len() > THREADS, "nothing to see: it had {held:?} in hand");
-    let taken = |run: &Run| {
-        let claims: Vec<_> = run.journal("other");
-        let claimed = |held: &Held| {
-            claims.iter().any(|line| {
-                (line.id.as_str(), line.hop) == (held.id.as_str(), held.hop)
-                    && matches!(line.step, Step::Claimed { fence, .. } if fence > held.fence)
+    // Claimed by the other, or known to it: the settlement may have arrived just before.
+    let all_taken = |run: &Run| {
+        let lines = run.journal("other");
+        let taken = |held: &Held| {
+            lines.iter().filter(|line| (&line.id, line.hop) == (&held.id, held.hop)).any(|line| match line.step {
+                Step::Claimed { fence, .. } => fence > held.fence,
+                step => step == Step::Known,
             })
         };
-        held.iter().filter(|held| held.how == InHand::Claimed).filter(|held| claimed(held)).count()
+        held.iter().filter(|held| held.how == InHand::Claimed).all(taken)
     };
     // Its session is longer than its leases: by then they are over twice.
     run.load_until("the other has taken over what it had in hand", |run| {
-        now_us() - frozen_us > 6_000_000 && taken(run) > THREADS
+        now_us() - frozen_us > 6_000_000 && all_taken(run)
     });
     let woken_us = now_us();
     run.worker("zombie").wake();
