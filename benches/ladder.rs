@@ -1,4 +1,4 @@
-//! Whole-ladder benchmarks on a real Kafka and Redis: `cargo bench --bench ladder -- lateness|forward|parked [options]`.
+//! Whole-ladder benchmarks on a real Kafka and Redis: `cargo bench --bench ladder -- lateness|forward|parked|happy|overhead [options]`.
 //!
 //! Speed is judged by ratios: `forward` runs a bare consume → produce loop and the engine in turn in one run. Every
 //! event fails on purpose; there is no breaker in this version that would have to be switched off.
@@ -6,6 +6,8 @@
 
 #[path = "ladder/load.rs"]
 mod load;
+#[path = "ladder/overhead.rs"]
+mod overhead;
 #[path = "ladder/raw.rs"]
 mod raw;
 #[path = "ladder/report.rs"]
@@ -94,6 +96,8 @@ enum What {
         #[arg(long)]
         wait_secs: Option<u64>,
     },
+    /// What telemetry costs: `forward` with tracing and a scraper, against the same with neither, in turn.
+    Overhead(overhead::Options),
     /// W5: events that succeed at once, against a bare loop.
     Happy {
         #[arg(long, default_value_t = 400_000)]
@@ -134,6 +138,7 @@ async fn run(args: Args) {
         What::Preload { topic, group, events, wait_secs } => {
             bench.preload(&topic.into(), &group, events, wait_secs.map(Duration::from_secs)).await;
         }
+        What::Overhead(options) => overhead::run(&mut bench, &options).await,
     }
 }
 

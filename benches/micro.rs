@@ -206,7 +206,11 @@ fn due() {
     for _ in 0..OPERATIONS / BATCH {
         let mut lane = Lane::new(config(Dedup::Off));
         let now = |us: u64| Now { wall: NOW + Duration::from_micros(us), boot: Duration::from_micros(us) };
-        lane.step(now(0), Input::Arrived(arrivals(0, |n| NOW + Duration::from_micros(1 + n as u64 * 37 % 100))), &mut fx);
+        lane.step(
+            now(0),
+            Input::Arrived(arrivals(0, |n| NOW + Duration::from_micros(1 + n as u64 * 37 % 100))),
+            &mut fx,
+        );
         for us in 0..=100 {
             lane.step(now(us), Input::Tick, &mut fx);
         }

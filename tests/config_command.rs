@@ -44,6 +44,23 @@ fn check_says_what_each_pipeline_resolves_to() {
 }
 
 #[test]
+fn check_warns_of_a_group_that_two_pipelines_share_on_different_topics() {
+    let two = |a: &str, b: &str| {
+        let least = "message: shop.v1.OrderPlaced, handler: {log: {}}";
+        format!("pipelines: {{a: {{topic: x, group: {a}, {least}}}, b: {{topic: y, group: {b}, {least}}}}}\n")
+    };
+    let output = pipeline(&two("g", "g"), &[], &["config", "check"]);
+    assert_eq!(output.status.code(), Some(0), "it works: {}", text(&output.stderr));
+    let warning = "warning: pipelines a and b share the group g on different topics, x and y: a rebalance of one";
+    assert!(text(&output.stderr).starts_with(warning), "{}", text(&output.stderr));
+    let output = pipeline(&two("g", "g"), &[], &["config", "check", "--json"]);
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["warnings"].as_array().unwrap().len(), 1);
+    let output = pipeline(&two("g", "h"), &[], &["config", "check"]);
+    assert_eq!(text(&output.stderr), "");
+}
+
+#[test]
 fn faults_go_to_standard_error_and_exit_with_64() {
     let output = pipeline(BAD, &[("PIPELINE_REDIS__URL", "http://x")], &["config", "check"]);
     assert_eq!((output.status.code(), text(&output.stdout)), (Some(64), ""));

@@ -6,12 +6,15 @@ use serde_json::{Value, json};
 
 use super::health::pauses;
 use super::monitor::Figures;
+use super::retention::Alarm;
+use crate::adapters::kafka::admin::Retention;
 use crate::app::engine::StageView;
 use crate::ladder::event::Reason;
 use crate::stage::histogram::{BOUNDS_US, Histogram};
 use crate::stage::stats::{Attempt, Label, Operation, PauseReason, Produced, StageStats, repairable};
 use crate::telemetry::metrics::{self as m, Exposition, Metric};
 use crate::telemetry::process::ProcessStats;
+use crate::telemetry::traces::{Counts, QUEUE};
 
 const REASONS: [Reason; 4] = [Reason::Permanent, Reason::Poison, Reason::Exhausted, Reason::Expired];
 
@@ -39,6 +42,17 @@ pub fn metrics(stages: &[(&StageView, Figures)]) -> Exposition {
         out.add(&m::PROCESS_START, &[], process.start_seconds);
     }
     out
+}
+
+/// What became of the spans of the process.
+pub fn spans(out: &mut Exposition, counts: &Counts) {
+    let (exported, failed, dropped) = (counts.exported(), counts.failed(), counts.dropped());
+    out.add(&m::SPANS_PROCESSED, &[""], exported + failed);
+    out.add(&m::SPANS_PROCESSED, &["queue_full"], dropped);
+    out.add(&m::SPANS_EXPORTED, &[""], exported);
+    out.add(&m::SPANS_EXPORTED, &["export_failed"], failed);
+    out.add(&m::SPAN_QUEUE_SIZE, &[], counts.offered().saturating_sub(exported + failed + dropped));
+    out.add(&m::SPAN_QUEUE_CAPACITY, &[], QUEUE);
 }
 
 /// What a stage counted.
@@ -89,6 +103,12 @@ fn gauges(out: &mut Exposition, stage: [&str; 2], figures: &Figures) {
     out.add(&m::OVERDUE, &stage, figures.overdue);
     out.add(&m::OVERDUE_SECONDS, &stage, figures.oldest_overdue.as_secs_f64());
     out.add(&m::LAG, &stage, figures.lag);
+    out.add(&m::OLDEST_UNPROCESSED, &stage, figures.oldest_unprocessed.as_secs_f64());
+    match figures.retention {
+        Retention::Unknown => {}
+        Retention::Forever => out.add(&m::RETENTION, &stage, "+Inf"),
+        Retention::Limited(limit) => out.add(&m::RETENTION, &stage, limit.as_secs_f64()),
+    }
     out.add(&m::IN_FLIGHT, &stage, figures.in_flight);
     out.add(&m::PARTITIONS, &stage, figures.partitions.len());
     out.add(&m::BACKLOG_UNKNOWN, &stage, u8::from(figures.kafka.is_some()));
@@ -117,9 +137,13 @@ pub fn status(view: &StageView, figures: &Figures) -> Value {
         "member": view.is_member(),
         "partitions": figures.partitions,
         "waiting": figures.waiting,
+        "depth": view.is_last().then_some(figures.waiting),
         "overdue": figures.overdue,
         "oldest_overdue_ms": millis(figures.oldest_overdue),
         "lag": figures.lag,
+        "oldest_unprocessed_ms": millis(figures.oldest_unprocessed),
+        "retention_ms": figures.retention.limit().map(millis),
+        "retention_alarm": Alarm::of(figures.oldest_unprocessed, figures.retention).map(Alarm::as_str),
         "in_flight": figures.in_flight,
         "paused": pauses(view, figures).iter().map(|r| r.as_str()).collect::<Vec<_>>(),
         "halted_partitions": figures.halted,

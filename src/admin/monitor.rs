@@ -10,13 +10,18 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures::future::join_all;
+use futures::future::{join, join_all};
 
+use super::expose;
+use super::retention::Retentions;
 use crate::adapters::kafka::Properties;
+use crate::adapters::kafka::admin::Retention;
 use crate::adapters::kafka::lag::{Ask, Backlog, LogReader};
 use crate::app::engine::StageView;
 use crate::ladder::event::Timestamp;
 use crate::stage::lanes::LaneView;
+use crate::telemetry::metrics::Exposition;
+use crate::telemetry::traces::Counts;
 
 /// How old a look at the log may be.
 pub const FRESH: Duration = Duration::from_millis(500);
@@ -38,6 +43,10 @@ pub struct Figures {
     pub lag: u64,
     /// Events that were started and are not finished.
     pub in_flight: u64,
+    /// Age of the oldest record that is not done, by its own timestamp.
+    pub oldest_unprocessed: Duration,
+    /// For how long the topic keeps records.
+    pub retention: Retention,
     /// Partitions that are halted.
     pub halted: Vec<i32>,
     /// A lane knows that the deduplication store does not answer.
@@ -81,7 +90,7 @@ impl Log {
         };
         let answer = result.and_then(|open| {
             let open = reader.insert(open);
-            if view.is_last() { open.bounds(asks) } else { open.backlog(asks, rung.delay, now) }
+            open.backlog(asks, rung.delay, now)
         });
         let mut seen = self.seen();
         match answer {
@@ -143,7 +152,7 @@ impl Watched {
 /// Joins what the lanes hold with what lies beyond them.
 pub fn figures(lanes: &[(i32, LaneView)], backlogs: &HashMap<i32, Backlog>, is_last: bool, now: Timestamp) -> Figures {
     let mut figures = Figures::default();
-    let mut oldest: Option<Timestamp> = None;
+    let (mut oldest, mut oldest_record): (Option<Timestamp>, Option<Timestamp>) = (None, None);
     for (partition, lane) in lanes {
         figures.partitions.push(*partition);
         figures.in_flight += lane.in_flight;
@@ -152,6 +161,8 @@ pub fn figures(lanes: &[(i32, LaneView)], backlogs: &HashMap<i32, Backlog>, is_l
             figures.halted.push(*partition);
         }
         let log = backlogs.get(partition).copied().unwrap_or_default();
+        let beyond_head = log.head.filter(|_| log.high > lane.delivered_to.unwrap_or(log.from));
+        oldest_record = lane.oldest_record.into_iter().chain(beyond_head).chain(oldest_record).min();
         let high = log.high.max(lane.delivered_to.unwrap_or(log.from));
         let position = lane.position.unwrap_or(log.from);
         figures.lag += u64::try_from(high - position).unwrap_or_default();
@@ -166,25 +177,49 @@ pub fn figures(lanes: &[(i32, LaneView)], backlogs: &HashMap<i32, Backlog>, is_l
         let dues = lane.oldest_overdue.into_iter().chain(log.oldest.filter(|_| beyond > 0));
         oldest = dues.chain(oldest).min();
     }
-    figures.oldest_overdue = oldest.map(|due| now.since(due)).unwrap_or_default();
+    let age = |at: Option<Timestamp>| at.map(|at| now.since(at)).unwrap_or_default();
+    (figures.oldest_overdue, figures.oldest_unprocessed) = (age(oldest), age(oldest_record));
     figures
 }
 
 /// All stages of a process.
-#[derive(Default)]
 pub struct Monitor {
     stages: Vec<Watched>,
+    retentions: Retentions,
+    spans: Option<Arc<Counts>>,
 }
 
 impl Monitor {
     /// Watches these stages.
     pub fn new(views: Vec<StageView>, properties: &Properties) -> Self {
-        Self { stages: views.into_iter().map(|view| Watched::new(view, properties.clone())).collect() }
+        let topics = views.iter().map(|view| view.context().rung().topic.to_string()).collect();
+        let stages = views.into_iter().map(|view| Watched::new(view, properties.clone())).collect();
+        Self { stages, retentions: Retentions::new(properties, topics), spans: None }
+    }
+
+    /// Tells of the export of spans, too, where there is one.
+    #[must_use]
+    pub fn spans(self, spans: Option<Arc<Counts>>) -> Self {
+        Self { spans, ..self }
+    }
+
+    /// All metrics of the process.
+    pub async fn metrics(&self) -> Exposition {
+        let mut metrics = expose::metrics(&self.look().await);
+        if let Some(counts) = &self.spans {
+            expose::spans(&mut metrics, counts);
+        }
+        metrics
     }
 
     /// Each stage with what it holds now.
     pub async fn look(&self) -> Vec<(&StageView, Figures)> {
-        join_all(self.stages.iter().map(|stage| async { (stage.view(), stage.figures().await) })).await
+        let looks = join_all(self.stages.iter().map(|stage| async { (stage.view(), stage.figures().await) }));
+        let (mut seen, ()) = join(looks, self.retentions.refresh()).await;
+        for (view, figures) in &mut seen {
+            figures.retention = self.retentions.of(&view.context().rung().topic);
+        }
+        seen
     }
 
     /// The stages.
@@ -214,7 +249,7 @@ mod tests {
 
     fn log(partition: i32, from: i64, boundary: i64, high: i64) -> (i32, Backlog) {
         let oldest = (boundary > from).then_some(Timestamp::from_millis(95_000));
-        (partition, Backlog { partition, low: 0, high, from, boundary, oldest })
+        (partition, Backlog { partition, low: 0, high, from, boundary, oldest, head: None })
     }
 
     fn check(lanes: &[(i32, LaneView)], logs: &[(i32, Backlog)], expected: (u64, u64, u64, u64)) {
@@ -243,6 +278,26 @@ mod tests {
         check(&[(0, lane(400, 420, 20, 0))], &[log(0, 210, 300, 410)], (20, 0, 0, 20));
         check(&[(0, lane(250, 260, 0, 10))], &[log(0, 210, 300, 410)], (110, 50, 10_000, 160));
         check(&[(0, lane(420, 420, 0, 0))], &[log(0, 210, 300, 410)], (0, 0, 0, 0));
+    }
+
+    #[test]
+    fn the_oldest_unprocessed_record_is_in_a_lane_or_at_the_head_of_the_log_beyond_it() {
+        let at = |seconds: u64| Some(Timestamp::from_millis(seconds * 1_000));
+        let check = |lane: Option<u64>, head: Option<u64>, (from, high): (i64, i64), expected: u64| {
+            let mut view = self::lane(10, 30, 20, 0);
+            view.oldest_record = lane.and_then(at);
+            let log = Backlog { high, head: head.and_then(at), ..self::log(0, from, from, high).1 };
+            let seen = figures(&[(0, view)], &[(0, log)].into(), false, NOW);
+            assert_eq!(seen.oldest_unprocessed, Duration::from_secs(expected), "{lane:?} {head:?} {from}..{high}");
+        };
+        check(Some(40), Some(70), (30, 900), 60);
+        check(None, Some(70), (30, 900), 30);
+        check(None, None, (30, 30), 0);
+        // The lane has read what was seen beyond it, and is done with it.
+        check(None, Some(70), (20, 30), 0);
+        check(Some(99), Some(70), (20, 30), 1);
+        // Written by a clock that is ahead of ours.
+        check(Some(500), None, (30, 30), 0);
     }
 
     #[test]

@@ -16,11 +16,12 @@ use axum::{Json, Router};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 
 use super::expose;
 use super::health::{self, Trouble};
 use super::monitor::Monitor;
+use super::retention;
 use crate::telemetry::metrics::CONTENT_TYPE;
 
 /// Port of a process that runs main, or all stages; a process that runs one other stage adds that stage's index.
@@ -101,7 +102,8 @@ struct Shared {
 /// A running server; ends when it is dropped.
 pub struct Server {
     shared: Arc<Shared>,
-    task: JoinHandle<()>,
+    /// End when they are dropped.
+    tasks: JoinSet<()>,
 }
 
 impl Server {
@@ -117,18 +119,27 @@ impl Server {
         let phase = watch::Sender::new(Phase::Starting);
         let shared = Arc::new(Shared { monitor: OnceLock::new(), phase, max_poll, address, taken, instance });
         let app = router(Arc::clone(&shared));
-        let task = tokio::spawn(async move {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
             if let Err(error) = axum::serve(socket, app).await {
                 tracing::error!(%error, "the admin server ended");
             }
         });
-        Self { shared, task }
+        Self { shared, tasks }
     }
 
     /// From now on it tells of these stages.
-    pub fn watch(&self, monitor: Monitor) {
-        drop(self.shared.monitor.set(monitor)); // a second set of stages: the first stays
+    pub fn watch(&mut self, monitor: Monitor) {
+        if self.shared.monitor.set(monitor).is_err() {
+            return; // a second set of stages: the first stays
+        }
         self.shared.phase.send_replace(Phase::Running);
+        let shared = Arc::clone(&self.shared);
+        self.tasks.spawn(async move {
+            if let Some(monitor) = shared.monitor.get() {
+                retention::watch(monitor).await;
+            }
+        });
     }
 
     /// From now on the process is not ready: it finishes what runs.
@@ -139,12 +150,6 @@ impl Server {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.shared.address
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 
@@ -195,7 +200,7 @@ async fn readyz(State(shared): State<Arc<Shared>>) -> Response {
 
 async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
     let text = match shared.monitor.get() {
-        Some(monitor) => expose::metrics(&monitor.look().await).render(),
+        Some(monitor) => monitor.metrics().await.render(),
         None => expose::metrics(&[]).render(),
     };
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response()

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::app::wire;
 use crate::config::{EventId, Fault, Faults, Loaded, Pipeline, Sources, load};
+use crate::telemetry::duration;
 
 /// Exit code for bad flags and bad configuration.
 pub(crate) const EXIT_CONFIG: u8 = 64;
@@ -61,12 +62,22 @@ pub(crate) fn run(
     if matches!(args.action, Action::Check { .. }) && !faults.0.is_empty() {
         return refuse(&faults, json, out, err);
     }
+    let warnings = loaded.config.warnings();
     match args.action {
         Action::Check { json: true } => {
             let pipelines: Vec<_> = loaded.config.pipelines.iter().map(summary_json).collect();
-            writeln!(out, "{}", json!({ "ok": true, "files": loaded.files, "pipelines": pipelines }))?;
+            writeln!(
+                out,
+                "{}",
+                json!({ "ok": true, "files": loaded.files, "warnings": warnings, "pipelines": pipelines })
+            )?;
         }
-        Action::Check { json: false } => write!(out, "{}", summary(&loaded))?,
+        Action::Check { json: false } => {
+            write!(out, "{}", summary(&loaded))?;
+            for warning in &warnings {
+                writeln!(err, "warning: {warning}")?;
+            }
+        }
         Action::Print { all, json: true } => writeln!(out, "{:#}", loaded.print_json(all))?,
         Action::Print { all: true, json: false } => write!(out, "{}", loaded.print_all())?,
         Action::Print { all: false, json: false } => write!(out, "{}", loaded.print())?,
@@ -138,7 +149,7 @@ fn summary(loaded: &Loaded) -> String {
 /// How long stage `i` waits; none for main and the DLQ.
 fn delay_of(pipeline: &Pipeline, i: usize) -> Option<String> {
     let retry = pipeline.retries.get(i.checked_sub(1)?)?;
-    Some(humantime::format_duration(retry.delay).to_string())
+    Some(duration::show(retry.delay))
 }
 
 fn summary_json(pipeline: &Pipeline) -> serde_json::Value {

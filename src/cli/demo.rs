@@ -48,14 +48,14 @@ const TICK: Duration = Duration::from_millis(100);
 Exit codes: 0 the numbers add up (or ended by Ctrl-C), 64 bad flags or more events than fit, 1 anything else")]
 pub(crate) struct DemoArgs {
     /// How many events
-    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 1_000, allow_negative_numbers = true, value_parser = clap::value_parser!(u64).range(1..))]
     events: u64,
     /// Share of the events that fail at first, 0 to 1; of these 5 % fail for good at once and 10 % at every attempt,
     /// the others recover after 1 to 3 failures
-    #[arg(long, value_name = "R", default_value_t = 0.2)]
+    #[arg(long, value_name = "R", default_value_t = 0.2, value_parser = super::values::share, allow_negative_numbers = true)]
     fail_ratio: f64,
     /// Same seed, same orders and same failures
-    #[arg(long, value_name = "S", default_value_t = 1)]
+    #[arg(long, value_name = "S", default_value_t = 1, allow_negative_numbers = true)]
     seed: u64,
     /// Keep the broker up after the summary, until Ctrl-C
     #[arg(long)]
@@ -63,6 +63,12 @@ pub(crate) struct DemoArgs {
     /// End with one JSON object on standard output; all else goes to standard error
     #[arg(long)]
     json: bool,
+    /// Not for the demo; here so that its help does not offer it
+    #[arg(long, hide = true)]
+    config: Option<std::path::PathBuf>,
+    /// The same
+    #[arg(long, hide = true)]
+    brokers: Option<String>,
 }
 
 /// Why there is no demo.
@@ -85,10 +91,10 @@ impl Error {
     }
 }
 
-/// Runs the demo to its end or to a signal; `configured` says that `--config` or `--brokers` was given.
+/// Runs the demo to its end or to a signal; `configured`: `--config` or `--brokers` was given before its name.
 #[allow(clippy::print_stderr, reason = "the command line talks to a person")]
 pub(crate) async fn run(args: DemoArgs, configured: bool) -> ExitCode {
-    if configured {
+    if configured || args.config.is_some() || args.brokers.is_some() {
         eprintln!("pipeline: the demo brings its own broker and pipeline; --config and --brokers are not used");
     }
     match demo(&args).await {

@@ -2,15 +2,20 @@
 
 mod config;
 mod demo;
+mod dlq;
+pub mod pause;
 pub mod produce;
+mod prove;
 mod run;
 pub mod status;
 pub mod topics;
+mod trace;
+mod values;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use clap::{CommandFactory, Parser, Subcommand};
 
@@ -18,8 +23,10 @@ use crate::adapters::kafka::admin::Admin;
 use crate::adapters::kafka::admin::plan::known_topics;
 use crate::adapters::otel::OtelTracer;
 use crate::app::wire;
-use crate::config::{Config, Sources, load};
+use crate::config::{Config, DEFAULT_FILE, Sources, load};
+use crate::prove::worker;
 use crate::stage::ports::Tracer;
+use crate::telemetry::logs;
 
 /// Non-blocking retries for Kafka: main → retry-1 … retry-N → DLQ.
 ///
@@ -46,6 +53,9 @@ struct Cli {
     command: Option<Command>,
 }
 
+/// Enough of a configuration where none is needed.
+const NO_PIPELINE: &str = "pipelines: { none: { topic: none, message: shop.v1.OrderPlaced, handler: { log: {} } } }";
+
 #[derive(Subcommand, Debug)]
 enum Command {
     Demo(demo::DemoArgs),
@@ -60,11 +70,60 @@ enum Command {
         after_help = "Example:\n  pipeline produce --pipeline orders --count 1000 --rate 100 --key-field customer_id"
     )]
     Produce(produce::ProduceArgs),
+    /// Stop the dispatch of a stage in every instance, until `resume`
+    ///
+    /// Nothing is started any more; what runs is finished, what waits stays where it is and is charged no attempt. Kept in
+    /// the topic <topic>.<group>.control, so that restarts follow it, too. Instances follow within 2 seconds.
+    #[command(
+        after_help = "Example:\n  pipeline pause --stage main --pipeline orders --reason 'billing is being migrated'"
+    )]
+    Pause(pause::PauseArgs),
+    /// Let a paused stage go on; also releases the pipeline's brake, and lets its breaker probe at once
+    #[command(after_help = "Example:\n  pipeline resume --stage all")]
+    Resume(pause::PauseArgs),
     /// What waits, what is overdue and how far the groups lag, seen from outside: from Kafka alone
     ///
     /// Numbers with a `~` are estimates from the log: exact while dues rise with offsets and every offset holds an event.
     #[command(after_help = "Example:\n  pipeline status --watch")]
     Status(status::StatusArgs),
+    /// One event's way through the ladder as a tree of spans, from Jaeger: what ran, waited and was sent, when, and why
+    #[command(after_help = "Example:\n  pipeline trace 0198c0de-7a3c-7000-8000-000000000001")]
+    Trace(trace::TraceArgs),
+    Dlq(dlq::DlqArgs),
+    Prove(prove::ProveArgs),
+    /// A worker process of `prove`
+    #[command(hide = true)]
+    ProveWorker {
+        /// What it is to do
+        orders: PathBuf,
+    },
+}
+
+/// `--config` and `--brokers` as given, for remedies: a command to paste must mean the same file and cluster.
+static GIVEN: OnceLock<String> = OnceLock::new();
+
+/// Notes what was given.
+fn note_given(config: Option<&Path>, brokers: Option<&str>) {
+    let quoted = |text: &str| {
+        let plain = text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-:,@+=~".contains(c)) && !text.is_empty();
+        if plain { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
+    };
+    let config = config.map(|file| format!(" --config {}", quoted(&file.display().to_string())));
+    let brokers = brokers.map(|brokers| format!(" --brokers {}", quoted(brokers)));
+    // Set once: there is one command line.
+    drop(GIVEN.set(config.into_iter().chain(brokers).collect()));
+}
+
+/// The text with its commands as this user has to call them.
+fn as_given(text: &str) -> String {
+    let given = GIVEN.get().map_or("", String::as_str);
+    with_flags(text, given)
+}
+
+fn with_flags(text: &str, given: &str) -> String {
+    ["scripts/create-topics.sh", "`pipeline"]
+        .iter()
+        .fold(text.to_owned(), |text, command| text.replace(command, &format!("{command}{given}")))
 }
 
 /// Runs the command line and returns its exit code.
@@ -80,9 +139,28 @@ pub fn main() -> ExitCode {
     if let Some(Command::Demo(args)) = cli.command {
         return block_on(demo::run(args, cli.config.is_some() || cli.brokers.is_some()));
     }
-    let mut sources = Sources::new(cli.config).env(std::env::vars_os());
+    if let Some(Command::ProveWorker { orders }) = cli.command {
+        logs::init(logs::Format::Text);
+        return block_on(async move {
+            match worker::run(&orders).await {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => fail(&format!("{error:#}"), 1),
+            }
+        });
+    }
+    note_given(cli.config.as_deref(), cli.brokers.as_deref());
+    let is_proof = matches!(cli.command, Some(Command::Prove(_)));
+    let sources = match &cli.config {
+        // The proof brings its own pipeline and wants only to know where Kafka and Redis are.
+        None if is_proof && !Path::new(DEFAULT_FILE).exists() => Sources::inline("prove", NO_PIPELINE),
+        _ => Sources::new(cli.config),
+    };
+    let mut sources = sources.env(std::env::vars_os());
     if let Some(brokers) = cli.brokers {
         sources = sources.flag("--brokers", "kafka.brokers", brokers);
+    }
+    if let Some(Command::Prove(prove::ProveArgs { redis: Some(url), .. })) = &cli.command {
+        sources = sources.flag("--redis", "redis.url", url);
     }
     if let Some(Command::Config(args)) = &cli.command {
         let code = config::run(args, &sources, &mut std::io::stdout(), &mut std::io::stderr());
@@ -100,9 +178,23 @@ pub fn main() -> ExitCode {
             None => run::run(cli.run, config).await,
             Some(Command::Topics(args)) => topics(&args, &config).await,
             Some(Command::Produce(args)) => produce(args, &config).await,
-            Some(Command::Config(_) | Command::Demo(_)) => ExitCode::SUCCESS, // dealt with above
+            Some(Command::Prove(args)) => prove::run(args, config).await,
+            Some(Command::Config(_) | Command::Demo(_) | Command::ProveWorker { .. }) => ExitCode::SUCCESS, // dealt with above
+            Some(Command::Pause(args)) => pause(&args, true, &config).await,
+            Some(Command::Resume(args)) => pause(&args, false, &config).await,
             Some(Command::Status(args)) => match status::run(&args, &config).await {
+                // At once: a look that is under way would hold the process for seconds.
+                Ok(code) => std::process::exit(code.into()),
+                Err(error) => fail(&error.to_string(), error.exit_code()),
+            },
+            Some(Command::Trace(args)) => match trace::run(&args, &config, &mut std::io::stdout()).await {
                 Ok(()) => ExitCode::SUCCESS,
+                Err(trace::Error::Write(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+                Err(error) => fail(&error.to_string(), 1),
+            },
+            Some(Command::Dlq(args)) => match dlq::run(args, &config).await {
+                Ok(true) => ExitCode::SUCCESS,
+                Ok(false) => ExitCode::FAILURE,
                 Err(error) => fail(&error.to_string(), error.exit_code()),
             },
         }
@@ -124,7 +216,7 @@ fn usage(error: &clap::Error) -> ExitCode {
 /// Tells on stderr why a command failed.
 #[allow(clippy::print_stderr, reason = "the command line talks to a person")]
 fn fail(message: &str, code: u8) -> ExitCode {
-    eprintln!("pipeline: {message}");
+    eprintln!("pipeline: {}", as_given(message));
     ExitCode::from(code)
 }
 
@@ -132,6 +224,13 @@ fn fail(message: &str, code: u8) -> ExitCode {
 #[allow(clippy::print_stderr, reason = "the command line talks to a person")]
 fn note(message: &str) {
     eprintln!("pipeline: {message}");
+}
+
+async fn pause(args: &pause::PauseArgs, paused: bool, config: &Config) -> ExitCode {
+    match pause::run(args, paused, config).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error.to_string(), error.exit_code()),
+    }
 }
 
 async fn topics(args: &topics::TopicsArgs, config: &Config) -> ExitCode {
@@ -214,5 +313,52 @@ async fn produce(args: produce::ProduceArgs, config: &Config) -> ExitCode {
         Ok(Ok(false)) => ExitCode::FAILURE,
         Ok(Err(error)) => fail(&error.to_string(), error.exit_code()),
         Err(error) => fail(&format!("produce panicked: {error}"), 1),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn remedies_repeat_the_flags_that_were_given() {
+        let text = "missing; remedy: scripts/create-topics.sh creates it; `pipeline --stage main` runs it";
+        assert_eq!(
+            with_flags(text, " --config a.yaml"),
+            "missing; remedy: scripts/create-topics.sh --config a.yaml creates it; `pipeline --config a.yaml --stage \
+             main` runs it"
+        );
+        assert_eq!(with_flags(text, ""), text);
+    }
+
+    #[test]
+    fn the_help_of_the_demo_offers_no_flag_that_it_ignores() {
+        let mut command = Cli::command();
+        command.build();
+        let help = |command: &mut clap::Command, name: &str| {
+            command.find_subcommand_mut(name).expect("a command").render_long_help().to_string()
+        };
+        let demo = help(&mut command, "demo");
+        assert!(!demo.contains("--config") && !demo.contains("--brokers"), "{demo}");
+        assert!(help(&mut command, "status").contains("--config"));
+        let parse = |line: &str| Cli::try_parse_from(line.split(' ')).map(|cli| cli.config);
+        assert_eq!(parse("pipeline status --config x").unwrap(), Some("x".into()));
+        // Still taken, to be told that they are not used.
+        assert!(parse("pipeline demo --config x --brokers b:1").is_ok());
+    }
+
+    #[test]
+    fn a_negative_value_is_refused_as_a_value_and_not_as_an_unknown_flag() {
+        for (line, expected) in [
+            ("pipeline produce --rate -5", "not a number above 0"),
+            ("pipeline produce --rate nan", "not a number above 0"),
+            ("pipeline produce --count -5", "invalid digit"),
+            ("pipeline produce --garbage-ratio -0.1", "not a share from 0 to 1"),
+            ("pipeline demo --fail-ratio -1", "not a share from 0 to 1"),
+            ("pipeline demo --events -1", "invalid value '-1'"),
+        ] {
+            let error = Cli::try_parse_from(line.split(' ')).map(|_| ()).unwrap_err().to_string();
+            assert!(error.contains(expected) && error.contains("invalid value"), "{line}: {error}");
+        }
     }
 }

@@ -45,10 +45,10 @@ pub struct ProduceArgs {
     #[arg(long, value_name = "NAME")]
     pub pipeline: Option<String>,
     /// How many events: 1000 generated ones by default, all lines with --json
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub count: Option<u64>,
     /// Events per second; as fast as the broker takes them by default
-    #[arg(long, value_name = "R")]
+    #[arg(long, value_name = "R", value_parser = super::values::rate, allow_negative_numbers = true)]
     pub rate: Option<f64>,
     /// Publish these messages, one a line in the proto3 JSON mapping; `-` is standard input
     #[arg(long, value_name = "FILE|-")]
@@ -66,16 +66,16 @@ pub struct ProduceArgs {
     #[arg(long)]
     pub create_topics: bool,
     /// Same seed, same contents of generated events; ids differ in every run
-    #[arg(long, value_name = "S", default_value_t = 0, conflicts_with = "json")]
+    #[arg(long, value_name = "S", default_value_t = 0, conflicts_with = "json", allow_negative_numbers = true)]
     pub seed: u64,
     /// Pad generated payloads to about this many bytes
-    #[arg(long, value_name = "BYTES", default_value_t = 0, conflicts_with = "json", value_parser = clap::value_parser!(u64).range(..=8 << 20))]
+    #[arg(long, value_name = "BYTES", default_value_t = 0, conflicts_with = "json", allow_negative_numbers = true, value_parser = clap::value_parser!(u64).range(..=8 << 20))]
     pub size: u64,
     /// Share of generated events, 0 to 1, whose value is made undecodable
-    #[arg(long, value_name = "R", default_value_t = 0.0, conflicts_with = "json")]
+    #[arg(long, value_name = "R", default_value_t = 0.0, conflicts_with = "json", value_parser = super::values::share, allow_negative_numbers = true)]
     pub garbage_ratio: f64,
     /// Schema id to write with `framing: confluent`
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", allow_negative_numbers = true)]
     pub schema_id: Option<u32>,
     /// How the summary is written
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]

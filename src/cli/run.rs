@@ -58,8 +58,11 @@ pub(crate) async fn run(args: RunArgs, config: Config) -> ExitCode {
         Ok(listener) => listener,
         Err(error) => return refuse(&error.to_string(), 1),
     };
+    for warning in config.warnings() {
+        tracing::warn!("{warning}");
+    }
     let max_poll = config.kafka.max_poll_interval.max(config.kafka.session_timeout);
-    let admin = Server::start(listener, max_poll, config.instance.clone());
+    let mut admin = Server::start(listener, max_poll, config.instance.clone());
     let properties = wire::properties(&config);
     let start = Builder::new(config).stages(args.stages).pipelines(args.pipelines).start();
     let app = tokio::select! {
@@ -70,7 +73,8 @@ pub(crate) async fn run(args: RunArgs, config: Config) -> ExitCode {
         _ = interrupt.recv() => return ExitCode::SUCCESS,
         _ = terminate.recv() => return ExitCode::SUCCESS,
     };
-    admin.watch(Monitor::new(app.stages().iter().map(RunningStage::view).collect(), &properties));
+    let stages = app.stages().iter().map(RunningStage::view).collect();
+    admin.watch(Monitor::new(stages, &properties).spans(app.span_counts()));
     let shutdown = async {
         tokio::select! {
             _ = interrupt.recv() => {}
@@ -99,6 +103,6 @@ pub(crate) async fn run(args: RunArgs, config: Config) -> ExitCode {
 /// Told on stderr in full, whatever the log filter says.
 #[allow(clippy::print_stderr, reason = "the command line talks to a person")]
 fn refuse(message: &str, code: u8) -> ExitCode {
-    eprintln!("pipeline: {message}");
+    eprintln!("pipeline: {}", super::as_given(message));
     ExitCode::from(code)
 }

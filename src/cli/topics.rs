@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::adapters::kafka::admin::plan::{Kind, PipelineTopics, known_topics};
 use crate::adapters::kafka::admin::topics::{self, Report, Row, State, TopicReport};
 use crate::adapters::kafka::admin::{self, Admin, Connection, Orphan};
+use crate::telemetry::duration;
 
 /// Everything is as it should be.
 const FINE: u8 = 0;
@@ -198,10 +199,10 @@ fn explain(topic: &TopicReport, brokers: &str, err: &mut dyn Write) -> io::Resul
         State::Differs(differences) => {
             for difference in differences {
                 writeln!(err, "{name}: {} ({}): {}", difference.what, difference.severity.as_str(), difference.why)?;
-                writeln!(err, "  remedy: {}", difference.remedy.command(name, brokers))?;
+                writeln!(err, "  remedy: {}", super::as_given(&difference.remedy.command(name, brokers)))?;
             }
         }
-        State::Missing => writeln!(err, "{name}: missing\n  remedy: scripts/create-topics.sh")?,
+        State::Missing => writeln!(err, "{name}: missing\n  remedy: {}", super::as_given("scripts/create-topics.sh"))?,
         State::Created | State::Ok | State::Hidden | State::Refused(_) => {}
     }
     if let Some(Err(why)) = &topic.raised {
@@ -293,7 +294,7 @@ fn list_table(rows: &[Row], orphans: &[Orphan], out: &mut dyn Write) -> io::Resu
             actual.map_or_else(|| "missing".to_owned(), |actual| actual.partitions.to_string()),
             actual.map_or_else(unknown, |actual| actual.replication.to_string()),
             retention_ms(row).map_or_else(unknown, retention_text),
-            delay(row).map_or_else(|| "-".to_owned(), |delay| humantime::format_duration(delay).to_string()),
+            delay(row).map_or_else(|| "-".to_owned(), duration::show),
             row.messages.map_or_else(unknown, |count| count.to_string()),
         ]);
     }
@@ -315,7 +316,7 @@ fn list_table(rows: &[Row], orphans: &[Orphan], out: &mut dyn Write) -> io::Resu
 fn delay(row: &Row) -> Option<Duration> {
     match row.spec.kind {
         Kind::Retry { delay } => Some(delay),
-        Kind::Main | Kind::Dlq => None,
+        Kind::Main | Kind::Dlq | Kind::Control => None,
     }
 }
 
@@ -324,8 +325,7 @@ fn retention_ms(row: &Row) -> Option<i64> {
 }
 
 fn retention_text(ms: i64) -> String {
-    u64::try_from(ms)
-        .map_or_else(|_| "for ever".to_owned(), |ms| humantime::format_duration(Duration::from_millis(ms)).to_string())
+    u64::try_from(ms).map_or_else(|_| "for ever".to_owned(), |ms| duration::show(Duration::from_millis(ms)))
 }
 
 #[cfg(test)]

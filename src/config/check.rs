@@ -124,6 +124,8 @@ fn check_process(keys: &Keys, report: &mut Report<'_>) {
     if let Some(endpoint) = &keys.telemetry.otlp_endpoint {
         check_http_url(endpoint, &At::of(&["telemetry"]).key("otlp_endpoint"), "http://localhost:4317", report);
     }
+    let jaeger = At::of(&["telemetry"]).key("jaeger_url");
+    check_http_url(&keys.telemetry.jaeger_url, &jaeger, "http://localhost:16686", report);
 }
 
 fn check_http_url(endpoint: &Endpoint, at: &At, example: &str, report: &mut Report<'_>) {
@@ -185,14 +187,18 @@ fn pipeline(name: &str, keys: &PipelineKeys, report: &mut Report<'_>) -> Pipelin
         handler: keys.handler.clone(),
         handler_timeout: keys.handler_timeout,
         window: keys.window.clone(),
+        breaker: keys.breaker.clone(),
+        brake: keys.brake.clone(),
         max_deferrals: keys.max_deferrals,
         compat_headers: keys.compat_headers.clone(),
         allow_unsafe_topics: keys.allow_unsafe_topics,
         group,
     };
     check_names(&pipeline, keys, &at, report);
-    check_ladder(&pipeline, &at, report);
-    check_times(&pipeline, keys, &at, report);
+    let readable = readable(&pipeline, &at, report);
+    check_ladder(&pipeline, &readable, &at, report);
+    check_times(&pipeline, keys, &readable, &at, report);
+    check_outage(&pipeline, &at, report);
     check_message(&pipeline, &at, report);
     check_handler(&pipeline, &at.key("handler"), report);
     pipeline
@@ -200,25 +206,26 @@ fn pipeline(name: &str, keys: &PipelineKeys, report: &mut Report<'_>) -> Pipelin
 
 fn check_names(pipeline: &Pipeline, keys: &PipelineKeys, at: &At, report: &mut Report<'_>) {
     let remedy = "a name of Kafka: at most 249 letters, digits, `.`, `_`, `-`";
-    if report.clean(&at.key("topic")) && !is_kafka_name(&pipeline.topic) {
+    let topic_is_good = is_kafka_name(&pipeline.topic);
+    if report.clean(&at.key("topic")) && !topic_is_good {
         report.fault(&at.key("topic"), "not a topic name", remedy);
-        return;
     }
-    if !is_kafka_name(&pipeline.group) {
+    let group_is_good = is_kafka_name(&pipeline.group);
+    if report.clean(&at.key("group")) && !group_is_good {
         report.fault_with(
             &at.key("group"),
             Some(pipeline.group.clone()),
             "not a name that topics can be made from",
             remedy,
         );
-        return;
     }
     let rungs = pipeline.retries.iter().zip(&keys.retries).enumerate();
     let by_hand = rungs.map(|(i, (r, k))| (at.key("retries").index(i).key("name"), &r.topic, k.name.is_some()));
     for (at, topic, by_hand) in
         by_hand.chain([(at.key("dlq").key("name"), &pipeline.dlq.topic, keys.dlq.name.is_some())])
     {
-        if is_kafka_name(topic) {
+        // What is wrong with topic and group is told; the names made from them follow.
+        if is_kafka_name(topic) || !(by_hand || topic_is_good && group_is_good) {
             continue;
         }
         let problem = if by_hand { "not a topic name" } else { "the name made from topic and group is too long" };
@@ -226,23 +233,28 @@ fn check_names(pipeline: &Pipeline, keys: &PipelineKeys, at: &At, report: &mut R
     }
 }
 
+/// The stages whose delay has no fault, each with its place: an unreadable one hides nothing about the others.
+fn readable<'p>(pipeline: &'p Pipeline, at: &At, report: &Report<'_>) -> Vec<(usize, &'p Retry)> {
+    let retries = pipeline.retries.iter().enumerate();
+    retries.filter(|(i, _)| report.clean(&at.key("retries").index(*i).key("delay"))).collect()
+}
+
 /// Delays rise; every stage has a topic of its own.
-fn check_ladder(pipeline: &Pipeline, at: &At, report: &mut Report<'_>) {
+fn check_ladder(pipeline: &Pipeline, readable: &[(usize, &Retry)], at: &At, report: &mut Report<'_>) {
     let retries = at.key("retries");
-    if report.clean(&retries) {
-        if pipeline.retries.len() > MAX_RETRIES {
-            let problem = format!("{} retry stages", pipeline.retries.len());
-            report.fault(&retries, problem, format!("at most {MAX_RETRIES}"));
-        }
-        for (i, pair) in pipeline.retries.windows(2).enumerate() {
-            if pair[1].delay <= pair[0].delay {
-                let before = show_duration(pair[0].delay);
-                report.fault(
-                    &retries.index(i + 1).key("delay"),
-                    format!("not longer than the delay before it, {before}"),
-                    format!("more than {before}: delays rise strictly from stage to stage"),
-                );
-            }
+    if pipeline.retries.len() > MAX_RETRIES {
+        let problem = format!("{} retry stages", pipeline.retries.len());
+        report.fault(&retries, problem, format!("at most {MAX_RETRIES}"));
+    }
+    for pair in readable.windows(2) {
+        let ((_, before), (i, retry)) = (pair[0], pair[1]);
+        if retry.delay <= before.delay {
+            let before = show_duration(before.delay);
+            report.fault(
+                &retries.index(i).key("delay"),
+                format!("not longer than the delay before it, {before}"),
+                format!("more than {before}: delays rise strictly from stage to stage"),
+            );
         }
     }
     let mut seen: HashMap<&str, String> = HashMap::from([(pipeline.topic.as_str(), "main".to_owned())]);
@@ -256,13 +268,19 @@ fn check_ladder(pipeline: &Pipeline, at: &At, report: &mut Report<'_>) {
     }
 }
 
-fn check_times(pipeline: &Pipeline, keys: &PipelineKeys, at: &At, report: &mut Report<'_>) {
-    let retries = at.key("retries");
-    let ladder = ladder_length(&pipeline.retries);
-    let longest = pipeline.retries.iter().map(|r| r.delay).max().unwrap_or_default();
+fn check_times(
+    pipeline: &Pipeline,
+    keys: &PipelineKeys,
+    readable: &[(usize, &Retry)],
+    at: &At,
+    report: &mut Report<'_>,
+) {
+    // At least so long, when a delay is faulty: too short for that is too short for all.
+    let ladder = ladder_length(readable.iter().map(|(_, retry)| *retry));
+    let longest = readable.iter().map(|(_, retry)| retry.delay).max().unwrap_or_default();
     let needed = ladder.max(longest.saturating_mul(2));
     let retention = at.key("retention");
-    if report.clean(&retries) && report.clean(&retention) && pipeline.retention <= needed {
+    if report.clean(&retention) && pipeline.retention <= needed {
         report.fault_with(
             &retention,
             Some(show_duration(pipeline.retention)),
@@ -273,7 +291,7 @@ fn check_times(pipeline: &Pipeline, keys: &PipelineKeys, at: &At, report: &mut R
     let idempotency = at.key("idempotency");
     let done_ttl = idempotency.key("done_ttl");
     let least = MIN_DONE_TTL.max(ladder.saturating_mul(2));
-    if report.clean(&retries) && report.clean(&done_ttl) && pipeline.idempotency.done_ttl < least {
+    if report.clean(&done_ttl) && pipeline.idempotency.done_ttl < least {
         report.fault_with(
             &done_ttl,
             Some(show_duration(pipeline.idempotency.done_ttl)),
@@ -289,6 +307,31 @@ fn check_times(pipeline: &Pipeline, keys: &PipelineKeys, at: &At, report: &mut R
     {
         let remedy = format!("at least done_ttl, {}, or nothing", show_duration(pipeline.idempotency.done_ttl));
         report.fault(&handed_ttl, "moved events would be forgotten before finished ones", remedy);
+    }
+}
+
+/// A breaker or a brake that never works is worse than none.
+fn check_outage(pipeline: &Pipeline, at: &At, report: &mut Report<'_>) {
+    let (breaker, brake) = (&pipeline.breaker, &pipeline.brake);
+    for (at, cool_down, max_cool_down) in [
+        (at.key("breaker"), breaker.cool_down, breaker.max_cool_down),
+        (at.key("brake"), brake.cool_down, brake.max_cool_down),
+    ] {
+        let max = at.key("max_cool_down");
+        if report.clean(&at.key("cool_down")) && report.clean(&max) && max_cool_down < cool_down {
+            let remedy = format!("at least cool_down, {}", show_duration(cool_down));
+            report.fault_with(&max, Some(show_duration(max_cool_down)), "shorter than the first cool-down", remedy);
+        }
+    }
+    let at = at.key("breaker");
+    if report.clean(&at) && breaker.enabled && breaker.slow_failures > breaker.consecutive_failures {
+        let problem = "more than consecutive_failures: the rule for rare events would never be the first to open it";
+        let remedy = format!("at most {}", breaker.consecutive_failures);
+        report.fault(&at.key("slow_failures"), problem, remedy);
+    }
+    if report.clean(&at) && breaker.enabled && breaker.slow_time < breaker.min_time {
+        let remedy = format!("at least min_time, {}", show_duration(breaker.min_time));
+        report.fault(&at.key("slow_time"), "shorter than min_time", remedy);
     }
 }
 

@@ -8,7 +8,8 @@ pub use super::choices::{
     CompatHeaders, Framing, HttpBody, LogFormat, OnUnavailable, Order, StatusClass, Store, Tombstones,
 };
 pub use super::keys::{
-    Admin, Classify, EventId, Handler, HttpHandler, Kafka, LogHandler, Redis, SimulateHandler, Telemetry, Window,
+    Admin, Brake, Breaker, Classify, EventId, Handler, HttpHandler, Kafka, LogHandler, Redis, SimulateHandler,
+    Telemetry, Window,
 };
 pub use super::secret::{Endpoint, Properties};
 pub use super::settings::{ByteSize, Ratio};
@@ -34,6 +35,21 @@ impl Config {
     /// The pipeline of this name.
     pub fn pipeline(&self, name: &str) -> Option<&Pipeline> {
         self.pipelines.iter().find(|p| p.name == name)
+    }
+
+    /// What works and is probably not meant, one text each.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        for (i, one) in self.pipelines.iter().enumerate() {
+            for other in self.pipelines[i + 1..].iter().filter(|other| other.group == one.group) {
+                warnings.push(format!(
+                    "pipelines {} and {} share the group {} on different topics, {} and {}: a rebalance of one touches \
+                     the other; right would be: a group of its own for each",
+                    one.name, other.name, one.group, one.topic, other.topic
+                ));
+            }
+        }
+        warnings
     }
 }
 
@@ -80,6 +96,10 @@ pub struct Pipeline {
     pub handler_timeout: Duration,
     /// How much is held in memory per partition.
     pub window: Window,
+    /// What pauses it while the handler's target is down.
+    pub breaker: Breaker,
+    /// What pauses it when too many events become dead letters.
+    pub brake: Brake,
     /// How often the last stage may repeat because a target asked for a longer wait.
     pub max_deferrals: u32,
     /// Headers that other tools read on DLQ records.
@@ -110,8 +130,10 @@ impl Pipeline {
 }
 
 /// The sum of the delays with their jitter, saturating.
-pub(super) fn ladder_length(retries: &[Retry]) -> Duration {
-    retries.iter().fold(Duration::ZERO, |sum, r| sum.saturating_add(r.delay.saturating_add(r.delay.mul_f64(r.jitter))))
+pub(super) fn ladder_length<'a>(retries: impl IntoIterator<Item = &'a Retry>) -> Duration {
+    retries
+        .into_iter()
+        .fold(Duration::ZERO, |sum, r| sum.saturating_add(r.delay.saturating_add(r.delay.mul_f64(r.jitter))))
 }
 
 /// One retry stage.

@@ -24,7 +24,18 @@ pub(super) fn is_secret_key(key: &str) -> bool {
         return true;
     }
     let words = ["password", "passwd", "passphrase", "secret", "token", "credential", "cookie", "authorization"];
-    let keys = ["api_key", "apikey", "access_key", "private_key", "ssl_key", "ssl_key_pem", "x_auth", "bearer_config"];
+    let keys = [
+        "api_key",
+        "apikey",
+        "access_key",
+        "private_key",
+        "ssl_key",
+        "ssl_key_pem",
+        "x_auth",
+        "bearer_config",
+        "honeycomb_team",
+        "dsn",
+    ];
     words.iter().chain(&keys).any(|w| key.contains(w))
 }
 
@@ -162,6 +173,7 @@ mod tests {
         check("sasl.password_file", "/run/secrets/p", "/run/secrets/p");
         check("Authorization", "Bearer hunter2", "***");
         check("X-Api-Key", "hunter2", "***");
+        check("x-honeycomb-team", "hunter2", "***");
         check("sasl.oauthbearer.token.endpoint.url", "https://id/token", "https://id/token");
         check("sasl.oauthbearer.client.secret", "hunter2", "***");
         check("sasl.username", "app", "app");

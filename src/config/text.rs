@@ -12,33 +12,7 @@ pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
 }
 
 /// Writes a duration so that [`parse_duration`] reads the same again.
-pub(super) fn show_duration(d: Duration) -> String {
-    let mut rest = d.as_nanos();
-    if rest == 0 {
-        return "0s".to_owned();
-    }
-    let mut parts = Vec::new();
-    for (unit, nanos) in [
-        ("d", 86_400_000_000_000),
-        ("h", 3_600_000_000_000),
-        ("m", 60_000_000_000),
-        ("s", 1_000_000_000),
-        ("ms", 1_000_000),
-        ("us", 1_000),
-        ("ns", 1),
-    ] {
-        // `24h` is easier to compare with other hours than `1d`.
-        if unit == "d" && rest < 2 * nanos {
-            continue;
-        }
-        let n = rest / nanos;
-        rest %= nanos;
-        if n > 0 {
-            parts.push(format!("{n}{unit}"));
-        }
-    }
-    parts.join(" ")
-}
+pub(super) use crate::telemetry::duration::show as show_duration;
 
 const SIZES: [(&str, u64); 8] = [
     ("B", 1),

@@ -40,7 +40,10 @@ mod linux {
         ///
         /// # Panics
         /// Outside a tokio runtime with I/O.
-        #[allow(deprecated, reason = "its replacement is unsafe for types that do not own what they hold; OwnedFd does")]
+        #[allow(
+            deprecated,
+            reason = "its replacement is unsafe for types that do not own what they hold; OwnedFd does"
+        )]
         pub fn new() -> io::Result<Self> {
             let timer = timerfd_create(TimerfdClockId::Realtime, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
             Ok(Self { timer: AsyncFd::with_interest(timer, Interest::READABLE)?, set: None })

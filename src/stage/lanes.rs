@@ -40,6 +40,8 @@ pub struct LaneView {
     pub overdue: u64,
     /// Since when the oldest of these is due; where nothing waits, its record's own time.
     pub oldest_overdue: Option<Timestamp>,
+    /// When the oldest record of an event that is not finished was written, waiting ones included.
+    pub oldest_record: Option<Timestamp>,
     /// Events that were started and are not finished.
     pub in_flight: u64,
     /// The partition had to stop.

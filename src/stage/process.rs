@@ -18,6 +18,7 @@ use super::ports::{Event, Handler};
 use super::trace::EventTrace;
 use crate::ladder::event::{Failure, Outcome, Timestamp};
 use crate::ladder::lane::Slot;
+use crate::telemetry::handler_spans::Scope;
 
 /// What is to be done with a held event.
 #[allow(clippy::large_enum_variant, reason = "moved once, on the hot path: a box would cost more")]
@@ -86,6 +87,8 @@ pub(super) fn prepare(ctx: &StageContext, names: &Names, held: &Held, fence: u64
 pub(super) struct Execution<'a> {
     pub(super) slot: Slot,
     handler: Option<BoxFuture<'a, Outcome>>,
+    /// Entered whenever the handler runs.
+    scope: Scope,
     timeout: Duration,
     /// Armed when the first poll leaves the handler pending: one that answers at once needs no timer.
     deadline: Option<Pin<Box<Sleep>>>,
@@ -99,8 +102,11 @@ impl<'a> Execution<'a> {
         event: Event,
         timeout: Duration,
     ) -> Result<Self, Outcome> {
+        let scope = Scope::new(event.trace);
+        let entered = scope.enter();
         let future = catch_unwind(AssertUnwindSafe(|| handler.handle(event))).map_err(|panic| panicked(&*panic))?;
-        Ok(Self { slot, handler: Some(future), timeout, deadline: None })
+        drop(entered);
+        Ok(Self { slot, handler: Some(future), scope, timeout, deadline: None })
     }
 }
 
@@ -110,7 +116,10 @@ impl Future for Execution<'_> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
         let Some(handler) = &mut this.handler else { return Poll::Pending };
-        match catch_unwind(AssertUnwindSafe(|| handler.as_mut().poll(cx))) {
+        let entered = this.scope.enter();
+        let polled = catch_unwind(AssertUnwindSafe(|| handler.as_mut().poll(cx)));
+        drop(entered);
+        match polled {
             Ok(Poll::Ready(outcome)) => return Poll::Ready((this.slot, outcome)),
             Ok(Poll::Pending) => {}
             Err(panic) => {

@@ -1,7 +1,9 @@
 //! Every metric, declared once, and Prometheus' text format.
 //!
 //! A metric's type, labels and help stand here and nowhere else; where its numbers come from is `admin`'s. Labels never
-//! carry event ids, keys or partitions, so the number of series depends on the configuration alone.
+//! carry event ids, keys or partitions, so the number of series depends on the configuration alone. Ours begin with
+//! `ladder_`; what others have named keeps its name: `process_`, and for spans `otel_sdk_`, which are OpenTelemetry's
+//! SDK metrics (semantic conventions 1.44) as Prometheus writes them.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Write};
@@ -74,6 +76,10 @@ metrics! {
         "For how long the oldest event that is due and not started has been due, 0 when there is none; on main since its record was written. An estimate beyond the events in memory.";
     LAG = "ladder_consumer_lag_events" Gauge "events" ["pipeline", "stage"]
         "End of the log minus the first offset that is not done, summed over the partitions of this instance; waiting events are part of it.";
+    OLDEST_UNPROCESSED = "ladder_oldest_unprocessed_seconds" Gauge "seconds" ["pipeline", "stage"]
+        "Age of the oldest record that is not done, on the partitions of this instance, 0 when there is none. Exact for the events in memory, an estimate from the log for those beyond.";
+    RETENTION = "ladder_retention_seconds" Gauge "seconds" ["pipeline", "stage"]
+        "For how long the stage's topic keeps records, handled or not (retention.ms); +Inf when age deletes none, absent while Kafka does not tell.";
     IN_FLIGHT = "ladder_in_flight" Gauge "events" ["pipeline", "stage"]
         "Events that were started and are not finished: claimed, running, with the producer, or being recorded.";
     PARTITIONS = "ladder_assigned_partitions" Gauge "partitions" ["pipeline", "stage"]
@@ -94,6 +100,14 @@ metrics! {
         "Headers that were missing or broken and were repaired; due_clamped: a due too far ahead; untrusted: a record whose ladder headers were all ignored.";
     BACKLOG_UNKNOWN = "ladder_backlog_unknown" Gauge "flag" ["pipeline", "stage"]
         "1 while Kafka does not tell the ends of the log: then what lies beyond the events in memory is as it was seen last.";
+    SPANS_PROCESSED = "otel_sdk_processor_span_processed_total" Counter "spans" ["error_type"]
+        "Spans that went to the exporter; with error_type queue_full: that were lost because the queue was full.";
+    SPANS_EXPORTED = "otel_sdk_exporter_span_exported_total" Counter "spans" ["error_type"]
+        "Spans that the collector took; with error_type export_failed: that were lost because it could not be reached, was too slow or refused them.";
+    SPAN_QUEUE_SIZE = "otel_sdk_processor_span_queue_size" Gauge "spans" []
+        "Spans that wait to be exported, those on their way included.";
+    SPAN_QUEUE_CAPACITY = "otel_sdk_processor_span_queue_capacity" Gauge "spans" []
+        "Most spans that may wait to be exported.";
     PROCESS_CPU = "process_cpu_seconds_total" Counter "seconds" []
         "CPU time of this process, user and system.";
     PROCESS_RESIDENT = "process_resident_memory_bytes" Gauge "bytes" []
@@ -117,7 +131,8 @@ pub struct Exposition {
 }
 
 impl Exposition {
-    /// Adds a number. `values` are those of the metric's labels, in their order.
+    /// Adds a number. `values` are those of the metric's labels, in their order; one that is empty is left out, which
+    /// means the same.
     pub fn add(&mut self, metric: &'static Metric, values: &[&str], number: impl Display) {
         debug_assert_ne!(metric.kind, Kind::Histogram);
         let out = self.samples.entry(metric.name).or_default();
@@ -170,7 +185,7 @@ fn line<'a>(
     out.push_str(name);
     out.push_str(suffix);
     let mut separator = '{';
-    for (label, value) in labels {
+    for (label, value) in labels.filter(|(_, value)| !value.is_empty()) {
         let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
         write!(out, "{separator}{label}=\"{value}\"").ok();
         separator = ',';
@@ -193,7 +208,10 @@ mod tests {
                 assert!(name.trim_end_matches("_total").ends_with(metric.unit), "{name} is in {}", metric.unit);
             }
             for label in metric.labels {
-                assert!(["pipeline", "stage", "outcome", "result", "op", "reason", "class", "header"].contains(label));
+                assert!(
+                    ["pipeline", "stage", "outcome", "result", "op", "reason", "class", "header", "error_type"]
+                        .contains(label)
+                );
             }
             assert_eq!(ALL.iter().filter(|m| m.name == name).count(), 1, "{name}");
             assert!(metric.help.ends_with('.'), "{name}");
@@ -204,6 +222,7 @@ mod tests {
     fn the_text_is_as_prometheus_reads_it() {
         let mut metrics = Exposition::default();
         metrics.add(&PROCESS_THREADS, &[], 7);
+        metrics.add(&SPANS_EXPORTED, &[""], 2);
         metrics.add(&DEAD_LETTERS, &["a\"b\\c\nd", "main", "poison"], 3);
         metrics.histogram(&LATENESS, &["orders", "retry-1"], [(0.001, 1), (2.5, 4)], 5, 12.25);
         let text = metrics.render();
@@ -217,6 +236,7 @@ mod tests {
                 r#"ladder_lateness_seconds_sum{pipeline="orders",stage="retry-1"} 12.25"#,
                 r#"ladder_lateness_seconds_count{pipeline="orders",stage="retry-1"} 5"#,
                 r#"ladder_dead_letters_total{pipeline="a\"b\\c\nd",stage="main",class="poison"} 3"#,
+                "otel_sdk_exporter_span_exported_total 2",
                 "process_threads 7",
             ]
         );

@@ -2,22 +2,23 @@
 //!
 //! Invariants: [`SpanQueue::offer`] never waits; a collector that is down or slow costs spans, which are counted, and
 //! nothing else; it is told once when it goes and once when it is back. [`Traces::shutdown`] ends within
-//! [`SHUTDOWN`]. One transport only: OTLP over gRPC.
+//! [`SHUTDOWN`]. One transport only: OTLP over gRPC, with TLS for https://.
 //!
 //! Leaves to others: what a span says (`adapters::otel`) and when there is one (`stage`).
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use opentelemetry::KeyValue;
-use opentelemetry_otlp::tonic_types::metadata::MetadataMap;
 use opentelemetry_otlp::{RetryPolicy, WithExportConfig, WithTonicConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{SpanData, SpanExporter};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
+use tonic::metadata::{Ascii, MetadataKey, MetadataMap, MetadataValue};
 
 /// Spans that may wait to be exported: about 20 MB at most.
 pub const QUEUE: usize = 16_384;
@@ -36,23 +37,41 @@ pub const SHUTDOWN: Duration = Duration::from_secs(3);
 /// Spans cannot be exported to where the configuration says.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No TLS for spans.
+    /// TLS cannot be had.
+    #[error("telemetry.otlp_endpoint: no TLS to {endpoint}: {reason}")]
+    Tls {
+        /// Where to.
+        endpoint: String,
+        /// What is missing or wrong.
+        reason: String,
+    },
+    /// The authorities cannot be read.
+    #[error("telemetry.otlp_ca: {file}: {source}; right would be a PEM file with certificates")]
+    Ca {
+        /// As configured.
+        file: String,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// Not to be sent as a header.
     #[error(
-        "telemetry.otlp_endpoint: {0} asks for TLS, which this build has not for spans: use http:// and a collector on this host"
+        "telemetry.otlp_headers: `{0}` or its value is none for a header: right would be letters, digits and `-`, and a value of printable ASCII"
     )]
-    Tls(String),
+    Header(String),
     /// The exporter refuses its settings.
     #[error("telemetry.otlp_endpoint: {0}")]
     Exporter(String),
 }
 
 /// Where spans go, and what they say of this process.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Options {
-    /// `http://host:port` of an OTLP gRPC receiver.
+    /// `http://host:port` or `https://host:port` of an OTLP gRPC receiver.
     pub endpoint: String,
-    /// `authorization` of each export.
-    pub authorization: Option<String>,
+    /// Sent with each export; of two with one name the last counts. May hold secrets.
+    pub headers: Vec<(String, String)>,
+    /// PEM file of authorities to be trusted beside the system's.
+    pub ca: Option<PathBuf>,
     /// `service.name`.
     pub service: &'static str,
     /// `service.instance.id`: another for every process.
@@ -128,24 +147,16 @@ impl Traces {
     /// # Panics
     /// Outside a tokio runtime.
     pub fn start(options: Options) -> Result<Self, Error> {
-        if options.endpoint.starts_with("https:") {
-            return Err(Error::Tls(options.endpoint));
-        }
-        let mut metadata = MetadataMap::new();
-        if let Some(value) = options.authorization {
-            let value =
-                value.parse().map_err(|_| Error::Exporter("its user or password is not printable".to_owned()))?;
-            metadata.insert("authorization", value);
-            metadata.get_mut("authorization").into_iter().for_each(|value| value.set_sensitive(true));
-        }
-        let exporter = opentelemetry_otlp::SpanExporter::builder()
+        let mut exporter = opentelemetry_otlp::SpanExporter::builder()
             .with_tonic()
             .with_endpoint(&options.endpoint)
-            .with_metadata(metadata)
+            .with_metadata(metadata(&options.headers)?)
             .with_timeout(EXPORT)
-            .with_retry_policy(RetryPolicy::disabled())
-            .build()
-            .map_err(|error| Error::Exporter(error.to_string()))?;
+            .with_retry_policy(RetryPolicy::disabled());
+        if options.endpoint.starts_with("https:") {
+            exporter = exporter.with_channel(tls_channel(&options)?);
+        }
+        let exporter = exporter.build().map_err(|error| Error::Exporter(error.to_string()))?;
         Ok(Self::with_exporter(exporter, resource(options.service, options.instance), options.endpoint))
     }
 
@@ -192,6 +203,34 @@ impl Traces {
         }
         lost
     }
+}
+
+/// Headers for the collector, hidden from whatever prints requests.
+fn metadata(headers: &[(String, String)]) -> Result<MetadataMap, Error> {
+    let mut metadata = MetadataMap::new();
+    for (name, value) in headers {
+        let invalid = || Error::Header(name.clone());
+        let key = MetadataKey::<Ascii>::from_bytes(name.as_bytes()).map_err(|_| invalid())?;
+        let mut value: MetadataValue<Ascii> = value.parse().map_err(|_| invalid())?;
+        value.set_sensitive(true);
+        metadata.insert(key, value);
+    }
+    Ok(metadata)
+}
+
+#[cfg(feature = "tls")]
+fn tls_channel(options: &Options) -> Result<tonic::transport::Channel, Error> {
+    let read =
+        |file: &PathBuf| std::fs::read(file).map_err(|source| Error::Ca { file: file.display().to_string(), source });
+    let ca = options.ca.as_ref().map(read).transpose()?;
+    tls::channel(&options.endpoint, ca.as_deref())
+        .map_err(|error| Error::Tls { endpoint: options.endpoint.clone(), reason: error.to_string() })
+}
+
+#[cfg(not(feature = "tls"))]
+fn tls_channel(options: &Options) -> Result<tonic::transport::Channel, Error> {
+    let reason = "this build has none; use http://, or a build with the feature `tls`".to_owned();
+    Err(Error::Tls { endpoint: options.endpoint.clone(), reason })
 }
 
 /// RFC 4648, section 4: what `authorization: Basic` wants.
@@ -298,3 +337,5 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "tls")]
+mod tls;

@@ -4,7 +4,12 @@
 mod exit_codes;
 mod harness;
 mod killed;
+mod limits;
+mod logs;
 mod offsets;
+mod outage;
+mod pauses;
+mod prometheus;
 mod redis_restart;
 mod sharing;
 mod signals;

@@ -110,10 +110,11 @@ impl Pipeline {
         let retries: Vec<_> = retries.iter().map(|ms| format!("{{ delay: {ms}ms }}")).collect();
         let config = format!(
             "kafka: {{ brokers: '{}' }}\nredis: {{ url: '{redis}', prefix: {topic} }}\n\
-             telemetry: {{ otlp_endpoint: '{collector}', log_format: json }}\n\
+             telemetry: {{ otlp_endpoint: '{collector}', jaeger_url: '{}', log_format: json }}\n\
              pipelines:\n  p:\n    topic: {topic}\n    group: g\n    message: shop.v1.OrderPlaced\n    partitions: 1\n    \
              retries: [{}]\n    handler: {{ http: {{ url: 'http://{}/' }} }}\n",
             brokers(),
+            service("JAEGER_URL"),
             retries.join(", "),
             sink.address,
         );
@@ -164,6 +165,13 @@ impl Pipeline {
         let done = child.wait_with_output().unwrap();
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
         assert_eq!(String::from_utf8_lossy(&done.stderr), "", "the collector takes the spans");
+    }
+
+    /// What `pipeline trace` prints, and its exit code.
+    fn trace(&self, args: &[&str]) -> (Option<i32>, String, String) {
+        let done = self.command(&[&["trace"], args].concat()).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (done.status.code(), text(&done.stdout), text(&done.stderr))
     }
 
     fn rung(&self, name: &str) -> String {
@@ -363,6 +371,7 @@ async fn one_event_is_one_trace_over_three_processes() {
     check_tree(&spans, &[(&process, parent), (&send_1, &process), (&wait_1, &send_1), (&process_1, &send_1)]);
     check_wait(&spans, &one, DELAYS[0]);
 
+    check_printed(&pipeline, &call, &sink.find("quiet", "main").unwrap());
     for topic in [&one, &two, &dlq] {
         for headers in pipeline.headers(topic) {
             let mut names = BTreeMap::new();
@@ -370,6 +379,62 @@ async fn one_event_is_one_trace_over_three_processes() {
             assert!(names.values().all(|n| *n == 1), "{topic}: {names:?}");
         }
     }
+}
+
+/// The same traces as `pipeline trace` shows them.
+fn check_printed(pipeline: &Pipeline, twice: &Call, quiet: &Call) {
+    // The word before each span's name is how deep it stands; behind the name, what must be told of it.
+    #[track_caller]
+    fn check(printed: &str, topic: &str, expect: &[(&str, &[&str])]) {
+        let printed = printed.replace(topic, "TOPIC");
+        let rows: Vec<_> = printed.lines().skip_while(|line| !line.trim_start().starts_with("start")).skip(1).collect();
+        assert_eq!(rows.len(), expect.len() + 1, "a line for each span, and an empty one: {printed}");
+        for (row, (name, told)) in rows.iter().zip(expect) {
+            assert!(row.contains(name) && told.iter().all(|word| row.contains(word)), "{name} {told:?}: {printed}");
+        }
+    }
+    let run = |id: &str| {
+        let (code, out, err) = pipeline.trace(&[id]);
+        assert_eq!((code, err.as_str()), (Some(0), ""), "{id}");
+        out
+    };
+    // Other runs may have left traces of events of the same names: this run's is the last.
+    let last = |out: String, id: &str| format!("event {id}: {}", out.rsplit(&format!("event {id}: ")).next().unwrap());
+    let ladder: [(&str, &[&str]); 8] = [
+        ("  send TOPIC", &["[retry-ladder-produce]"]),
+        ("  └─ process TOPIC", &["main · attempt 1 · FAILED transient", "→ forward"]),
+        ("     └─ send TOPIC.g.retry-1", &[]),
+        ("        ├─ wait TOPIC.g.retry-1", &["retry-1 · waited until due", "late"]),
+        ("        └─ process TOPIC.g.retry-1", &["retry-1 · attempt 2", "late", "FAILED transient", "→ forward"]),
+        ("           └─ send TOPIC.g.retry-2", &[]),
+        ("              ├─ wait TOPIC.g.retry-2", &["retry-2 · waited until due", "late"]),
+        ("              └─ process TOPIC.g.retry-2", &["retry-2 · attempt 3", "late"]),
+    ];
+    let out = last(run("twice"), "twice");
+    assert!(out.starts_with("event twice: done on retry-2 at attempt 3\n"), "{out}");
+    check(&out, &pipeline.topic, &ladder);
+    check(&run(&twice.traceparent), &pipeline.topic, &ladder);
+    let out = last(run("always"), "always");
+    assert!(out.starts_with("event always: dead-lettered by retry-2 at attempt 3: exhausted\n"), "{out}");
+    let dead = ("                 └─ send TOPIC.g.dlq", &[] as &[&str]);
+    check(&out, &pipeline.topic, &ladder.iter().copied().chain([dead]).collect::<Vec<_>>());
+    assert!(run(&quiet.traceparent).contains("its parent is not here"), "its producer was not sampled");
+
+    let (code, out, err) = pipeline.trace(&["--json", trace_id(&twice.traceparent)]);
+    let json: Value = serde_json::from_str(&out).unwrap_or_else(|e| panic!("{e}: {out}"));
+    assert_eq!(
+        (code, err.as_str(), &json["traces"][0]["outcome"]),
+        (Some(0), "", &"done on retry-2 at attempt 3".into())
+    );
+    assert_eq!(json["traces"][0]["spans"].as_array().map(Vec::len), Some(ladder.len()));
+
+    let (code, out, err) = pipeline.trace(&["nobody"]);
+    assert_eq!((code, out.as_str()), (Some(1), ""));
+    assert!(err.contains("nothing of `nobody`") && err.contains("sample_ratio is 1"), "{err}");
+    let (code, out, err) = pipeline.trace(&["twice", "--jaeger", "http://127.0.0.1:1"]);
+    assert_eq!((code, out.as_str()), (Some(1), ""));
+    assert!(err.contains("no Jaeger answers at http://127.0.0.1:1/") && err.contains("--jaeger URL"), "{err}");
+    assert_eq!(pipeline.trace(&["twice", "--jaeger", "localhost"]).0, Some(64));
 }
 
 /// What the proxy before the collector does.

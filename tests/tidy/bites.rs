@@ -99,6 +99,14 @@ fn an_arrow_against_the_order_is_a_fault() {
 }
 
 #[test]
+fn a_judge_that_uses_what_it_judges_is_a_fault() {
+    check("src/prove/ledger/x.rs", "//! x\nuse crate::ladder::headers;", &["prove::ledger uses `ladder::headers`"]);
+    check("src/prove/ledger/x.rs", "//! x\nuse super::super::plan;", &["prove::ledger uses `prove::plan`"]);
+    check("src/prove/ledger/x.rs", "//! x\nuse super::evidence::Held;\nuse std::fmt;", &[]);
+    check("src/prove/plan.rs", "//! x\nuse super::ledger::Fate;\nuse crate::config::Config;", &[]);
+}
+
+#[test]
 fn adapters_that_import_each_other_are_a_fault() {
     check("src/adapters/redis.rs", "//! x\nuse super::memory::Store;", &["adapter `redis` uses adapter `memory`"]);
     check("src/adapters/kafka/x.rs", "//! x\nuse crate::adapters::redis;", &["adapter `kafka` uses adapter `redis`"]);
@@ -126,6 +134,17 @@ fn a_loose_image_or_an_open_port_in_the_compose_file_is_a_fault() {
     let bad = "image: redis:7-alpine\nports:\n- \"9092:9092\"\nimage: jaeger";
     let found = compose_faults(bad);
     assert!(found.len() == 3 && found[1].starts_with("docker-compose.yml:3: port"), "{found:?}");
+}
+
+#[test]
+fn a_service_on_the_network_of_the_host_says_that_it_stays_on_loopback() {
+    let service = |name: &str, more: &str| format!("  {name}:\n    network_mode: host\n    {more}\n");
+    let prometheus = service("a", "- --web.listen-address=127.0.0.1:${PORT:-9090}");
+    let grafana = service("b", "GF_SERVER_HTTP_ADDR: 127.0.0.1");
+    assert_eq!(compose_faults(&format!("{prometheus}{grafana}")), Vec::<String>::new());
+    let found =
+        compose_faults(&format!("{}{grafana}{}", service("c", "- --web.listen-address=:9090"), service("d", "x")));
+    assert!(found.len() == 2 && found[0].starts_with("docker-compose.yml:2: a service on the host's"), "{found:?}");
 }
 
 #[test]

@@ -26,6 +26,9 @@ const ARROWS: &[(&str, &[&str])] = &[
 /// The packages that the ladder may use: none that does I/O, reads a clock or draws random numbers.
 const LADDER_PACKAGES: &[&str] = &["serde", "serde_json", "thiserror", "percent_encoding", "sha2"];
 
+/// The checker of the proof shares nothing with what it checks.
+const JUDGE: [&str; 2] = ["prove", "ledger"];
+
 const MAX_LINES: usize = 600;
 const AIM_LINES: usize = 500;
 
@@ -46,6 +49,12 @@ fn the_compose_file_pins_images_and_stays_on_loopback() {
     let text = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docker-compose.yml")).unwrap();
     let faults = compose_faults(&text);
     assert!(faults.is_empty(), "{}", faults.join("\n"));
+    // What is mounted from here is here: a missing file would be mounted as an empty folder.
+    let mounts: Vec<_> = text.lines().filter_map(|l| l.trim().strip_prefix("- ./")?.split(':').next()).collect();
+    assert!(mounts.len() > 5, "{mounts:?}");
+    for mount in mounts {
+        assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join(mount).exists(), "docker-compose.yml mounts {mount}");
+    }
 }
 
 // ---------------------------------------------------------------------------------------------- the rules
@@ -163,6 +172,10 @@ impl Code<'_> {
 /// Why a module may not use `target`, both from the crate's root.
 fn arrow_fault(module: &[String], target: &[String]) -> Option<String> {
     let (part, used) = (module.first()?.as_str(), target.first()?.as_str());
+    if module.starts_with(&JUDGE.map(str::to_owned)) && !target.starts_with(&JUDGE.map(str::to_owned)) {
+        let target = target.join("::");
+        return Some(format!("{} uses `{target}`: it judges the rest and may use only itself", JUDGE.join("::")));
+    }
     if used == part {
         let (Some(own), Some(other)) = (module.get(1), target.get(1)) else { return None };
         let is_adapter = part == "adapters" && other.chars().next().is_some_and(char::is_lowercase);
@@ -185,8 +198,17 @@ fn arrow_fault(module: &[String], target: &[String]) -> Option<String> {
 fn compose_faults(text: &str) -> Vec<String> {
     let mut out = Vec::new();
     let mut in_ports = false;
-    for (n, line) in text.lines().enumerate() {
+    let mut open: Option<usize> = None; // a service on the host's network that has not said yet that it stays on loopback
+    for (n, line) in text.lines().chain(["  end:"]).enumerate() {
+        let is_service = line.strip_prefix("  ").is_some_and(|l| !l.starts_with([' ', '#']) && l.ends_with(':'));
         let (n, line) = (n + 1, line.trim());
+        if line == "network_mode: host" {
+            open = Some(n);
+        } else if line.contains("--web.listen-address=127.0.0.1:") || line == "GF_SERVER_HTTP_ADDR: 127.0.0.1" {
+            open = None;
+        } else if is_service && let Some(n) = open.take() {
+            out.push(format!("docker-compose.yml:{n}: a service on the host's network does not listen on 127.0.0.1"));
+        }
         if let Some(image) = line.strip_prefix("image:") {
             let tag = image.trim().rsplit_once(':').map_or("", |(_, tag)| tag);
             if !tag.trim_start_matches('v').starts_with(|c: char| c.is_ascii_digit()) || tag.matches('.').count() < 2 {

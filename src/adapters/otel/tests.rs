@@ -15,11 +15,13 @@ use crate::ladder::event::{Failure, Outcome};
 use crate::ladder::headers::CopyKeys;
 use crate::ladder::rungs::{Ladder, LadderSpec};
 use crate::stage::Stage;
-use crate::stage::clock::{Clock as _, SystemClock};
+use crate::stage::clock::{Clock, SystemClock};
 use crate::stage::context::{Decode, Partitions, StageContext, StageSettings};
+use crate::stage::gate::Gate;
 use crate::stage::lanes::{LaneCommand, LaneHost};
 use crate::stage::ports::{AckSink, Event, Handler, Outgoing, PublishError, Publisher};
 use crate::stage::record::Record;
+use crate::telemetry::handler_spans::HandlerSpans;
 use crate::telemetry::traces::Traces;
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
@@ -66,8 +68,19 @@ impl Handler for Script {
     fn handle(&self, event: Event) -> BoxFuture<'_, Outcome> {
         self.seen.lock().unwrap().push(event.trace.map(|trace| trace.to_string()));
         let outcome = self.outcomes.lock().unwrap().pop_front().unwrap_or(Outcome::Done);
-        Box::pin(std::future::ready(outcome))
+        Box::pin(async move {
+            charge(event.attempt).await;
+            outcome
+        })
     }
+}
+
+/// What a user's handler does, with spans of its own.
+#[tracing::instrument]
+async fn charge(attempt: u32) {
+    tracing::info_span!("look up the card").in_scope(|| tracing::info!("found"));
+    tokio::task::yield_now().await;
+    tracing::info_span!("ask the bank").in_scope(|| {});
 }
 
 struct Plain;
@@ -97,6 +110,7 @@ struct Setup {
     outcomes: Vec<Outcome>,
     value: &'static [u8],
     refusals: u32,
+    handler_spans: HandlerSpans,
 }
 
 impl Default for Setup {
@@ -107,6 +121,7 @@ impl Default for Setup {
             outcomes: Vec::new(),
             value: b"value",
             refusals: 0,
+            handler_spans: HandlerSpans::default(),
         }
     }
 }
@@ -121,6 +136,7 @@ async fn live(setup: Setup) -> Life {
     let ladder = Arc::new(Ladder::new(spec).unwrap());
     let collected = Collected::default();
     let traces = Traces::with_exporter(collected.clone(), Resource::builder_empty().build(), "test".into());
+    setup.handler_spans.export(traces.queue());
     let (broker, script) = (Arc::new(Broker::default()), Arc::new(Script::default()));
     *broker.refusals.lock().unwrap() = setup.refusals;
     script.outcomes.lock().unwrap().extend(setup.outcomes);
@@ -143,8 +159,10 @@ async fn live(setup: Setup) -> Life {
         let tracer = setup
             .sampling
             .map(|sampling| Arc::new(OtelTracer::new(traces.queue(), sampling, "retry-ladder")) as Arc<dyn Tracer>);
+        let (clock, stats) = (Arc::new(SystemClock) as Arc<dyn Clock>, Arc::default());
         let stage = Stage::new(
             Arc::new(StageContext {
+                gate: Gate::open(ladder.pipeline(), &clock, &stats),
                 stage: rung.index,
                 message: "m".into(),
                 decode: Arc::new(Plain),
@@ -152,14 +170,14 @@ async fn live(setup: Setup) -> Life {
                 store: Arc::new(MemoryStore::default()),
                 publisher: Arc::clone(&broker) as _,
                 tracer,
-                clock: Arc::new(SystemClock),
+                clock,
                 permits: Arc::new(Semaphore::new(4)),
                 partitions: Partitions(vec![6; 4]),
                 gained_partitions: false.into(),
                 keys: CopyKeys::new("idem", &ladder),
                 settings: StageSettings { dedup, ..StageSettings::default() },
                 process: 7,
-                stats: Arc::default(),
+                stats,
                 ladder: Arc::clone(&ladder),
             }),
             tokio::runtime::Handle::current(),
@@ -427,4 +445,57 @@ fn texts_of_any_length_are_cut_at_a_character() {
     assert_eq!(cut(&long).len(), 512);
     assert_eq!(cut(&format!("x{long}")).len(), 511);
     assert_eq!(cut("short"), "short");
+}
+
+#[tokio::test]
+async fn spans_of_a_handler_are_children_of_its_execution() {
+    use tracing_subscriber::prelude::*;
+
+    let handler_spans = HandlerSpans::default();
+    // Of this thread, which runs the stage as well.
+    let subscriber = tracing_subscriber::registry().with(handler_spans.layer());
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let _unrelated = tracing::info_span!("not of any event").entered();
+    drop(tracing::info_span!("nor this").entered());
+    let setup = || Setup { handler_spans: handler_spans.clone(), ..Setup::default() };
+
+    let life = live(setup()).await;
+    life.check_tree(&[
+        ("process orders", ROOT),
+        ("charge", "process orders"),
+        ("look up the card", "charge"),
+        ("ask the bank", "charge"),
+    ]);
+    assert_eq!(attribute(life.span("charge"), "attempt").as_deref(), Some("1"));
+    assert_eq!(life.span("look up the card").events[0].name, "found");
+}
+
+#[tokio::test]
+async fn an_execution_that_is_not_traced_leaves_no_spans_of_its_handler() {
+    use tracing_subscriber::prelude::*;
+
+    let handler_spans = HandlerSpans::default();
+    let subscriber = tracing_subscriber::registry().with(handler_spans.layer());
+    let guard = tracing::subscriber::set_default(subscriber);
+    let headers = || vec![("traceparent", format!("00-{TRACE}-{ROOT}-00"))];
+    let life = live(Setup { handler_spans: handler_spans.clone(), headers: headers(), ..Setup::default() }).await;
+    assert_eq!(life.names(), [""; 0]);
+
+    // From the first failure on it is traced: what its handler did by then is not there, what it does next is.
+    let handler_spans = HandlerSpans::default();
+    let subscriber = tracing_subscriber::registry().with(handler_spans.layer());
+    drop(guard);
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let life = live(Setup { handler_spans, headers: headers(), outcomes: vec![fails()], ..Setup::default() }).await;
+    let one = "orders.billing.retry-1";
+    let [send, wait, process] = ["send", "wait", "process"].map(|what| format!("{what} {one}"));
+    life.check_tree(&[
+        ("process orders", ROOT),
+        (&send, "process orders"),
+        (&wait, &send),
+        (&process, &send),
+        ("charge", &process),
+        ("look up the card", "charge"),
+        ("ask the bank", "charge"),
+    ]);
 }

@@ -97,6 +97,25 @@ fn delays_rise_strictly() {
 }
 
 #[test]
+fn one_fault_of_a_pipeline_hides_no_other() {
+    let check = |keys: &str, expected: &[&str]| {
+        let faults = faults(&sources(&with(keys)));
+        let paths: Vec<_> = faults.0.iter().map(|f| f.path.trim_start_matches("pipelines.orders.")).collect();
+        assert_eq!(paths, expected, "{faults}");
+    };
+    check("retries: [{delay: 5s}, {delay: soon}, {delay: 1s}]", &["retries[1].delay", "retries[2].delay"]);
+    check("retries: [{delay: soon}, {delay: 5s, name: a b}]", &["retries[0].delay", "retries[1].name"]);
+    check("retries: [{delay: soon}, {delay: 1h}], retention: 2h", &["retries[0].delay", "retention"]);
+    check("retries: [{delay: 1h}, {delay: 1h}], retention: 1h", &["retries[1].delay", "retention"]);
+    check(
+        "group: a b, dlq: {name: c d}, window: {waiting_bytes: 1}, concurrency: 0",
+        &["concurrency", "window.waiting_bytes", "group", "dlq.name"],
+    );
+    // An unreadable delay says nothing about the order of the others, nor about the retention that they need.
+    check("retries: [{delay: 5s}, {delay: soon}, {delay: 6s}]", &["retries[1].delay"]);
+}
+
+#[test]
 fn every_stage_has_a_topic_of_its_own() {
     let two = |a: &str, b: &str| format!("retries: [{{delay: 1s, name: {a}}}, {{delay: 2s, name: {b}}}]");
     pipeline(&two("x", "x"), "retries[1].name", &["retry-2 has the topic of retry-1"]);
@@ -142,6 +161,19 @@ fn times_agree_with_each_other() {
     beside("kafka: {drain_timeout: 5m}", "kafka.drain_timeout", &["kafka.max_poll_interval", "less than 5m"]);
     beside("kafka: {max_poll_interval: 12s}", "kafka.session_timeout", &["15s", "at most 12s"]);
     beside("kafka: {message_timeout: 60s}", "kafka.message_timeout", &["from 2m"]);
+}
+
+#[test]
+fn a_breaker_or_a_brake_that_could_never_work_as_meant_is_refused() {
+    pipeline(
+        "breaker: {cool_down: 1m}",
+        "breaker.max_cool_down",
+        &["30s", "shorter than the first", "at least cool_down, 1m"],
+    );
+    pipeline("brake: {max_cool_down: 1m}", "brake.max_cool_down", &["1m", "at least cool_down, 5m"]);
+    pipeline("breaker: {consecutive_failures: 5}", "breaker.slow_failures", &["rare events", "at most 5"]);
+    pipeline("breaker: {min_time: 1m}", "breaker.slow_time", &["shorter than min_time", "at least min_time, 1m"]);
+    pipeline("brake: {ratio: 0}", "brake.ratio", &["0.01"]);
 }
 
 #[test]

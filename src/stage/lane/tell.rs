@@ -13,6 +13,7 @@ impl Task<'_> {
         let stats = &self.ctx.stats;
         if fx.permits > 0 {
             self.ctx.permits.add_permits(fx.permits);
+            self.ctx.gate.returned(fx.permits);
         }
         stats.busy.add(fx.busy as u64);
         stats.leases_lost.add(fx.leases_lost as u64);
@@ -50,17 +51,17 @@ impl Task<'_> {
             store_down: lane.store_down(),
             ..LaneView::default()
         };
+        let earlier = |oldest: Option<Timestamp>, at| Some(oldest.map_or(at, |oldest| oldest.min(at)));
         for (held, standing) in lane.standings(now) {
+            // A record without a time counts as written now: nobody is to be alarmed by what is not known.
+            let written = u64::try_from(held.record.timestamp_ms).map_or(now, Timestamp::from_millis);
+            view.oldest_record = earlier(view.oldest_record, written);
             match standing {
                 Standing::Waiting => view.waiting += 1,
                 Standing::Started => view.in_flight += 1,
                 Standing::Overdue => {
-                    let written = || {
-                        Timestamp::from_millis(u64::try_from(held.record.timestamp_ms).unwrap_or(now.floor_millis()))
-                    };
-                    let due = held.envelope.due.unwrap_or_else(written);
                     view.overdue += 1;
-                    view.oldest_overdue = Some(view.oldest_overdue.map_or(due, |oldest| oldest.min(due)));
+                    view.oldest_overdue = earlier(view.oldest_overdue, held.envelope.due.unwrap_or(written));
                 }
             }
         }

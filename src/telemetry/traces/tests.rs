@@ -148,16 +148,83 @@ async fn a_dead_collector_is_given_up_per_batch_and_does_not_delay_the_end() {
     queue.offer(span("late"));
 }
 
-#[tokio::test]
-async fn an_endpoint_with_tls_is_refused_with_a_remedy() {
-    let options = Options {
-        endpoint: "https://collector:4317/".into(),
-        authorization: None,
-        service: "retry-ladder",
-        instance: "i".into(),
-    };
-    let error = Traces::start(options).unwrap_err().to_string();
-    assert!(error.contains("telemetry.otlp_endpoint") && error.contains("http://"), "{error}");
+fn options(endpoint: String) -> Options {
+    Options { endpoint, headers: Vec::new(), ca: None, service: "retry-ladder", instance: "i".into() }
+}
+
+#[test]
+fn headers_are_sent_hidden_and_what_is_none_is_refused() {
+    let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let sent = metadata(&[pair("Authorization", "Basic x"), pair("authorization", "Bearer hunter2")]).unwrap();
+    assert_eq!((sent.len(), sent.get("authorization").unwrap().to_str().unwrap()), (1, "Bearer hunter2"));
+    assert!(!format!("{sent:?}").contains("hunter2"));
+    for (name, value) in [("two words", "x"), ("x", "a\nb"), ("x-bin", "x"), ("", "x")] {
+        let error = metadata(&[pair(name, value)]).unwrap_err().to_string();
+        assert!(error.contains("telemetry.otlp_headers") && error.contains(name), "{error}");
+    }
+}
+
+#[cfg(feature = "tls")]
+mod tls {
+    use std::path::Path;
+    use std::process::Command;
+
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// A self-signed certificate for localhost, made by the openssl command: its PEM file, and what a server needs.
+    fn certificate(folder: &Path) -> (PathBuf, native_tls::Identity) {
+        let [key, cert] = ["key.pem", "cert.pem"].map(|name| folder.join(name));
+        let made = Command::new("openssl")
+            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"])
+            .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"])
+            .args([Path::new("-keyout"), &key, Path::new("-out"), &cert])
+            .output()
+            .expect("the openssl command, for certificates of this test");
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let [key, pem] = [&key, &cert].map(|file| std::fs::read(file).unwrap());
+        (cert, native_tls::Identity::from_pkcs8(&pem, &key).unwrap())
+    }
+
+    /// What a collector sees first of a client: whether it offers HTTP/2, and what it says once TLS stands.
+    async fn first_words(listener: TcpListener, identity: native_tls::Identity) -> (bool, Option<Vec<u8>>) {
+        let acceptor = tokio_native_tls::TlsAcceptor::from(native_tls::TlsAcceptor::new(identity).unwrap());
+        let (tcp, _) = listener.accept().await.unwrap();
+        let mut hello = [0; 4_096];
+        let size = tcp.peek(&mut hello).await.unwrap();
+        let offers_http2 = hello[..size].windows(3).any(|bytes| bytes == b"\x02h2");
+        let Ok(mut stream) = acceptor.accept(tcp).await else { return (offers_http2, None) };
+        let mut said = vec![0; 14];
+        (offers_http2, stream.read_exact(&mut said).await.is_ok().then_some(said))
+    }
+
+    #[tokio::test]
+    async fn spans_go_by_tls_to_a_collector_that_is_trusted_and_to_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, identity) = certificate(folder.path());
+        for (host, ca, expect) in [
+            ("localhost", Some(file.clone()), Some(b"PRI * HTTP/2.0".to_vec())),
+            ("127.0.0.1", Some(file), Some(b"PRI * HTTP/2.0".to_vec())),
+            ("localhost", None, None),
+        ] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let endpoint = format!("https://{host}:{}/", listener.local_addr().unwrap().port());
+            let traces = Traces::start(Options { ca, ..options(endpoint) }).unwrap();
+            traces.queue().offer(span("one"));
+            let words = first_words(listener, identity.clone());
+            assert_eq!(timeout(Duration::from_secs(60), words).await.unwrap(), (true, expect), "{host}");
+            assert_eq!(traces.shutdown().await, 1, "nobody has answered");
+        }
+    }
+
+    #[tokio::test]
+    async fn authorities_that_cannot_be_read_are_told() {
+        let endpoint = "https://localhost:4317/".to_owned();
+        let error = Traces::start(Options { ca: Some("/nowhere/ca.pem".into()), ..options(endpoint) }).unwrap_err();
+        assert!(error.to_string().contains("telemetry.otlp_ca: /nowhere/ca.pem"), "{error}");
+    }
 }
 
 #[test]

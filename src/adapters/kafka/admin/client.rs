@@ -14,7 +14,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::lookup::{Listing, Lookup, Quiet};
 use super::plan::{self, ActualTopic, PipelineTopics, TopicSpec};
-use super::{Connection, Creation, Error, LOOK_AGAIN, Orphan, REQUEST_TIMEOUT, TopicState};
+use super::{Connection, Creation, Error, LOOK_AGAIN, Orphan, REQUEST_TIMEOUT, Retention, TopicState};
 
 /// Longest wait until created topics are in the metadata with a leader for each partition.
 const VISIBLE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -248,6 +248,15 @@ impl Admin {
         let name = topic.to_owned();
         let sum = self.blocking(move |lookup| lookup.messages(&name, partitions)).await?;
         Ok(sum.map_err(|why| tracing::debug!(topic, %why, "watermarks unknown")).ok())
+    }
+
+    /// For how long each of these topics keeps records; one whose settings cannot be read is [`Retention::Unknown`].
+    ///
+    /// # Errors
+    /// When the cluster does not answer.
+    pub async fn retentions(&self, topics: &BTreeSet<String>) -> Result<BTreeMap<String, Retention>, Error> {
+        let configs = self.configs(topics).await?.into_iter();
+        Ok(configs.map(|(topic, told)| (topic, told.map_or(Retention::Unknown, |c| Retention::of(&c)))).collect())
     }
 
     // ------------------------------------------------------------------------------------------ helpers

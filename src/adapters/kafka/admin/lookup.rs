@@ -10,9 +10,9 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::{Offset, TopicPartitionList};
 
 use super::{Connection, REQUEST_TIMEOUT};
+use crate::adapters::kafka::offsets::{committed_offsets, watermarks};
 
 /// What the metadata say.
 pub(super) struct Listing {
@@ -74,7 +74,7 @@ impl Lookup {
     }
 
     fn watermarks(&self, topic: &str, partition: i32) -> Result<(i64, i64), KafkaError> {
-        self.consumer.fetch_watermarks(topic, partition, REQUEST_TIMEOUT)
+        watermarks(&self.consumer, topic, partition, REQUEST_TIMEOUT)
     }
 
     /// Records of a topic that a group has not consumed; from the log's start where it has committed nothing.
@@ -83,18 +83,11 @@ impl Lookup {
         config.set("group.id", group).set("enable.auto.commit", "false");
         // Neither subscribes nor joins: it only asks the coordinator for the group's offsets.
         let reader: BaseConsumer<Quiet> = config.create_with_context(Quiet::default())?;
-        let mut asked = TopicPartitionList::new();
-        asked.add_partition_range(topic, 0, partitions - 1);
-        let committed = reader.committed_offsets(asked, REQUEST_TIMEOUT)?;
+        let committed = committed_offsets(&reader, topic, 0..partitions, REQUEST_TIMEOUT)?;
         let mut backlog = 0;
-        for element in committed.elements_for_topic(topic) {
-            element.error()?;
-            let (low, high) = self.watermarks(topic, element.partition())?;
-            let next = match element.offset() {
-                Offset::Offset(offset) => offset.max(low),
-                _ => low,
-            };
-            backlog += span(next, high);
+        for partition in 0..partitions {
+            let (low, high) = self.watermarks(topic, partition)?;
+            backlog += span(committed.get(&partition).map_or(low, |offset| low.max(*offset)), high);
         }
         Ok(backlog)
     }

@@ -21,6 +21,7 @@ pub mod topics;
 mod client;
 mod lookup;
 
+use crate::telemetry::duration;
 pub use client::Admin;
 use plan::ActualTopic;
 
@@ -41,7 +42,7 @@ pub enum Error {
         reason: String,
     },
     /// No broker answered in time.
-    #[error("kafka not reachable at {brokers} within {}: {cause}", humantime::format_duration(*timeout))]
+    #[error("kafka not reachable at {brokers} within {}: {cause}", duration::show(*timeout))]
     Unreachable {
         /// As configured.
         brokers: String,
@@ -134,6 +135,39 @@ pub enum TopicState {
     Missing,
     /// This user may not describe it, so the broker does not say whether it exists.
     Hidden,
+}
+
+/// For how long a topic keeps its records, whether they were handled or not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Retention {
+    /// Not known, or not yet: the settings may be unreadable for this user.
+    #[default]
+    Unknown,
+    /// Age deletes none (`retention.ms` is -1, or the topic is compacted only).
+    Forever,
+    /// Records that are older may be gone.
+    Limited(Duration),
+}
+
+impl Retention {
+    /// As these settings of a topic say.
+    pub fn of(configs: &BTreeMap<String, String>) -> Self {
+        if configs.get("cleanup.policy").is_some_and(|policy| !policy.contains("delete")) {
+            return Retention::Forever;
+        }
+        match configs.get("retention.ms").map(|ms| ms.parse::<i64>()) {
+            Some(Ok(ms)) => u64::try_from(ms).map_or(Retention::Forever, |ms| Self::Limited(Duration::from_millis(ms))),
+            _ => Retention::Unknown,
+        }
+    }
+
+    /// The time, where there is a limit and it is known.
+    pub fn limit(self) -> Option<Duration> {
+        match self {
+            Retention::Limited(limit) => Some(limit),
+            Retention::Unknown | Retention::Forever => None,
+        }
+    }
 }
 
 /// What became of the wish to create a topic.

@@ -5,7 +5,7 @@
 //! Nothing here joins a group, commits an offset or creates a topic.
 //!
 //! Exact where every offset holds an event and dues rise with offsets; else an estimate: jitter, `Retry-After` and
-//! redrives mix dues, and the markers of transactions count as events. A broken estimate is never negative and never
+//! redrives mix dues, and the markers of transactions between events count as such. A broken estimate is never negative and never
 //! more than the log holds.
 
 mod reader;
@@ -40,6 +40,8 @@ pub struct Backlog {
     pub boundary: i64,
     /// Due time of the oldest event before the boundary that was looked at; where nothing waits its record's time.
     pub oldest: Option<Timestamp>,
+    /// When the record at `from` was written; `None` when there is none, or it was not looked at.
+    pub head: Option<Timestamp>,
 }
 
 impl Backlog {

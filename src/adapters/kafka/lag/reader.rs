@@ -6,14 +6,14 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use rdkafka::client::ClientContext;
-use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::{Ask, Backlog, Found, Search};
+use crate::adapters::kafka::client::Quiet;
+use crate::adapters::kafka::offsets::{committed_offsets, offsets_at};
 use crate::adapters::kafka::{Properties, raw};
 use crate::ladder::event::Timestamp;
 use crate::ladder::{due, headers};
@@ -123,12 +123,14 @@ impl LogReader {
             let guess = guesses.get(&b.partition).copied().unwrap_or(b.high);
             searches.insert(b.partition, Search::new(b.from, b.high, guess, now));
         }
-        match delay {
-            Some(delay) => self.search(&mut searches, delay)?,
-            None => self.search_head(&mut searches)?,
-        }
+        let heads = self.search(&mut searches, delay, now)?;
         for b in &mut backlogs {
+            let head = heads.get(&b.partition).copied();
+            if head == Some(None) {
+                b.high = b.from; // the markers of transactions are no events
+            }
             b.boundary = b.high;
+            b.head = head.flatten();
             if let Some(search) = searches.get(&b.partition) {
                 b.oldest = search.oldest();
                 b.boundary = if delay.is_some() { search.boundary() } else { b.high };
@@ -150,7 +152,7 @@ impl LogReader {
             let (low, high) = (*low.get(&ask.partition)?, *high.get(&ask.partition)?);
             let from = ask.from.or_else(|| committed.get(&ask.partition).copied()).unwrap_or(low);
             let from = from.clamp(low, high.max(low));
-            Some(Backlog { partition: ask.partition, low, high, from, boundary: from, oldest: None })
+            Some(Backlog { partition: ask.partition, low, high, from, boundary: from, ..Backlog::default() })
         });
         Ok(backlogs.collect())
     }
@@ -161,42 +163,16 @@ impl LogReader {
 
     /// One request to each broker: the ends of the log, or the first offsets at or after a time, given as an offset.
     fn offsets(&mut self, asks: &[Ask], at: Offset) -> Result<BTreeMap<i32, i64>, Error> {
-        let mut list = TopicPartitionList::with_capacity(asks.len());
-        for ask in asks {
-            list.add_partition_offset(&self.topic, ask.partition, at).map_err(|e| self.failed("read offsets of", e))?;
-        }
-        if asks.is_empty() {
-            return Ok(BTreeMap::new());
-        }
-        let answer = self.consumer.offsets_for_times(list, TIMEOUT).map_err(|e| self.failed("read offsets of", e))?;
-        let mut offsets = BTreeMap::new();
-        for element in answer.elements_for_topic(&self.topic) {
-            element.error().map_err(|e| self.failed("read offsets of", e))?;
-            if let Offset::Offset(offset) = element.offset() {
-                offsets.insert(element.partition(), offset);
-            }
-        }
-        Ok(offsets)
+        let partitions = asks.iter().map(|ask| ask.partition);
+        offsets_at(&self.consumer, &self.topic, partitions, at, TIMEOUT).map_err(|e| self.failed("read offsets of", e))
     }
 
     fn committed(&mut self, partitions: impl Iterator<Item = i32>) -> Result<BTreeMap<i32, i64>, Error> {
-        let mut list = TopicPartitionList::new();
-        for partition in partitions {
-            list.add_partition(&self.topic, partition);
-        }
-        if list.count() == 0 {
-            return Ok(BTreeMap::new());
-        }
-        let failed = |source| Error::Request { action: "committed offsets of", name: self.group.clone(), source };
-        let answer = self.consumer.committed_offsets(list, TIMEOUT).map_err(failed)?;
-        let mut offsets = BTreeMap::new();
-        for element in answer.elements_for_topic(&self.topic) {
-            element.error().map_err(failed)?;
-            if let Offset::Offset(offset) = element.offset() {
-                offsets.insert(element.partition(), offset);
-            }
-        }
-        Ok(offsets)
+        committed_offsets(&self.consumer, &self.topic, partitions, TIMEOUT).map_err(|source| Error::Request {
+            action: "committed offsets of",
+            name: self.group.clone(),
+            source,
+        })
     }
 
     /// What was appended up to the delay ago is about due.
@@ -208,50 +184,44 @@ impl LogReader {
         self.offsets(&asks, Offset::Offset(i64::try_from(after).unwrap_or(i64::MAX)))
     }
 
-    fn search(&mut self, searches: &mut BTreeMap<i32, Search>, delay: Duration) -> Result<(), Error> {
+    /// Runs the searches; when the first record of each partition was written, `None` where there is no record at all.
+    /// Where nothing waits (no `delay`), that record is all that is of interest.
+    fn search(
+        &mut self,
+        searches: &mut BTreeMap<i32, Search>,
+        delay: Option<Duration>,
+        now: Timestamp,
+    ) -> Result<BTreeMap<i32, Option<Timestamp>>, Error> {
         let deadline = Instant::now() + SEARCH_TIMEOUT;
+        let mut heads = BTreeMap::new();
         loop {
             let wanted: Vec<_> = searches.iter().filter_map(|(p, s)| Some((*p, s.next()?))).collect();
             if wanted.is_empty() || Instant::now() >= deadline {
-                return self.rest();
+                break;
             }
-            let is_due = |message: &BorrowedMessage<'_>| due_of(message, delay);
-            let seen = self.look(&wanted, deadline, is_due)?;
-            for (partition, found) in &seen {
+            let seen = self.look(&wanted, deadline)?;
+            for (partition, looked) in &seen {
+                let written = looked.as_ref().and_then(|looked| looked.written).unwrap_or(now);
+                heads.entry(*partition).or_insert(looked.as_ref().map(|_| written));
                 if let Some(search) = searches.get_mut(partition) {
-                    search.found(*found);
+                    search.found(looked.as_ref().map(|looked| Found {
+                        offset: looked.offset,
+                        due: delay.map_or(written, |delay| looked.due(delay)),
+                    }));
                 }
             }
-            if seen.len() < wanted.len() {
-                return self.rest(); // out of time
+            if seen.len() < wanted.len() || delay.is_none() {
+                break; // out of time, or all that is wanted
             }
         }
-    }
-
-    /// Where nothing waits, only the first record is of interest: its time.
-    fn search_head(&mut self, searches: &mut BTreeMap<i32, Search>) -> Result<(), Error> {
-        let wanted: Vec<_> = searches.iter().filter_map(|(p, s)| Some((*p, s.next()?))).collect();
-        let seen = self.look(&wanted, Instant::now() + SEARCH_TIMEOUT, |message| {
-            Timestamp::from_millis(
-                u64::try_from(message.timestamp().to_millis().unwrap_or_default()).unwrap_or_default(),
-            )
-        })?;
-        for (partition, found) in seen {
-            if let Some(search) = searches.get_mut(&partition) {
-                search.found(found);
-            }
-        }
-        self.rest()
+        // Nothing is fetched until the next question.
+        self.consumer.assign(&TopicPartitionList::new()).map_err(|e| self.failed("look at records of", e))?;
+        Ok(heads)
     }
 
     /// The first record at or after each of these offsets; `None`: there is none. What is missing in the answer was
     /// not seen in time.
-    fn look(
-        &mut self,
-        wanted: &[(i32, i64)],
-        deadline: Instant,
-        due: impl Fn(&BorrowedMessage<'_>) -> Timestamp,
-    ) -> Result<BTreeMap<i32, Option<Found>>, Error> {
+    fn look(&mut self, wanted: &[(i32, i64)], deadline: Instant) -> Result<BTreeMap<i32, Option<Looked>>, Error> {
         let mut seen = BTreeMap::new();
         if wanted.is_empty() {
             return Ok(seen);
@@ -272,7 +242,7 @@ impl LogReader {
                 Some(Ok(message)) => {
                     let (partition, offset) = (message.partition(), message.offset());
                     if wanted.get(&partition).is_some_and(|at| offset >= *at) && !seen.contains_key(&partition) {
-                        seen.insert(partition, Some(Found { offset, due: due(&message) }));
+                        seen.insert(partition, Some(Looked::of(&message)));
                     }
                 }
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
@@ -287,34 +257,30 @@ impl LogReader {
         }
         Ok(seen)
     }
-
-    /// Nothing is fetched until the next question.
-    fn rest(&mut self) -> Result<(), Error> {
-        self.consumer.assign(&TopicPartitionList::new()).map_err(|e| self.failed("look at records of", e))
-    }
 }
 
-fn due_of(message: &BorrowedMessage<'_>, delay: Duration) -> Timestamp {
-    let mut header = None;
-    raw::for_each_header(message, |name, value| {
-        if name == headers::DUE.as_bytes() {
-            header = Some(value.unwrap_or_default().to_vec());
-        }
-    });
-    due::effective(header.as_deref(), message.timestamp().to_millis().unwrap_or(-1), delay).0
+/// What a record tells about when it was written and when it is due.
+struct Looked {
+    offset: i64,
+    /// `None` when the broker had no time for it.
+    written: Option<Timestamp>,
+    due_header: Option<Vec<u8>>,
 }
 
-/// Keeps librdkafka's voice down: whoever asks hears of a failure by the answer.
-struct Quiet;
-
-impl ClientContext for Quiet {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        tracing::debug!(target: "librdkafka", ?level, facility, message);
+impl Looked {
+    fn of(message: &BorrowedMessage<'_>) -> Self {
+        let mut due_header = None;
+        raw::for_each_header(message, |name, value| {
+            if name == headers::DUE.as_bytes() {
+                due_header = Some(value.unwrap_or_default().to_vec());
+            }
+        });
+        let ms = message.timestamp().to_millis().and_then(|ms| u64::try_from(ms).ok());
+        Self { offset: message.offset(), written: ms.map(Timestamp::from_millis), due_header }
     }
 
-    fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(target: "librdkafka", %error, reason);
+    fn due(&self, delay: Duration) -> Timestamp {
+        let ms = self.written.and_then(|at| i64::try_from(at.floor_millis()).ok()).unwrap_or(-1);
+        due::effective(self.due_header.as_deref(), ms, delay).0
     }
 }
-
-impl ConsumerContext for Quiet {}
