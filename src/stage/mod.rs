@@ -6,6 +6,7 @@
 //! the only reader of the clocks, [`stats`] what is counted (durations in [`histogram`]), `trace` which spans an event
 //! leaves.
 
+pub mod alarm;
 pub mod clock;
 pub mod context;
 pub mod gate;

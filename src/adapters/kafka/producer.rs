@@ -162,7 +162,10 @@ impl KafkaPublisher {
 fn build(properties: &Properties, options: &Options) -> Result<BaseProducer<Context>, Error> {
     let mut config = properties.base();
     config
-        .set("linger.ms", "2")
+        // Longer than a produce request usually takes: librdkafka sends one request at a time to a partition, and where a
+        // batch has lingered behind one that is under way, its broker thread spins until the answer. Nobody waits for
+        // these milliseconds: a hop has its delay before it.
+        .set("linger.ms", "10")
         .set("compression.type", "lz4")
         .set("partitioner", "murmur2_random")
         .set("queue.buffering.max.messages", "1000000")
@@ -200,7 +203,7 @@ impl Poller {
 
 impl Publisher for KafkaPublisher {
     fn publish(&self, record: Outgoing, ticket: u64, acks: &Arc<dyn AckSink>) {
-        let producer = Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner));
+        let producer = self.current.read().unwrap_or_else(PoisonError::into_inner);
         let waiter = Box::new(Waiter { acks: Arc::clone(acks), ticket });
         let mut native: BaseRecord<'_, [u8], [u8], Box<Waiter>> = BaseRecord::with_opaque_to(&record.topic, waiter);
         native.partition = record.partition;
@@ -209,7 +212,9 @@ impl Publisher for KafkaPublisher {
         native.headers = Some(raw::to_native(&record.headers));
         if let Err((error, native)) = producer.send(native) {
             if error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fatal) {
-                self.rebuild(&producer);
+                let failed = Arc::clone(&producer);
+                drop(producer);
+                self.rebuild(&failed);
             }
             let waiter = native.delivery_opaque;
             waiter.acks.acknowledged(waiter.ticket, Err(publish_error(&error)));
