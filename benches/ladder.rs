@@ -1,4 +1,4 @@
-//! Whole-ladder benchmarks on a real Kafka and Redis: `cargo bench --bench ladder -- lateness|forward|parked [options]`.
+//! Whole-ladder benchmarks on a real Kafka and Redis: `cargo bench --bench ladder -- lateness|forward|parked|happy|overhead [options]`.
 //!
 //! Speed is judged by ratios: `forward` runs a bare consume → produce loop and the engine in turn in one run. Every
 //! event fails on purpose; there is no breaker in this version that would have to be switched off.
@@ -6,6 +6,8 @@
 
 #[path = "ladder/load.rs"]
 mod load;
+#[path = "ladder/overhead.rs"]
+mod overhead;
 #[path = "ladder/raw.rs"]
 mod raw;
 
@@ -63,6 +65,8 @@ enum What {
         #[arg(long, default_value_t = 60)]
         wait_secs: u64,
     },
+    /// What telemetry costs: `forward` with tracing and a scraper, against the same with neither, in turn.
+    Overhead(overhead::Options),
     /// W5: events that succeed at once, against a bare loop.
     Happy {
         #[arg(long, default_value_t = 400_000)]
@@ -84,6 +88,7 @@ async fn run(args: Args) {
         What::Lateness { rate, seconds } => lateness(&mut bench, rate, seconds).await,
         What::Forward { events, rounds, dedup } => forward(&mut bench, events, rounds, Dedup::parse(&dedup)).await,
         What::Parked { events, wait_secs } => parked(&mut bench, events, Duration::from_secs(wait_secs)).await,
+        What::Overhead(options) => overhead::run(&mut bench, &options).await,
         What::Happy { events, dedup } => happy(&mut bench, events, Dedup::parse(&dedup)).await,
     }
 }
@@ -131,24 +136,15 @@ async fn forward(bench: &mut Bench, events: usize, rounds: usize, dedup: Dedup) 
         bench.preload(&ladder, 1, events).await;
         let raw = raw::forward(bench, &ladder, events);
         let pipeline = bench.pipeline(&ladder, load::failing(), dedup);
-        let before = usage();
-        let mut stages = vec![bench.engine.start(&pipeline, 1).unwrap()];
-        let stats = Arc::clone(stages[0].stats());
-        load::until(|| stats.executions.get() > 0, Duration::from_secs(30)).await;
-        let start = Instant::now();
-        load::until(|| stats.forwarded.get() + stats.dead_letters() >= events as u64, Duration::from_secs(120)).await;
-        let wall = start.elapsed().as_secs_f64();
-        let cpu = usage().cpu - before.cpu;
-        let rate = events as f64 / wall;
+        let stage = bench.engine.start(&pipeline, 1).unwrap();
+        let load::Drain { rate, cpu_us } = load::drain(stage, events).await;
         ratios.push(rate / raw.rate);
         println!(
-            "{round:>5} {rate:>13.0} {:>14.2} {:>17.0} {:>18.2} {:>7.2}",
-            cpu * 1e6 / events as f64,
+            "{round:>5} {rate:>13.0} {cpu_us:>14.2} {:>17.0} {:>18.2} {:>7.2}",
             raw.rate,
             raw.cpu_us,
             rate / raw.rate
         );
-        load::stop(&mut stages).await;
     }
     ratios.sort_by(f64::total_cmp);
     println!(

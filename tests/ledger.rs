@@ -192,6 +192,14 @@ fn an_early_start_is_told() {
         },
         &["b: attempt 2 started early, 7 us before its due"],
     );
+    // A due that is further ahead than the record's timestamp and twice the delay is the work of a wrong clock.
+    check(
+        |l| {
+            set(&mut l.stages[1].copies[0], "x-ladder-due", &(DUE + 300_000).to_string());
+            l.executions[2].started_us = (DUE + 200) * 1_000 - 7;
+        },
+        &["b: attempt 2 started early, 7 us before its due"],
+    );
     check(|l| l.executions[2].read = Some((0, 0)), &["b: attempt 2 was given a record that is not on retry-1"]);
     check(
         |l| set(&mut l.stages[1].copies[0], "x-ladder-due", &(DUE - 2).to_string()),

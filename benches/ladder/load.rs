@@ -220,6 +220,25 @@ pub fn recording(firsts: Arc<Mutex<Vec<u64>>>, n: usize) -> Arc<dyn Handler> {
     }))
 }
 
+/// What a stage did with events that were due.
+pub struct Drain {
+    pub rate: f64,
+    pub cpu_us: f64,
+}
+
+/// Lets a stage that was started move so many events on, from its first execution to its last, and stops it.
+pub async fn drain(stage: RunningStage, events: usize) -> Drain {
+    let before = usage();
+    let stats = Arc::clone(stage.stats());
+    until(|| stats.executions.get() > 0, Duration::from_secs(30)).await;
+    let start = Instant::now();
+    until(|| stats.forwarded.get() + stats.dead_letters() >= events as u64, Duration::from_secs(120)).await;
+    let wall = start.elapsed().as_secs_f64();
+    let cpu = usage().cpu - before.cpu;
+    stop(&mut [stage]).await;
+    Drain { rate: events as f64 / wall, cpu_us: cpu * 1e6 / events as f64 }
+}
+
 pub async fn stop(stages: &mut [RunningStage]) {
     stages.iter().for_each(RunningStage::stop);
     for stage in stages {

@@ -2,8 +2,11 @@
 //!
 //! [`monitor`] looks (at the lanes, exactly; at the log for what lies beyond them), [`expose`] writes what it saw as
 //! metrics and as JSON, [`health`] judges it, [`retention`] warns before events are deleted unhandled, [`server`] answers
-//! over HTTP. Nothing here changes anything.
+//! over HTTP. Nothing of that changes anything.
+//!
+//! [`dlq`] is another matter: it reads the dead letters of a pipeline, from anywhere, and redrives them when told to.
 
+pub mod dlq;
 pub mod expose;
 pub mod health;
 pub mod monitor;

@@ -11,12 +11,15 @@ use crate::config::{self, Config};
 use crate::handlers::http::{self, Body, Class, HttpHandler, HttpOptions};
 use crate::handlers::log::LogHandler;
 use crate::handlers::simulate::{self, SimulateHandler, SimulateOptions};
+use crate::ladder::brake::BrakeSettings;
+use crate::ladder::breaker::BreakerSettings;
 use crate::ladder::headers::{CompatHeaders, IdSource};
 use crate::ladder::lane::{Dedup, Order};
 use crate::ladder::rungs::{Ladder, LadderFault, LadderSpec, RetrySpec};
 use crate::messages::{self, Decoder, Framing};
 use crate::stage::clock::Clock;
 use crate::stage::context::{StageSettings, Tombstones};
+use crate::stage::gate::OutageSettings;
 use crate::stage::ports::{Handler, Sampling};
 use crate::telemetry::traces::{self, Traces};
 
@@ -272,6 +275,36 @@ pub fn handler(pipeline: &config::Pipeline, clock: &Arc<dyn Clock>) -> Result<Ar
     })
 }
 
+/// Where the ids of events come from.
+pub fn id_source(pipeline: &config::Pipeline) -> IdSource {
+    match &pipeline.event_id {
+        config::EventId::Header(names) => IdSource::Headers(names.clone()),
+        config::EventId::Field(_) => IdSource::Field,
+    }
+}
+
+/// What stops the pipeline in an outage.
+pub fn outage(pipeline: &config::Pipeline) -> OutageSettings {
+    let (breaker, brake) = (&pipeline.breaker, &pipeline.brake);
+    OutageSettings {
+        breaker: breaker.enabled.then_some(BreakerSettings {
+            consecutive_failures: breaker.consecutive_failures,
+            min_time: breaker.min_time,
+            slow_failures: breaker.slow_failures,
+            slow_time: breaker.slow_time,
+            cool_down: breaker.cool_down,
+            max_cool_down: breaker.max_cool_down,
+        }),
+        brake: brake.enabled.then_some(BrakeSettings {
+            ratio: brake.ratio.0,
+            min_events: brake.min_events,
+            window: brake.window.saturating_add(pipeline.ladder_length()),
+            cool_down: brake.cool_down,
+            max_cool_down: brake.max_cool_down,
+        }),
+    }
+}
+
 /// Settings of each stage, by rung.
 pub fn settings(pipeline: &config::Pipeline) -> Vec<StageSettings> {
     let last = pipeline.retries.len() + 1;
@@ -298,10 +331,7 @@ pub fn settings(pipeline: &config::Pipeline) -> Vec<StageSettings> {
         done_ttl: pipeline.idempotency.done_ttl,
         handed_ttl: pipeline.idempotency.handed_ttl,
         redriven_ttl: pipeline.dlq.retention.max(Duration::from_secs(1)),
-        id_source: match &pipeline.event_id {
-            config::EventId::Header(names) => IdSource::Headers(names.clone()),
-            config::EventId::Field(_) => IdSource::Field,
-        },
+        id_source: id_source(pipeline),
         compat: CompatHeaders { kafka: has(config::CompatHeaders::Kafka), spring: has(config::CompatHeaders::Spring) },
         max_waiting: pipeline.window.waiting,
         max_waiting_bytes: usize::try_from(pipeline.window.waiting_bytes.0).unwrap_or(usize::MAX),

@@ -2,6 +2,8 @@
 
 mod config;
 mod demo;
+mod dlq;
+pub mod pause;
 pub mod produce;
 mod prove;
 mod run;
@@ -68,6 +70,17 @@ enum Command {
         after_help = "Example:\n  pipeline produce --pipeline orders --count 1000 --rate 100 --key-field customer_id"
     )]
     Produce(produce::ProduceArgs),
+    /// Stop the dispatch of a stage in every instance, until `resume`
+    ///
+    /// Nothing is started any more; what runs is finished, what waits stays where it is and is charged no attempt. Kept in
+    /// the topic <topic>.<group>.control, so that restarts follow it, too. Instances follow within 2 seconds.
+    #[command(
+        after_help = "Example:\n  pipeline pause --stage main --pipeline orders --reason 'billing is being migrated'"
+    )]
+    Pause(pause::PauseArgs),
+    /// Let a paused stage go on; also releases the pipeline's brake, and lets its breaker probe at once
+    #[command(after_help = "Example:\n  pipeline resume --stage all")]
+    Resume(pause::PauseArgs),
     /// What waits, what is overdue and how far the groups lag, seen from outside: from Kafka alone
     ///
     /// Numbers with a `~` are estimates from the log: exact while dues rise with offsets and every offset holds an event.
@@ -76,6 +89,7 @@ enum Command {
     /// One event's way through the ladder as a tree of spans, from Jaeger: what ran, waited and was sent, when, and why
     #[command(after_help = "Example:\n  pipeline trace 0198c0de-7a3c-7000-8000-000000000001")]
     Trace(trace::TraceArgs),
+    Dlq(dlq::DlqArgs),
     Prove(prove::ProveArgs),
     /// A worker process of `prove`
     #[command(hide = true)]
@@ -166,6 +180,8 @@ pub fn main() -> ExitCode {
             Some(Command::Produce(args)) => produce(args, &config).await,
             Some(Command::Prove(args)) => prove::run(args, config).await,
             Some(Command::Config(_) | Command::Demo(_) | Command::ProveWorker { .. }) => ExitCode::SUCCESS, // dealt with above
+            Some(Command::Pause(args)) => pause(&args, true, &config).await,
+            Some(Command::Resume(args)) => pause(&args, false, &config).await,
             Some(Command::Status(args)) => match status::run(&args, &config).await {
                 // At once: a look that is under way would hold the process for seconds.
                 Ok(code) => std::process::exit(code.into()),
@@ -173,7 +189,13 @@ pub fn main() -> ExitCode {
             },
             Some(Command::Trace(args)) => match trace::run(&args, &config, &mut std::io::stdout()).await {
                 Ok(()) => ExitCode::SUCCESS,
+                Err(trace::Error::Write(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
                 Err(error) => fail(&error.to_string(), 1),
+            },
+            Some(Command::Dlq(args)) => match dlq::run(args, &config).await {
+                Ok(true) => ExitCode::SUCCESS,
+                Ok(false) => ExitCode::FAILURE,
+                Err(error) => fail(&error.to_string(), error.exit_code()),
             },
         }
     })
@@ -202,6 +224,13 @@ fn fail(message: &str, code: u8) -> ExitCode {
 #[allow(clippy::print_stderr, reason = "the command line talks to a person")]
 fn note(message: &str) {
     eprintln!("pipeline: {message}");
+}
+
+async fn pause(args: &pause::PauseArgs, paused: bool, config: &Config) -> ExitCode {
+    match pause::run(args, paused, config).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error.to_string(), error.exit_code()),
+    }
 }
 
 async fn topics(args: &topics::TopicsArgs, config: &Config) -> ExitCode {

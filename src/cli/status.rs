@@ -8,13 +8,14 @@ mod outside;
 mod table;
 
 use std::io::{self, IsTerminal, Write};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, UNIX_EPOCH};
 
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::adapters::kafka::admin::{self, Admin};
 use crate::app::wire;
 use crate::config::Config;
+use crate::stage::clock::{Clock, SystemClock};
 use crate::telemetry::duration;
 
 pub use outside::{Outside, PipelineStatus, StageLook, StageStatus, Status, Unseen};
@@ -138,7 +139,8 @@ fn text(args: &StatusArgs, status: &Status) -> Result<String, Error> {
         (true, true) => serde_json::to_string(status).map_err(io::Error::from)? + "\n",
         (true, false) => serde_json::to_string_pretty(status).map_err(io::Error::from)? + "\n",
         (false, true) => {
-            let now = humantime::format_rfc3339_seconds(SystemTime::now());
+            let now = SystemClock.now().wall;
+            let now = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_millis(now.floor_millis()));
             format!("{now}, every {}, Ctrl-C ends\n\n{}\n", duration::show(EVERY), super::as_given(&table(status)))
         }
         (false, false) => super::as_given(&table(status)),

@@ -294,7 +294,7 @@ fn list_table(rows: &[Row], orphans: &[Orphan], out: &mut dyn Write) -> io::Resu
             actual.map_or_else(|| "missing".to_owned(), |actual| actual.partitions.to_string()),
             actual.map_or_else(unknown, |actual| actual.replication.to_string()),
             retention_ms(row).map_or_else(unknown, retention_text),
-            delay(row).map_or_else(|| "-".to_owned(), |delay| duration::show(delay)),
+            delay(row).map_or_else(|| "-".to_owned(), duration::show),
             row.messages.map_or_else(unknown, |count| count.to_string()),
         ]);
     }
@@ -316,7 +316,7 @@ fn list_table(rows: &[Row], orphans: &[Orphan], out: &mut dyn Write) -> io::Resu
 fn delay(row: &Row) -> Option<Duration> {
     match row.spec.kind {
         Kind::Retry { delay } => Some(delay),
-        Kind::Main | Kind::Dlq => None,
+        Kind::Main | Kind::Dlq | Kind::Control => None,
     }
 }
 

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use crate::adapters::jaeger::{self, Jaeger, MOST, Trace};
 use crate::config::{Config, Telemetry};
+use crate::stage::clock::{Clock as _, SystemClock};
 use crate::stage::ports::TraceContext;
+use crate::telemetry::duration;
 use crate::telemetry::trace_tree::TraceTree;
 
 /// What of, and where.
@@ -40,7 +42,7 @@ pub(crate) enum Error {
     #[error(transparent)]
     Jaeger(#[from] jaeger::Error),
     /// It knows nothing of it.
-    #[error("nothing of `{id}` in the last {} at {jaeger}{hint}", humantime::format_duration(*since))]
+    #[error("nothing of `{id}` in the last {} at {jaeger}{hint}", duration::show(*since))]
     Nothing {
         /// As asked.
         id: String,
@@ -74,7 +76,7 @@ pub(crate) async fn run(args: &TraceArgs, config: &Config, out: &mut impl Write)
     }
     for tree in &trees {
         if let Some(event) = event {
-            let outcome = tree.outcome().unwrap_or_else(|| "not executed yet".to_owned());
+            let outcome = tree.outcome().unwrap_or_else(|| "no execution in this trace".to_owned());
             writeln!(out, "event {event}: {outcome}")?;
         }
         writeln!(out, "{tree}")?;
@@ -92,7 +94,7 @@ async fn find<'a>(jaeger: &Jaeger, args: &'a TraceArgs) -> Result<(Vec<Trace>, O
     {
         return Ok((vec![trace], None));
     }
-    Ok((jaeger.traces_of_event(&args.id, args.since).await?, Some(&args.id)))
+    Ok((jaeger.traces_of_event(&args.id, args.since, SystemClock.now().wall).await?, Some(&args.id)))
 }
 
 fn trace_id(text: &str) -> Option<String> {

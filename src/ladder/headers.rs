@@ -1,7 +1,7 @@
 //! What travels with a record: the one codec of our headers, both ways.
 //!
 //! Owns: every header name, what a missing, broken or foreign value counts as ([`read`]), the headers of the next
-//! record ([`next`]), and the names that deduplication goes by ([`CopyKeys`], [`next_fence`]).
+//! record ([`next`]) and of a redriven one ([`redriven`]), and the names that deduplication goes by ([`CopyKeys`], [`next_fence`]).
 //!
 //! Invariants: no bytes make anything here fail; headers of others pass byte for byte and in their order; ours occur
 //! at most once and take at most [`MAX_OWN_BYTES`] in all; a hop only ever grows; attempts never fall along the ladder.
@@ -9,14 +9,15 @@
 //! Of several headers with one name the last one counts, as for Kafka's own `lastHeader`; one without a value counts
 //! as present and empty.
 //!
-//! Leaves to others: decoding payloads (an id out of the payload is an argument), the trace context (made by
-//! `telemetry`), and the redrive command's own rewrite.
+//! Leaves to others: decoding payloads (an id out of the payload is an argument), and the trace context (made by
+//! `telemetry`).
 
 mod compat;
 mod envelope;
 mod history;
 mod identity;
 mod read;
+mod redrive;
 mod write;
 
 pub use compat::CompatHeaders;
@@ -24,6 +25,7 @@ pub use envelope::{Coordinates, Envelope, IdSource, Repairs};
 pub use history::{HistoryEntry, MAX_HISTORY, history, parse_error};
 pub use identity::{CopyKeys, HOP_LIMIT, copy_key, next_fence};
 pub use read::read;
+pub use redrive::{Redrive, redriven};
 pub use write::{Move, NextHeader, NextHeaders, Shrink, Trace, next};
 
 /// The most bytes that our headers take in one record, names included.

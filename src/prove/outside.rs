@@ -161,7 +161,9 @@ impl ProducerContext for Acknowledgements {
 impl Generator {
     pub(super) fn new(kafka: &Kafka, topic: &str) -> Result<Self, Error> {
         let mut config = kafka.config();
-        config.set("enable.idempotence", "true").set("acks", "all").set("linger.ms", "2");
+        // One request at a time: librdkafka takes the success of a later batch for that of an earlier one, which a
+        // broker that meets the producer for the first time may have refused.
+        config.set("enable.idempotence", "true").set("acks", "all").set("linger.ms", "2").set("max.in.flight", "1");
         let producer = config.create_with_context(Acknowledgements::default())?;
         Ok(Self { topic: topic.to_owned(), producer })
     }

@@ -180,14 +180,16 @@ impl<'a> Task<'a> {
         };
         tokio::select! {
             biased;
+            // First of all: a process that was frozen for longer than a lease finds this due together with whatever its
+            // handlers wait for, and must give them up before they go on.
+            () = timer => {
+                if abandoned.is_some_and(|end| Instant::now() >= end) { Wake::Abandoned } else { Wake::Time }
+            }
             _ = self.ends.commands.recv_many(commands, 64), if abandoned.is_none() => Wake::Commands,
             n = self.acked.recv_many(acks, 1_024) => { debug_assert!(n > 0); Wake::Acks }
             Some(result) = self.running.next(), if !self.running.is_empty() => Wake::Returned(result),
             Some(reply) = self.calls.next(), if !self.calls.is_empty() => Wake::Replied(reply),
             permit = permit => Wake::Permit(permit),
-            () = timer => {
-                if abandoned.is_some_and(|end| Instant::now() >= end) { Wake::Abandoned } else { Wake::Time }
-            }
         }
     }
 
@@ -258,18 +260,23 @@ impl<'a> Task<'a> {
 
     fn executed(&mut self, slot: Slot, outcome: Outcome) {
         self.ctx.stats.count_attempt(&outcome);
-        let took = self.conclude(slot, outcome);
+        let took = self.conclude(slot, outcome, true);
         self.ctx.stats.handler_seconds.record(took);
     }
 
     /// Takes an outcome; the time since the event was started.
-    fn conclude(&mut self, slot: Slot, outcome: Outcome) -> Duration {
+    fn conclude(&mut self, slot: Slot, outcome: Outcome, executed: bool) -> Duration {
         let now = self.ctx.clock.now();
         let held = self.lane.get_mut(slot);
         held.abort = None;
         let took = now.wall.since(held.started);
         held.took = took;
+        let answer = self.ctx.gate.heeds(&outcome);
         let verdict = settle::conclude(self.ctx, held, outcome, now.wall, self.rng.f64());
+        if let Some(answer) = answer {
+            let end = settle::end(self.ctx, held, verdict);
+            self.ctx.gate.concluded(now, executed.then_some(held.epoch), answer, end);
+        }
         trace::executed(self.ctx, held, verdict, now.wall);
         self.step_at(now, Input::Returned(slot, verdict));
         took
@@ -328,12 +335,16 @@ impl<'a> Task<'a> {
         let now = self.ctx.clock.now();
         let permits = &self.ctx.permits;
         let free = self.lane.wanted(now).min(permits.available_permits());
-        let Ok(count) = u32::try_from(free) else { return };
-        if count > 0
-            && let Ok(taken) = permits.try_acquire_many(count)
-        {
-            taken.forget();
-            self.step_at(now, Input::Permits(free));
+        if free == 0 {
+            return;
+        }
+        let free = self.ctx.gate.take(free);
+        match u32::try_from(free).ok().and_then(|count| permits.try_acquire_many(count).ok()) {
+            Some(taken) if free > 0 => {
+                taken.forget();
+                self.step_at(now, Input::Permits(free));
+            }
+            _ => self.ctx.gate.returned(free),
         }
     }
 
@@ -343,8 +354,13 @@ impl<'a> Task<'a> {
         if self.claiming || self.lane.wanted(self.ctx.clock.now()) == 0 {
             self.permit = None;
         } else if self.permit.is_none() {
-            let permits = Arc::clone(&self.ctx.permits);
-            self.permit = Some(async move { permits.acquire_owned().await.ok() }.boxed());
+            let (permits, gate) = (Arc::clone(&self.ctx.permits), self.ctx.gate.clone());
+            let permit = async move {
+                let permit = permits.acquire_owned().await.ok()?;
+                gate.pass().await;
+                Some(permit)
+            };
+            self.permit = Some(permit.boxed());
         }
     }
 
@@ -404,11 +420,12 @@ impl<'a> Task<'a> {
         let due = self.lane.due(slot);
         let held = self.lane.get_mut(slot);
         held.started = now;
+        held.epoch = self.ctx.gate.epoch();
         trace::begin(self.ctx, held);
         let event = match prepare(self.ctx, held, fence, now) {
             Prepared::Run(event) => event,
             Prepared::Known(outcome) => {
-                self.conclude(slot, outcome);
+                self.conclude(slot, outcome, false);
                 return;
             }
         };
@@ -445,7 +462,9 @@ impl Drop for Task<'_> {
         self.running.clear();
         self.ctx.stats.running.fetch_sub(running as u64, Ordering::Relaxed);
         self.ctx.stats.attempts.of(Attempt::Cancelled).add(running as u64);
-        self.ctx.permits.add_permits(self.lane.permits_held() + self.fx.permits);
+        let permits = self.lane.permits_held() + self.fx.permits;
+        self.ctx.permits.add_permits(permits);
+        self.ctx.gate.returned(permits);
         self.ends.commands.close();
         self.ends.state.tell_end(self.lane.position());
         // Nobody listening is fine: the handle was dropped.

@@ -11,6 +11,8 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use serde::Serialize;
 
+use super::duration;
+
 /// Levels that are drawn; deeper spans stay at this indent with their depth as a number.
 const MAX_INDENT: usize = 24;
 /// Characters of a name or a text that are shown.
@@ -368,7 +370,7 @@ fn text_of(time: Duration) -> String {
         _ if ms < 9.95 => format!("{ms:.1} ms"),
         _ if ms < 999.5 => format!("{ms:.0} ms"),
         0..60 => format!("{:.2} s", ms / 1e3),
-        seconds => humantime::format_duration(Duration::from_secs(seconds)).to_string().replacen(' ', "", 9),
+        _ => duration::coarse(time),
     }
 }
 

@@ -60,6 +60,7 @@ impl ProducerContext for Acknowledgements {
 
     fn delivery(&self, result: &DeliveryResult<'_>, mut event: Box<Produced>) {
         let result = match result {
+            Ok(message) if message.offset() < 0 => Err(format!("{}: acknowledged without a place", event.id)),
             Ok(message) => {
                 let at = &mut event.record;
                 at.partition = message.partition();
@@ -76,7 +77,9 @@ impl ProducerContext for Acknowledgements {
 impl Generator {
     pub(crate) fn new(brokers: &str, topic: &str) -> Self {
         let mut config = config(brokers);
-        config.set("enable.idempotence", "true").set("linger.ms", "0");
+        // One request at a time: librdkafka takes the success of a later batch for that of an earlier one, which a
+        // broker that meets the producer for the first time may have refused.
+        config.set("enable.idempotence", "true").set("linger.ms", "0").set("max.in.flight", "1");
         let producer = config.create_with_context(Acknowledgements::default()).expect("a producer");
         Self { topic: topic.to_owned(), producer }
     }

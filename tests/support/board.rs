@@ -9,12 +9,6 @@ use serde_json::Value;
 
 use retry_ladder::telemetry::metrics::{ALL, Kind};
 
-/// Metrics that rules may name before a process tells them.
-const ANNOUNCED: [(&str, &[&str]); 2] = [
-    ("ladder_oldest_unprocessed_seconds", &["pipeline", "stage"]),
-    ("ladder_retention_seconds", &["pipeline", "stage"]),
-];
-
 /// A file of this package.
 pub(crate) fn path(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(name)
@@ -82,18 +76,9 @@ pub(crate) fn series() -> BTreeMap<String, BTreeSet<&'static str>> {
     all
 }
 
-/// Whether the query can have an answer yet.
-pub(crate) fn is_told(query: &str) -> bool {
-    let told = series();
-    selectors(query).iter().all(|(name, _)| told.contains_key(name) || !ANNOUNCED.iter().any(|(n, _)| n == name))
-}
-
 /// What is wrong with the names and labels of a query.
 pub(crate) fn faults(query: &str) -> Vec<String> {
-    let mut known = series();
-    for (name, labels) in ANNOUNCED {
-        known.entry(name.to_owned()).or_insert_with(|| labels.iter().copied().collect());
-    }
+    let known = series();
     let mut faults = Vec::new();
     for (name, labels) in selectors(query) {
         let Some(has) = known.get(&name) else {

@@ -20,6 +20,9 @@ pub(crate) fn parse(text: &str) -> Samples {
             let (name, words) = rest.split_once(' ').unwrap_or_else(|| panic!("help without text: {line}"));
             assert!(!words.trim().is_empty(), "help without text: {line}");
             assert!(families.insert(name.to_owned()), "family comes twice: {line}");
+            let escapes = words.replace(r"\\", "").replace(r"\n", "");
+            assert!(!escapes.contains('\\'), "unknown escape: {line}");
+            assert!(help.is_none(), "help without its type: {line}");
             help = Some(name.to_owned());
         } else if let Some(rest) = line.strip_prefix("# TYPE ") {
             let (name, kind) = rest.split_once(' ').unwrap_or_else(|| panic!("type without kind: {line}"));
@@ -110,4 +113,32 @@ fn check_histograms(samples: &Samples) {
         assert_eq!(samples.get(&format!("{name}_count{{{labels}}}")), Some(&last.1), "{series}: count");
         assert!(samples.contains_key(&format!("{name}_sum{{{labels}}}")), "{series}: no sum");
     }
+}
+
+/// The parser itself bites: each of these is refused.
+#[test]
+fn what_is_not_as_the_format_demands_is_refused() {
+    let good = "# HELP a_seconds Words.\n# TYPE a_seconds histogram\na_seconds_bucket{s=\"x\",le=\"1\"} 2\n\
+                a_seconds_bucket{s=\"x\",le=\"+Inf\"} 3\na_seconds_sum{s=\"x\"} 4\na_seconds_count{s=\"x\"} 3\n";
+    assert_eq!(parse(good).len(), 4);
+    for (what, with) in [
+        ("# HELP a_seconds Words.\n", ""),
+        ("Words.", r"W\ords."),
+        ("# TYPE a_seconds histogram\n", ""),
+        ("histogram", "gauge"),
+        ("le=\"1\"} 2", "le=\"1\"} 4"),
+        ("le=\"1\"} 2", "le=\"1\"} -2"),
+        ("le=\"1\"} 2", "le=\"1\"} inf"),
+        ("le=\"1\"", "le=\"+Inf\""),
+        (r#"s="x""#, r#"s="\x""#),
+        ("a_seconds_bucket{s=\"x\",le=\"+Inf\"} 3\n", ""),
+        ("a_seconds_sum{s=\"x\"} 4\n", ""),
+        ("count{s=\"x\"} 3", "count{s=\"x\"} 2"),
+        ("a_seconds_sum", "b_seconds_sum"),
+    ] {
+        let bad = good.replacen(what, with, 1);
+        assert_ne!(bad, good, "{what}");
+        assert!(std::panic::catch_unwind(|| parse(&bad)).is_err(), "read all the same: {bad}");
+    }
+    assert!(std::panic::catch_unwind(|| parse(good.trim_end())).is_err(), "a last line that does not end");
 }

@@ -3,10 +3,13 @@
 pub mod admin;
 mod client;
 pub mod consumer;
+pub mod control;
 pub mod embedded;
 pub mod lag;
 pub mod producer;
 mod offsets;
 mod raw;
+pub mod scan;
+pub mod transactions;
 
 pub use client::Properties;

@@ -2,6 +2,10 @@
 //!
 //! Invariants
 //! - Every record handed over is answered exactly once, by the poll thread or at once.
+//! - An acknowledgement names the record's offset. librdkafka also reports records as delivered of which it only knows
+//!   that a later batch of the partition was taken; a broker that does not know the producer yet takes any batch first,
+//!   so the earlier one may be missing (refused for want of a leader or of replicas). Such a report, which has no
+//!   offset, counts as none.
 //! - A delivery error means that the outcome is unknown. A fatal error of the idempotent producer ends it: it is
 //!   rebuilt here, its records are answered with an error, and the lanes publish them again.
 
@@ -13,7 +17,7 @@ use std::time::Duration;
 use rdkafka::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::DeliveryResult;
+use rdkafka::message::{DeliveryResult, Message as _};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
 
 use super::client::{Connection, Properties};
@@ -73,6 +77,10 @@ impl ProducerContext for Context {
 
     fn delivery(&self, result: &DeliveryResult<'_>, waiter: Box<Waiter>) {
         let result = match result {
+            // Told from the success of a later batch: see the module's invariants.
+            Ok(message) if message.offset() < 0 => Err(PublishError::Unacknowledged(
+                "only a later record of the partition was acknowledged, which proves nothing of this one".into(),
+            )),
             Ok(_) => {
                 self.connection.is_up();
                 Ok(())

@@ -85,7 +85,7 @@ impl View {
     fn table(&self) -> Vec<String> {
         let mut lines = vec![line("stage", "delay", ["waiting", "overdue", "running", "done", "retried", "dead"])];
         for row in &self.rows {
-            let delay = row.delay.map_or_else(|| "-".to_owned(), |d| duration::show(d));
+            let delay = row.delay.map_or_else(|| "-".to_owned(), duration::show);
             let numbers = [row.waiting, row.overdue, row.running, row.done, row.retried, row.dead].map(grouped);
             lines.push(line(&row.name, &delay, numbers.each_ref().map(String::as_str)));
         }

@@ -7,6 +7,7 @@ use crate::ladder::event::Timestamp;
 use crate::ladder::rungs::{Ladder, LadderSpec};
 
 mod read;
+mod redrive;
 mod round_trip;
 mod trust;
 mod write;

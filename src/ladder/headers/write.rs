@@ -14,7 +14,7 @@ use super::{
     ATTEMPT, DEFERRALS, DUE, ERROR, EVENT_ID, FENCE, GROUP, HISTORY, HOP, HOP_LIMIT, MAX_ATTEMPT, MAX_OWN_BYTES, NAMES,
     Name, ORIGIN, REDRIVE, REDRIVEN_AT, STAGE, TRACEPARENT, TRACESTATE,
 };
-use crate::ladder::event::{Action, Failure, FailureClass, Timestamp};
+use crate::ladder::event::{Action, Failure, FailureClass, Origin, Timestamp};
 use crate::ladder::rungs::Ladder;
 
 /// More than W3C asks a vendor to pass on.
@@ -155,14 +155,7 @@ pub fn next<'h>(
     if let Some(due) = due {
         out.number(DUE, due.ceil_millis());
     }
-    out.value(ORIGIN, |to| {
-        let origin = &envelope.origin;
-        to.extend_from_slice(origin.topic.as_bytes());
-        for n in [i64::from(origin.partition), origin.offset, origin.timestamp_ms] {
-            to.push(b':');
-            push_signed(to, n);
-        }
-    });
+    out.origin(&envelope.origin);
     out.text(GROUP, ladder.group());
     out.positive(REDRIVE, u64::from(envelope.redrives));
     if let Some(at) = envelope.redriven_at {
@@ -200,7 +193,7 @@ pub fn next<'h>(
 }
 
 /// Everything that is not ours, by index.
-fn keep_foreign<'h>(
+pub(super) fn keep_foreign<'h>(
     headers: impl Iterator<Item = (&'h [u8], Option<&'h [u8]>)> + Clone,
     compat: CompatHeaders,
     trace_is_ours: bool,
@@ -266,13 +259,27 @@ pub(super) struct Buffer {
 }
 
 impl Buffer {
-    fn with_capacity<'h>(headers: impl Iterator<Item = (&'h [u8], Option<&'h [u8]>)>) -> Self {
+    pub(super) fn with_capacity<'h>(headers: impl Iterator<Item = (&'h [u8], Option<&'h [u8]>)>) -> Self {
         let headers = Vec::with_capacity(headers.count() + NAMES.len() + 16);
         Self { out: NextHeaders { values: Vec::with_capacity(1024), headers }, own_bytes: 0 }
     }
 
-    fn done(self) -> NextHeaders {
+    pub(super) fn done(self) -> NextHeaders {
         self.out
+    }
+
+    pub(super) fn own_bytes(&self) -> usize {
+        self.own_bytes
+    }
+
+    pub(super) fn origin(&mut self, origin: &Origin) {
+        self.value(ORIGIN, |to| {
+            to.extend_from_slice(origin.topic.as_bytes());
+            for n in [i64::from(origin.partition), origin.offset, origin.timestamp_ms] {
+                to.push(b':');
+                push_signed(to, n);
+            }
+        });
     }
 
     pub(super) fn value(&mut self, name: &'static str, write: impl FnOnce(&mut Vec<u8>)) {
@@ -300,7 +307,7 @@ impl Buffer {
     }
 
     /// Absent at 0.
-    fn positive(&mut self, name: &'static str, n: u64) {
+    pub(super) fn positive(&mut self, name: &'static str, n: u64) {
         if n > 0 {
             self.number(name, n);
         }

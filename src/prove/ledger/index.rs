@@ -10,6 +10,7 @@ pub(super) struct Index<'a> {
     /// By stage: the event's copies there; main's by the header, too, where there is one.
     pub(super) copies: Vec<HashMap<&'a str, Vec<&'a Copy>>>,
     held: HashMap<&'a str, Vec<(&'a Interruption, &'a Held)>>,
+    delays_ms: Vec<u64>,
 }
 
 impl<'a> Index<'a> {
@@ -19,6 +20,7 @@ impl<'a> Index<'a> {
             executions: HashMap::with_capacity(ledger.produced.len()),
             copies: Vec::with_capacity(ledger.stages.len()),
             held: HashMap::new(),
+            delays_ms: ledger.stages.iter().map(|stage| stage.delay_ms).collect(),
         };
         for execution in &ledger.executions {
             index.executions.entry(&execution.id).or_default().push(execution);
@@ -65,11 +67,15 @@ impl<'a> Index<'a> {
         self.held(id).iter().filter(|(_, held)| held.how != InHand::Claimed).count()
     }
 
-    /// When the record that this execution was given fell due, by its header; `None`: no such record on the stage.
+    /// When the record that this execution was given fell due; `None`: no such record on the stage. By its header, but
+    /// not later than the broker's timestamp and twice the delay: a due further ahead is the work of a wrong clock.
     pub(super) fn due_of(&self, execution: &Execution) -> Option<Result<u64, String>> {
-        let copies = self.copies.get((execution.attempt as usize).checked_sub(1)?)?.get(execution.id.as_str())?;
+        let at = (execution.attempt as usize).checked_sub(1)?;
+        let copies = self.copies.get(at)?.get(execution.id.as_str())?;
         let given = |c: &&&Copy| execution.read.is_none_or(|place| (c.partition, c.offset) == place);
-        let dues = copies.iter().filter(given).map(|c| number(&c.headers, "x-ladder-due"));
-        dues.min_by_key(|due| due.clone().unwrap_or(u64::MAX))
+        let latest =
+            |c: &Copy| u64::try_from(c.timestamp_ms).map_or(u64::MAX, |stamped| stamped + 2 * self.delays_ms[at]);
+        let due = |c: &&Copy| number(&c.headers, "x-ladder-due").map(|due| due.min(latest(c)));
+        copies.iter().filter(given).map(due).min_by_key(|due| due.clone().unwrap_or(u64::MAX))
     }
 }

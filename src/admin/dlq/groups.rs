@@ -1,0 +1,149 @@
+//! Groups of like errors and how many letters of each there are. Pure but for [`groups`], which scans.
+
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+
+use serde::Serialize;
+
+use super::book::{Book, Fate};
+use super::fingerprint::Fingerprint;
+use super::letter::Glance;
+use super::select::Selection;
+use crate::adapters::kafka::scan::{self, Progress, Scan};
+
+/// More groups than a person reads; what comes then is counted together, so that memory stays bounded.
+pub const MAX_GROUPS: usize = 10_000;
+
+/// Letters with like errors.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Group {
+    /// Names the group.
+    pub fingerprint: String,
+    /// Their class.
+    pub class: String,
+    /// Their error, folded.
+    pub error: String,
+    /// How many.
+    pub count: u64,
+    /// When the first came, Unix ms.
+    pub first_ms: i64,
+    /// When the last came, Unix ms.
+    pub last_ms: i64,
+    /// How many nobody dealt with.
+    pub open: u64,
+    /// How many were sent back.
+    pub redriven: u64,
+    /// How many were put aside.
+    pub discarded: u64,
+    /// One of them.
+    pub sample: Sample,
+}
+
+/// One letter of a group: the latest.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Sample {
+    /// Its event's id.
+    pub event_id: String,
+    /// Its partition.
+    pub partition: i32,
+    /// Its offset.
+    pub offset: i64,
+    /// Its error as it is.
+    pub error: String,
+}
+
+/// Counts letters.
+#[derive(Debug, Default)]
+pub struct Groups {
+    groups: HashMap<String, Group>,
+    /// Class and folded error of the letter at hand.
+    key: String,
+    max: Option<usize>,
+}
+
+impl Groups {
+    /// Counts one letter.
+    pub fn add(&mut self, glance: &mut Glance) {
+        glance.folded();
+        self.key.clear();
+        self.key.push_str(glance.class());
+        self.key.push('\0');
+        self.key.push_str(glance.folded());
+        if !self.groups.contains_key(&self.key) {
+            if self.groups.len() >= self.max.unwrap_or(MAX_GROUPS) {
+                self.key.clear(); // the group of all others
+            }
+            if !self.groups.contains_key(&self.key) {
+                self.groups.insert(self.key.clone(), Group::new(&self.key, glance.at_ms));
+            }
+        }
+        let Some(group) = self.groups.get_mut(&self.key) else { return };
+        group.count += 1;
+        match glance.fate {
+            Some(Fate::Redriven) => group.redriven += 1,
+            Some(Fate::Discarded) => group.discarded += 1,
+            Some(Fate::Open) | None => group.open += 1,
+        }
+        group.first_ms = group.first_ms.min(glance.at_ms);
+        if glance.at_ms >= group.last_ms {
+            group.last_ms = glance.at_ms;
+            let sample = &mut group.sample;
+            (sample.partition, sample.offset) = (glance.partition, glance.offset);
+            glance.event_id.clone_into(&mut sample.event_id);
+            glance.text().clone_into(&mut sample.error);
+        }
+    }
+
+    /// The groups, those with the most open letters first.
+    pub fn sorted(self) -> Vec<Group> {
+        let mut groups: Vec<Group> = self.groups.into_values().collect();
+        groups.sort_by(|a, b| (b.open, b.count, &a.fingerprint).cmp(&(a.open, a.count, &b.fingerprint)));
+        groups
+    }
+}
+
+impl Group {
+    fn new(key: &str, at_ms: i64) -> Self {
+        let (class, error, fingerprint) = match key.split_once('\0') {
+            Some((class, error)) => (class, error.to_owned(), Fingerprint::of(class, error).to_string()),
+            None => ("other", format!("beyond the first {MAX_GROUPS} groups"), String::new()),
+        };
+        Self {
+            fingerprint,
+            class: class.to_owned(),
+            error,
+            count: 0,
+            first_ms: at_ms,
+            last_ms: at_ms,
+            open: 0,
+            redriven: 0,
+            discarded: 0,
+            sample: Sample::default(),
+        }
+    }
+}
+
+/// The groups of the selected letters; `None` when `progress` broke off.
+///
+/// # Errors
+/// When Kafka stops answering.
+pub fn groups(
+    scan: &mut Scan,
+    book: &Book,
+    selection: &Selection,
+    progress: impl FnMut(Progress) -> ControlFlow<()>,
+) -> Result<Option<Vec<Group>>, scan::Error> {
+    selection.narrow(scan)?;
+    let (mut groups, mut glance) = (Groups::default(), Glance::default());
+    let ended = scan.run(
+        |seen| {
+            glance.look(seen, book);
+            if selection.matches(&mut glance, seen) {
+                groups.add(&mut glance);
+            }
+            ControlFlow::Continue(())
+        },
+        progress,
+    )?;
+    Ok(ended.then(|| groups.sorted()))
+}
