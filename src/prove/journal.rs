@@ -72,8 +72,8 @@ pub struct Told {
 /// # Errors
 /// When the file cannot be read, or holds a line that is none.
 pub fn read(path: &Path, blows: &[Blow]) -> io::Result<Told> {
-    let interruption = |blow: &Blow| Interruption { cause: blow.cause, ..Interruption::default() };
-    let mut told = Told { interruptions: blows.iter().map(interruption).collect(), ..Told::default() };
+    let interruptions = blows.iter().map(|b| Interruption { cause: b.cause, ..Interruption::default() }).collect();
+    let mut told = Told { interruptions, ..Told::default() };
     let mut open: HashMap<(String, u64), Held> = HashMap::new();
     let mut frozen: Vec<usize> = Vec::new(); // freezes that have been dealt with
     let mut heartbeat = None;

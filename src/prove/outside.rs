@@ -48,6 +48,14 @@ impl Kafka {
         Ok(self.looker("nobody")?.fetch_metadata(None, PATIENCE)?.brokers().len())
     }
 
+    /// Every topic that is this one or named after it.
+    pub(super) fn topics_of(&self, topic: &str) -> Result<Vec<String>, Error> {
+        let known = self.looker("nobody")?.fetch_metadata(None, PATIENCE)?;
+        let is_ours =
+            |name: &&str| name.strip_prefix(topic).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+        Ok(known.topics().iter().map(|t| t.name()).filter(is_ours).map(str::to_owned).collect())
+    }
+
     /// Every record of a topic that nobody writes to any more.
     pub(super) fn read_back(&self, topic: &str, partitions: i32, stop: &AtomicBool) -> Result<Vec<Copy>, Error> {
         let mut config = self.config();

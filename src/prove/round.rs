@@ -123,7 +123,8 @@ impl Round<'_> {
 
     // ------------------------------------------------------------------------------------------ before
 
-    /// The workers' configuration: what a user would write, with short delays.
+    /// The workers' configuration: what a user would write, with short delays, and without breaker and brake: this load
+    /// fails on purpose.
     fn write_config(&self, redis: &str, replication: usize) -> Result<config::Config, Error> {
         let text = |text: &str| serde_json::Value::from(text).to_string();
         let properties = serde_json::to_string(&self.options.properties).map_err(std::io::Error::from)?;
@@ -142,6 +143,8 @@ pipelines:
     replication: {replication}
     retries: [ {{ delay: 1s }}, {{ delay: 2s }}, {{ delay: 4s }} ]
     idempotency: {{ lease: {lease_ms}ms }}
+    breaker: {{ enabled: false }}
+    brake: {{ enabled: false }}
     handler: {{ log: {{}} }}
 ",
             text(brokers),
@@ -192,7 +195,7 @@ pipelines:
         let Options { events, rate, workers, .. } = self.options;
         let mut text = format!(
             "topic {}, {PARTITIONS} partitions, {brokers} broker(s); {workers} workers, the first {} with a static id\n\
-             {events} events at {rate:.0}/s, seed {}; faults, at the share of events sent:",
+             {events} events at {rate:.0}/s, seed {}; breaker and brake off; faults, at the share of events sent:",
             self.names.topic,
             workers.div_ceil(2),
             self.seed
@@ -363,9 +366,9 @@ pipelines:
             self.watch.say(&format!("kept: topics and keys {topic}…, the workers' files in {}", folder.display()));
             return Ok(());
         }
-        let stages = (1..=RETRIES).map(|n| format!("retry-{n}")).chain(["dlq".to_owned()]);
-        let names: Vec<String> = stages.map(|stage| format!("{topic}.{topic}-g.{stage}")).collect();
-        let topics: Vec<&str> = std::iter::once(topic.as_str()).chain(names.iter().map(String::as_str)).collect();
+        // Those of the ladder's own bookkeeping, too.
+        let names = self.kafka.topics_of(topic)?;
+        let topics: Vec<&str> = names.iter().map(String::as_str).collect();
         let deleted = self.runtime.block_on(self.kafka.delete_topics(&topics));
         let removed = Keys::connect(&self.options.redis).and_then(|mut redis| redis.remove(&self.keys()));
         std::fs::remove_dir_all(folder)?;
