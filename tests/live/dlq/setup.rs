@@ -72,7 +72,9 @@ impl Dlq {
         for stage in ["retry-1", "dlq"] {
             create_topic(&dlq.of(stage), partitions, &[]).await;
         }
-        create_topic(&dlq.of("redrive"), 1, &[("cleanup.policy", "compact")]).await;
+        for notes in ["redrive", "control"] {
+            create_topic(&dlq.of(notes), 1, &[("cleanup.policy", "compact")]).await;
+        }
         dlq
     }
 
@@ -143,7 +145,12 @@ impl Dlq {
 
     /// `pipeline dlq` with these arguments, to its end.
     pub(super) fn run(&self, args: &[&str]) -> Output {
-        self.command(&[&["dlq"], args].concat()).output().expect("it runs")
+        self.pipeline(&[&["dlq"], args].concat())
+    }
+
+    /// `pipeline` with these arguments, to its end.
+    pub(super) fn pipeline(&self, args: &[&str]) -> Output {
+        self.command(args).output().expect("it runs")
     }
 
     pub(super) fn start(&self, args: &[&str]) -> Child {
