@@ -8,9 +8,9 @@ pub use super::choices::{
     CompatHeaders, Framing, HttpBody, LogFormat, OnUnavailable, Order, StatusClass, Store, Tombstones,
 };
 pub use super::keys::{
-    Admin, Classify, EventId, Handler, HttpHandler, Kafka, LogHandler, Redis, SimulateHandler, Telemetry, Window,
+    Admin, Classify, Console, EventId, Handler, HttpHandler, Kafka, LogHandler, Redis, SimulateHandler, Telemetry, Window,
 };
-pub use super::secret::{Endpoint, Properties};
+pub use super::secret::{Endpoint, Properties, Secret};
 pub use super::settings::{ByteSize, Ratio};
 
 /// The whole configuration. `Debug` shows no secret.
@@ -28,6 +28,8 @@ pub struct Config {
     pub admin: Admin,
     /// Traces and logs.
     pub telemetry: Telemetry,
+    /// The web console.
+    pub console: Console,
 }
 
 impl Config {

@@ -1,0 +1,195 @@
+//! What is known of one pipeline's DLQ between requests: a desk once Kafka has answered, the book, the groups.
+
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::work::Works;
+use crate::adapters::kafka::Properties;
+use crate::adapters::kafka::scan::{Progress, Scan};
+use crate::admin::dlq::book::Book;
+use crate::admin::dlq::catalog::Catalog;
+use crate::admin::dlq::groups::Group;
+use crate::admin::dlq::redrive::{self, Desk};
+use crate::admin::dlq::standing::{Depth, Standing};
+use crate::app::wire;
+use crate::config::{Config, Pipeline};
+use crate::ladder::headers::IdSource;
+use crate::ladder::rungs::Ladder;
+use crate::messages::{Decoder, Framing};
+use crate::stage::clock::{Clock as _, SystemClock};
+use crate::stage::ports::Tracer;
+
+/// Groups that are sent to a page.
+const MAX_SHOWN: usize = 500;
+/// Groups that are older are counted again when somebody asks.
+const FRESH: Duration = Duration::from_secs(1);
+/// While the DLQ is read, what is known is told so often.
+const SLICE: Duration = Duration::from_secs(1);
+
+/// Milliseconds since the epoch.
+pub(super) fn now_ms() -> i64 {
+    i64::try_from(SystemClock.now().wall.floor_millis()).unwrap_or(i64::MAX)
+}
+
+/// Nothing that is locked here is left half changed by a panic.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One pipeline's DLQ.
+pub(super) struct Shelf {
+    pub(super) name: String,
+    pub(super) ladder: Arc<Ladder>,
+    pub(super) decoder: Decoder,
+    pub(super) works: Works,
+    properties: Properties,
+    id_source: IdSource,
+    tracer: Option<Arc<dyn Tracer>>,
+    desk: Mutex<Option<Arc<Desk>>>,
+    standing: Mutex<Standing>,
+    shown: Mutex<Shown>,
+}
+
+/// The groups as they were counted last.
+#[derive(Default)]
+struct Shown {
+    /// Away while it is read.
+    catalog: Option<(Catalog, Scan)>,
+    reading: bool,
+    progress: Progress,
+    error: Option<String>,
+    groups: Vec<Group>,
+    left_out: u64,
+    at: Option<Instant>,
+    at_ms: i64,
+}
+
+impl Shelf {
+    pub(super) fn new(
+        config: &Config,
+        pipeline: &Pipeline,
+        tracer: Option<Arc<dyn Tracer>>,
+    ) -> Result<Self, wire::Error> {
+        Ok(Self {
+            name: pipeline.name.clone(),
+            ladder: Arc::new(wire::ladder(pipeline)?),
+            decoder: wire::decoder(pipeline)?,
+            works: Works::default(),
+            properties: wire::properties(config),
+            id_source: wire::id_source(pipeline),
+            tracer,
+            desk: Mutex::default(),
+            standing: Mutex::default(),
+            shown: Mutex::default(),
+        })
+    }
+
+    /// What a page has to know of it first.
+    pub(super) fn about(&self) -> Value {
+        let stages = self.ladder.rungs().iter().map(|rung| {
+            json!({ "stage": &*rung.name, "topic": &*rung.topic, "delay_ms": rung.delay.map(|d| d.as_millis() as u64) })
+        });
+        json!({
+            "name": self.name,
+            "topic": &**self.ladder.topic(),
+            "group": &**self.ladder.group(),
+            "message": self.decoder.message(),
+            "can_correct": self.decoder.framing() == Framing::Plain,
+            "stages": stages.collect::<Vec<_>>(),
+        })
+    }
+
+    /// The desk, opened with the first call that Kafka answers. Blocks.
+    pub(super) fn desk(&self) -> Result<Arc<Desk>, redrive::Error> {
+        let mut desk = lock(&self.desk);
+        if let Some(desk) = &*desk {
+            return Ok(Arc::clone(desk));
+        }
+        let (properties, ladder) = (self.properties.clone(), Arc::clone(&self.ladder));
+        let (clock, tracer) = (Arc::new(SystemClock), self.tracer.clone());
+        let opened = Arc::new(Desk::open(properties, ladder, self.id_source.clone(), clock, tracer)?);
+        *desk = Some(Arc::clone(&opened));
+        Ok(opened)
+    }
+
+    /// What was dealt with until now. Blocks.
+    pub(super) fn book(&self) -> Result<Arc<Book>, redrive::Error> {
+        let desk = self.desk()?;
+        let mut standing = lock(&self.standing);
+        standing.refresh(&desk)?;
+        Ok(Arc::clone(standing.book()))
+    }
+
+    /// Letters by fate, or why that cannot be told. Blocks.
+    pub(super) fn depth(&self) -> Result<Depth, String> {
+        let desk = self.desk().map_err(|error| error.to_string())?;
+        let mut standing = lock(&self.standing);
+        standing.refresh(&desk).map_err(|error| error.to_string())?;
+        Ok(standing.depth())
+    }
+
+    /// The groups as far as they are known; has them counted again when that was a while ago.
+    pub(super) fn groups(self: &Arc<Self>) -> Value {
+        let mut shown = lock(&self.shown);
+        if !shown.reading && shown.at.is_none_or(|at| at.elapsed() >= FRESH) {
+            shown.reading = true;
+            let shelf = Arc::clone(self);
+            tokio::task::spawn_blocking(move || shelf.read_groups());
+        }
+        let more: u64 = shown.groups.iter().skip(MAX_SHOWN).map(|group| group.count).sum();
+        json!({
+            "reading": shown.reading,
+            "read": shown.progress.read,
+            "total": shown.progress.total,
+            "known": shown.at.is_some(),
+            "at_ms": shown.at_ms,
+            "error": shown.error,
+            "groups": &shown.groups[..shown.groups.len().min(MAX_SHOWN)],
+            "more_groups": shown.groups.len().saturating_sub(MAX_SHOWN),
+            "more_letters": more,
+            "left_out": shown.left_out,
+        })
+    }
+
+    fn read_groups(&self) {
+        let done = self.read_slices();
+        let mut shown = lock(&self.shown);
+        shown.reading = false;
+        shown.error = done.err().map(|error| error.to_string());
+        if shown.error.is_some() {
+            shown.at = shown.at.map(|_| Instant::now()); // not again at once
+        }
+    }
+
+    fn read_slices(&self) -> Result<(), redrive::Error> {
+        let desk = self.desk()?;
+        let kept = lock(&self.shown).catalog.take();
+        let (mut catalog, mut scan) = match kept {
+            Some(kept) => kept,
+            None => (Catalog::default(), desk.scan()?),
+        };
+        let mut before = 0;
+        loop {
+            let book = self.book()?;
+            let (until, mut passed) = (Instant::now() + SLICE, Progress::default());
+            let ended = catalog.refresh(&mut scan, &book, |progress| {
+                passed = progress;
+                let (read, total) = (before + progress.read, before + progress.total);
+                lock(&self.shown).progress = Progress { read, total };
+                if Instant::now() < until { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            })?;
+            before += passed.read;
+            let groups = catalog.groups(&book);
+            let mut shown = lock(&self.shown);
+            (shown.groups, shown.left_out) = (groups, catalog.left_out());
+            (shown.at, shown.at_ms) = (Some(Instant::now()), now_ms());
+            if ended {
+                shown.catalog = Some((catalog, scan));
+                return Ok(());
+            }
+        }
+    }
+}
