@@ -31,6 +31,8 @@ pub mod messages;
 pub mod admin;
 pub mod app;
 pub mod config;
+#[doc(hidden)]
+pub mod prove;
 pub mod telemetry;
 
 #[doc(hidden)]

@@ -107,7 +107,7 @@ fn what_it_cannot_do_is_refused_at_once() {
     };
     check(&["--events", "1000000"], "more than the embedded broker holds: at most ");
     check(&["--events", "0"], "--events");
-    check(&["--fail-ratio", "1.5"], "--fail-ratio is 1.5; it must be from 0 to 1");
+    check(&["--fail-ratio", "1.5"], "'1.5' for '--fail-ratio <R>': not a share from 0 to 1");
     check(&["--seed", "x"], "--seed");
 }
 

@@ -3,10 +3,9 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests, too")]
 
-#[path = "support/ledger.rs"]
-mod ledger;
-
-use ledger::{Copy, Execution, Fate, Header, Held, InHand, Kill, Ledger, Produced, Stage, read_executions};
+use retry_ladder::prove::ledger::{
+    Cause, Copy, Execution, Fate, Header, Held, InHand, Interruption, Ledger, Produced, Stage, read_executions,
+};
 
 const DUE: u64 = 1_700_000_000_400;
 
@@ -113,7 +112,7 @@ fn sound() -> Ledger {
             execution("d", 2, (1, 1), "transient"),
             execution("e", 1, (1, 4), "permanent"),
         ],
-        kills: vec![Kill::default()],
+        interruptions: vec![Interruption::default()],
         keys: vec![("p:g:orders:a:0".into(), b"1".to_vec()), ("p:g:orders:b:0".into(), b"F".to_vec())],
     }
 }
@@ -140,7 +139,7 @@ fn killed(ledger: &mut Ledger, id: &str, hop: u64, how: InHand) {
     let first = ledger.executions.iter().find(of_copy).unwrap();
     let (fence, leased_until_us) = (first.fence, first.started_us + 4_000_000);
     let held = Held { id: id.into(), hop, how, fence, leased_until_us };
-    ledger.kills.push(Kill { in_hand: vec![held], settled: Vec::new() });
+    ledger.interruptions.push(Interruption { in_hand: vec![held], ..Interruption::default() });
 }
 
 /// `id` is executed once more at its first attempt, a lease later.
@@ -193,6 +192,14 @@ fn an_early_start_is_told() {
         },
         &["b: attempt 2 started early, 7 us before its due"],
     );
+    // A due that is further ahead than the record's timestamp and twice the delay is the work of a wrong clock.
+    check(
+        |l| {
+            set(&mut l.stages[1].copies[0], "x-ladder-due", &(DUE + 300_000).to_string());
+            l.executions[2].started_us = (DUE + 200) * 1_000 - 7;
+        },
+        &["b: attempt 2 started early, 7 us before its due"],
+    );
     check(|l| l.executions[2].read = Some((0, 0)), &["b: attempt 2 was given a record that is not on retry-1"]);
     check(
         |l| set(&mut l.stages[1].copies[0], "x-ladder-due", &(DUE - 2).to_string()),
@@ -202,7 +209,7 @@ fn an_early_start_is_told() {
 
 #[test]
 fn a_second_execution_needs_a_kill_that_had_the_copy_in_hand() {
-    let words = ["b: attempt 1 was executed 2 times, 0 kills explain one more each: unexplained execution"];
+    let words = ["b: attempt 1 was executed 2 times, 0 interruptions explain one more each: unexplained execution"];
     check(|l| again(l, "b", "transient"), &words);
     check(
         |l| {
@@ -227,6 +234,18 @@ fn a_second_execution_needs_a_kill_that_had_the_copy_in_hand() {
         },
         &["a: attempt 1 ran twice at the same time"],
     );
+    // A frozen process cannot know that its lease is over.
+    for cause in [Cause::Frozen, Cause::Forgotten] {
+        check(
+            |l| {
+                again(l, "a", "done");
+                killed(l, "a", 0, InHand::Claimed);
+                l.interruptions[1].cause = cause;
+                l.executions[0].ended = Some((u64::MAX, "done".into()));
+            },
+            &[],
+        );
+    }
     check(
         |l| {
             again(l, "b", "transient");
@@ -243,15 +262,15 @@ fn an_execution_before_the_lease_of_a_killed_process_ended_is_told() {
         |l| {
             again(l, "a", "done");
             killed(l, "a", 0, InHand::Claimed);
-            l.kills[1].in_hand[0].leased_until_us += 1_100_000;
+            l.interruptions[1].in_hand[0].leased_until_us += 1_100_000;
         },
-        &["a: attempt 1 ran 100 ms before the lease of a killed process ended"],
+        &["a: attempt 1 ran 100 ms before the lease of an interrupted process ended"],
     );
 }
 
 #[test]
 fn a_second_end_needs_a_kill_between_the_acknowledgement_and_its_record() {
-    let words = "e: a second terminal state: done at attempts {1}, 1 in the DLQ, and 0 kills between";
+    let words = "e: a second terminal state: done at attempts {1}, 1 in the DLQ, and 0 interruptions between";
     check(
         |l| {
             again(l, "e", "done");
@@ -278,7 +297,7 @@ fn a_second_copy_needs_such_a_kill_too() {
         copy.offset = 9;
         l.stages[2].copies.push(copy);
     };
-    check(twice, &["c: 2 records of hop 1 on dlq, 0 kills", "c: a second terminal state"]);
+    check(twice, &["c: 2 records of hop 1 on dlq, 0 interruptions", "c: a second terminal state"]);
     check(
         |l| {
             twice(l);
@@ -347,12 +366,12 @@ fn the_files_read_back_and_a_broken_line_is_refused() {
         assert!(read_executions(line).is_err(), "{line}");
     }
 
-    let mut kill = Kill { settled: vec![("b".into(), 1)], ..Kill::default() };
+    let mut blow = Interruption { settled: vec![("b".into(), 1)], ..Interruption::default() };
     for how in [InHand::Claimed, InHand::Published, InHand::Acknowledged] {
-        kill.in_hand.push(Held { id: "a".into(), hop: 2, how, fence: 8, leased_until_us: 9 });
+        blow.in_hand.push(Held { id: "a".into(), hop: 2, how, fence: 8, leased_until_us: 9 });
     }
-    assert_eq!(Kill::read(&kill.write()).unwrap(), kill);
+    assert_eq!(Interruption::read(&blow.write()).unwrap(), blow);
     for line in ["claimed a", "claimed 1 a", "settled one a", "claimed 1 a 2", "gone 1 a 2 3"] {
-        assert!(Kill::read(line).is_err(), "{line}");
+        assert!(Interruption::read(line).is_err(), "{line}");
     }
 }

@@ -49,6 +49,8 @@ pub struct Bench {
     pub properties: Properties,
     pub partitions: i32,
     concurrency: usize,
+    pub max_in_flight: usize,
+    redis_url: String,
     admin: Admin,
     redis: Arc<dyn IdempotencyStore>,
     value: Bytes,
@@ -57,12 +59,18 @@ pub struct Bench {
 }
 
 impl Bench {
-    pub async fn new(brokers: &str, redis_url: &str, partitions: i32, concurrency: usize) -> Self {
+    pub async fn new(brokers: &str, redis_url: &str, partitions: i32, concurrency: usize, extra: &[String]) -> Self {
         let connection = Connection { brokers: brokers.into(), properties: Default::default() };
         let admin = Admin::connect(connection, Duration::from_secs(10)).await.unwrap();
         let redis: Arc<dyn IdempotencyStore> =
             Arc::new(redis::connect(redis_url, redis::Options::default()).await.unwrap());
-        let properties = Properties::new(brokers);
+        let mut properties = Properties::new(brokers);
+        for (key, value) in extra.iter().map(|pair| pair.split_once('=').expect("--set KEY=VALUE")) {
+            // librdkafka warns of a consumer's property on a producer, and the other way round.
+            let consumer = ["fetch", "queued", "max.partition"].iter().any(|p| key.starts_with(p));
+            let of_one = if consumer { &mut properties.consumer } else { &mut properties.producer };
+            of_one.insert(key.into(), value.into());
+        }
         let publisher = Arc::new(KafkaPublisher::new(properties.clone(), Options::default()).unwrap());
         let engine = Engine::new(properties.clone(), publisher).unwrap();
         Self {
@@ -70,6 +78,8 @@ impl Bench {
             properties,
             partitions,
             concurrency,
+            max_in_flight: StageSettings::default().max_in_flight,
+            redis_url: redis_url.into(),
             admin,
             redis,
             value: value(),
@@ -108,6 +118,7 @@ impl Bench {
     pub fn pipeline(&self, ladder: &Arc<Ladder>, handler: Arc<dyn Handler>, dedup: Dedup) -> Pipeline {
         let settings = StageSettings {
             concurrency: self.concurrency,
+            max_in_flight: self.max_in_flight,
             dedup: if dedup == Dedup::Off { lane::Dedup::Off } else { lane::Dedup::Required },
             ..StageSettings::default()
         };
@@ -151,17 +162,25 @@ impl Bench {
         }
     }
 
-    /// Events that are due now, on the topic of a stage.
-    pub async fn preload(&self, ladder: &Ladder, stage: usize, events: usize) {
-        self.preload_due(ladder, stage, events, (stage > 0).then_some(Duration::ZERO)).await;
+    /// Events on the topic of a stage, produced by another process, so that this one's memory and CPU are not the load's.
+    pub async fn preload_elsewhere(&self, ladder: &Ladder, stage: usize, events: usize, due: Option<Duration>) {
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        child.args(["preload", "--topic", &ladder.rungs()[stage].topic, "--group", ladder.group()]);
+        child.args(["--events", &events.to_string(), "--partitions", &self.partitions.to_string()]);
+        child.args(["--brokers", &self.properties.brokers, "--redis", &self.redis_url]);
+        if let Some(due) = due {
+            child.args(["--wait-secs", &due.as_secs().to_string()]);
+        }
+        let status = tokio::task::spawn_blocking(move || child.status()).await.unwrap();
+        assert!(status.unwrap().success());
     }
 
-    pub async fn preload_due(&self, ladder: &Ladder, stage: usize, events: usize, delay: Option<Duration>) {
+    pub async fn preload(&self, topic: &Arc<str>, group: &str, events: usize, delay: Option<Duration>) {
         let acks = Arc::new(Acks::default());
         let sink: Arc<dyn AckSink> = Arc::clone(&acks) as _;
         let due = delay.map(|d| SystemClock.now().wall + d);
         for n in 0..events as u64 {
-            let record = self.record(&ladder.rungs()[stage].topic, n, due, ladder.group());
+            let record = self.record(topic, n, due, group);
             self.engine.publisher.publish(record, n, &sink);
             while (n + 1).saturating_sub(acks.count()) > 50_000 {
                 tokio::time::sleep(Duration::from_millis(5)).await;

@@ -135,6 +135,6 @@ async fn with(bench: &mut Bench, options: &Options) -> (Drain, Seen) {
 
 async fn prepared(bench: &mut Bench, options: &Options) -> Pipeline {
     let ladder = bench.ladder(&[100, 200].map(Duration::from_millis)).await;
-    bench.preload(&ladder, 1, options.events).await;
+    bench.preload_elsewhere(&ladder, 1, options.events, Some(Duration::ZERO)).await;
     bench.pipeline(&ladder, load::failing(), Dedup::parse(&options.dedup))
 }

@@ -16,34 +16,55 @@ pub struct Raw {
     pub cpu_us: f64,
 }
 
-pub fn forward(bench: &Bench, ladder: &Ladder, events: usize) -> Raw {
-    forward_from(bench, ladder, 1, events)
+/// As `adapters::kafka` sets them for every consumer, for one of a stage with a delay, for one without, and for the
+/// producer.
+const CONSUMER: &[(&str, &str)] = &[
+    ("auto.offset.reset", "earliest"),
+    ("enable.auto.offset.store", "false"),
+    ("fetch.queue.backoff.ms", "20"),
+    ("fetch.wait.max.ms", "50"),
+];
+const DELAYED: &[(&str, &str)] =
+    &[("fetch.message.max.bytes", "262144"), ("queued.min.messages", "10000"), ("queued.max.messages.kbytes", "8192")];
+const MAIN: &[(&str, &str)] = &[("queued.max.messages.kbytes", "16384")];
+const PRODUCER: &[(&str, &str)] = &[
+    ("enable.idempotence", "true"),
+    ("acks", "all"),
+    ("linger.ms", "10"),
+    ("compression.type", "lz4"),
+    ("partitioner", "murmur2_random"),
+    ("queue.buffering.max.messages", "1000000"),
+    ("queue.buffering.max.kbytes", "262144"),
+    ("message.max.bytes", "100000000"),
+    ("batch.size", "1000000"),
+];
+
+/// What raw loop and engine are set to, in one line.
+pub fn settings(bench: &Bench, stage: usize) -> String {
+    let of_stage = if stage == 0 { MAIN } else { DELAYED };
+    let fixed = [CONSUMER, of_stage, PRODUCER].concat().into_iter().map(|(key, value)| format!("{key}={value}"));
+    let given = bench.properties.consumer.iter().chain(&bench.properties.producer);
+    fixed.chain(given.map(|(key, value)| format!("{key}={value}"))).collect::<Vec<_>>().join(" ")
+}
+
+fn config(bench: &Bench, parts: &[&[(&str, &str)]]) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", &bench.properties.brokers);
+    for (key, value) in parts.concat() {
+        config.set(key, value);
+    }
+    config
 }
 
 /// Reads a stage's topic in a group of its own and produces to the DLQ's topic.
-pub fn forward_from(bench: &Bench, ladder: &Ladder, stage: usize, events: usize) -> Raw {
-    let consumer: BaseConsumer = ClientConfig::new()
-        .set("bootstrap.servers", &bench.properties.brokers)
-        .set("group.id", format!("{}.raw", ladder.topic()))
-        .set("auto.offset.reset", "earliest")
-        .set("enable.auto.offset.store", "false")
-        .set("fetch.queue.backoff.ms", "20")
-        .set("fetch.wait.max.ms", "50")
-        .set("fetch.message.max.bytes", "262144")
-        .set("queued.min.messages", "10000")
-        .set("queued.max.messages.kbytes", "8192")
-        .create()
-        .unwrap();
-    let producer: ThreadedProducer<DefaultProducerContext> = ClientConfig::new()
-        .set("bootstrap.servers", &bench.properties.brokers)
-        .set("enable.idempotence", "true")
-        .set("acks", "all")
-        .set("linger.ms", "2")
-        .set("compression.type", "lz4")
-        .set("partitioner", "murmur2_random")
-        .set("queue.buffering.max.messages", "1000000")
-        .create()
-        .unwrap();
+pub fn forward(bench: &Bench, ladder: &Ladder, stage: usize, events: usize) -> Raw {
+    let mut consumer = config(bench, &[CONSUMER, if stage == 0 { MAIN } else { DELAYED }]);
+    consumer.set("group.id", format!("{}.raw", ladder.topic()));
+    consumer.extend(bench.properties.consumer.clone());
+    let consumer: BaseConsumer = consumer.create().unwrap();
+    let mut producer = config(bench, &[PRODUCER]);
+    producer.extend(bench.properties.producer.clone());
+    let producer: ThreadedProducer<DefaultProducerContext> = producer.create().unwrap();
     consumer.subscribe(&[&ladder.rungs()[stage].topic]).unwrap();
     let target = &ladder.dlq().topic;
     let cpu = usage().cpu;

@@ -4,12 +4,13 @@
 //! is no span is left out. What a trace looks like is `telemetry::trace_tree`'s.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use reqwest::{StatusCode, Url};
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::ladder::event::Timestamp;
 use crate::telemetry::trace_tree::StoredSpan;
 
 /// One question may take this long.
@@ -96,12 +97,12 @@ impl Jaeger {
         Ok(traces.into_iter().next().filter(|trace| !trace.spans.is_empty()))
     }
 
-    /// The traces with a span of this event, oldest first, that began within `since`.
+    /// The traces with a span of this event, oldest first, that began within `since` before `now`.
     ///
     /// # Errors
     /// When Jaeger does not answer, or not as Jaeger does.
-    pub async fn traces_of_event(&self, event_id: &str, since: Duration) -> Result<Vec<Trace>, Error> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    pub async fn traces_of_event(&self, event_id: &str, since: Duration, now: Timestamp) -> Result<Vec<Trace>, Error> {
+        let now = Duration::from_micros(now.as_micros());
         // A little into the future: clocks differ.
         let (start, end) = (now.saturating_sub(since), now + Duration::from_secs(300));
         let tags = serde_json::json!({ "ladder.event_id": event_id }).to_string();

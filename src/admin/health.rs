@@ -86,7 +86,9 @@ pub fn readiness(view: &StageView, figures: &Figures, max_poll: Duration) -> Vec
             PauseReason::Halted => format!("partitions {:?} are halted: going on would lose an event", figures.halted),
             PauseReason::Command => "paused by command; `pipeline resume` ends it".to_owned(),
             PauseReason::Breaker => "the handler's target is down; single events probe it".to_owned(),
-            PauseReason::Brake => "too many events became dead letters".to_owned(),
+            PauseReason::Brake => {
+                "too many events became dead letters; single events are tried, `pipeline resume` ends it".to_owned()
+            }
         };
         troubles.push(Trouble::of_stage(view, reason.as_str(), detail));
     }

@@ -8,15 +8,20 @@ use std::time::Duration;
 
 use futures::future::{join, join_all};
 use serde::Serialize;
+use tokio::task::JoinHandle;
 
 use super::retention::Alarm;
 use crate::adapters::kafka::Properties;
 use crate::adapters::kafka::admin::{self, Admin, Connection, Retention};
+use crate::adapters::kafka::control::{self, ControlReader, Order, Orders};
 use crate::adapters::kafka::lag::{self, Ask, LogReader};
 use crate::app::wire;
 use crate::config::Config;
 use crate::ladder::event::Timestamp;
 use crate::stage::clock::{Clock, SystemClock};
+
+/// Longest wait for what is ordered.
+const ORDERS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why there is no look.
 #[derive(Debug, thiserror::Error)]
@@ -128,6 +133,9 @@ pub struct StageStatus {
     pub retention_ms: Option<u64>,
     /// `warning` when that record is past half of it, `critical` past 80 %.
     pub retention_alarm: Option<&'static str>,
+    /// By whom it is paused, where it is paused by command. Breaker, brake and store are seen at each instance only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub paused: Option<Order>,
     /// On the DLQ: every record that it holds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub depth: Option<u64>,
@@ -205,6 +213,13 @@ pub struct Outside {
     pipelines: Vec<(String, Vec<Source>)>,
     connection: Connection,
     admin: Option<Admin>,
+    properties: Properties,
+    /// Of each pipeline, where its orders are kept.
+    control: BTreeMap<String, String>,
+    /// None before the first look, and after one that failed.
+    reader: Option<ControlReader>,
+    /// What is ordered, by topic.
+    orders: BTreeMap<String, Orders>,
 }
 
 impl Outside {
@@ -218,7 +233,7 @@ impl Outside {
             return Err(Error::UnknownPipeline { name: name.clone(), configured });
         }
         let properties: Properties = wire::properties(config);
-        let mut pipelines = Vec::new();
+        let (mut pipelines, mut control) = (Vec::new(), BTreeMap::new());
         for pipeline in config.pipelines.iter().filter(|p| chosen.is_empty() || chosen.contains(&p.name)) {
             let ladder = wire::ladder(pipeline)?;
             let sources = ladder.rungs().iter().map(|rung| Source {
@@ -231,8 +246,17 @@ impl Outside {
                 reader: None,
             });
             pipelines.push((pipeline.name.clone(), sources.collect()));
+            control.insert(pipeline.name.clone(), wire::topics(pipeline).control_topic());
         }
-        Ok(Self { pipelines, connection: wire::connection(config), admin: None })
+        Ok(Self {
+            pipelines,
+            connection: wire::connection(config),
+            admin: None,
+            properties,
+            control,
+            reader: None,
+            orders: BTreeMap::new(),
+        })
     }
 
     /// One look, all stages at the same time.
@@ -240,6 +264,7 @@ impl Outside {
     /// # Errors
     /// When librdkafka refuses the properties, or the process ends. What Kafka does not tell is in the status.
     pub async fn look(&mut self) -> Result<Status, Error> {
+        let orders = self.read_orders();
         let now = SystemClock.now().wall;
         let names: Vec<_> = self.pipelines.iter().map(|(name, sources)| (name.clone(), sources.len())).collect();
         let sources = std::mem::take(&mut self.pipelines).into_iter().flat_map(|(_, sources)| sources);
@@ -253,6 +278,15 @@ impl Outside {
         }));
         let (answers, retentions) = join(looks, self.retentions(&topics)).await;
         let retentions = retentions?;
+        match orders.await? {
+            Ok((reader, orders)) => {
+                self.reader = Some(reader);
+                for (topic, orders) in control::newest(orders) {
+                    self.orders.entry(topic).or_default().extend(orders);
+                }
+            }
+            Err(error) => tracing::debug!(%error, "pauses by command unknown"),
+        }
         let mut answers = answers.into_iter();
         let mut pipelines = Vec::new();
         for (pipeline, count) in names {
@@ -264,6 +298,8 @@ impl Outside {
                     stage.retention_ms = retention.limit().map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX));
                     let oldest = Duration::from_millis(stage.oldest_unprocessed_ms);
                     stage.retention_alarm = Alarm::of(oldest, retention).map(Alarm::as_str);
+                    let order = self.control.get(&pipeline).and_then(|at| self.orders.get(at)?.get(&stage.stage));
+                    stage.paused = order.filter(|order| order.paused).cloned();
                 }
                 sources.push(source);
                 stages.push(look);
@@ -272,6 +308,24 @@ impl Outside {
             pipelines.push(PipelineStatus { pipeline, stages });
         }
         Ok(Status { pipelines })
+    }
+
+    /// What is ordered since the last look.
+    fn read_orders(&mut self) -> JoinHandle<Result<(ControlReader, Vec<control::Read>), control::Error>> {
+        let (reader, properties) = (self.reader.take(), self.properties.clone());
+        if reader.is_none() {
+            self.orders.clear();
+        }
+        let (topics, groups) = (self.control.values().cloned().collect::<Vec<_>>(), self.pipelines.first());
+        let group = groups.and_then(|(_, sources)| sources.first()).map_or(String::new(), |main| main.group.clone());
+        tokio::task::spawn_blocking(move || {
+            let mut reader = match reader {
+                Some(reader) => reader,
+                None => ControlReader::new(&properties, &group, topics)?,
+            };
+            let orders = reader.catch_up(ORDERS_TIMEOUT)?;
+            Ok((reader, orders))
+        })
     }
 
     /// What cannot be read is left out: it is the least of what is to be seen.

@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::select_all;
 
@@ -12,7 +13,8 @@ use super::wire;
 use crate::adapters::kafka::admin::plan::known_topics;
 use crate::adapters::kafka::admin::startup::{StartupOptions, startup_check};
 use crate::adapters::kafka::admin::{self, Admin, TopicState};
-use crate::adapters::kafka::{consumer, producer};
+use crate::adapters::kafka::control::{self, ControlReader, Follower};
+use crate::adapters::kafka::{Properties, consumer, producer};
 use crate::adapters::memory::MemoryStore;
 use crate::adapters::otel::OtelTracer;
 use crate::adapters::redis;
@@ -20,7 +22,8 @@ use crate::config::{self, Config};
 use crate::handlers::dead_letters::DeadLetterLog;
 use crate::ladder::rungs::Ladder;
 use crate::stage::context::Partitions;
-use crate::stage::ports::{Handler, IdempotencyStore};
+use crate::stage::gate::Outage;
+use crate::stage::ports::{Handler, IdempotencyStore, Publisher};
 use crate::telemetry::handler_spans::HandlerSpans;
 use crate::telemetry::traces::{self, Traces};
 
@@ -72,6 +75,9 @@ pub enum Error {
     /// A stage's consumer.
     #[error(transparent)]
     Consumer(#[from] consumer::Error),
+    /// Pauses by command.
+    #[error(transparent)]
+    Control(#[from] control::Error),
     /// The export of traces.
     #[error(transparent)]
     Traces(#[from] traces::Error),
@@ -94,6 +100,7 @@ impl Error {
             | Error::Consumer(consumer::Error::Config { .. }) => 64,
             Error::Kafka(e) => e.exit_code(),
             Error::Redis(e) => e.exit_code(),
+            Error::Control(e) => e.exit_code(),
             Error::Consumer(consumer::Error::Fenced { .. }) => 70,
             Error::Producer(_) | Error::Consumer(_) | Error::NoRandomness(_) => 1,
         }
@@ -163,7 +170,12 @@ pub struct Builder {
     stages: Vec<StageName>,
     topics_as_configured: bool,
     handler_spans: Option<HandlerSpans>,
+    wrap_store: Option<WrapStore>,
+    wrap_publisher: Option<WrapPublisher>,
 }
+
+type WrapStore = Box<dyn Fn(Arc<dyn IdempotencyStore>) -> Arc<dyn IdempotencyStore> + Send>;
+type WrapPublisher = Box<dyn Fn(Arc<dyn Publisher>) -> Arc<dyn Publisher> + Send>;
 
 impl Builder {
     /// All stages of all pipelines, with the handlers that the configuration names.
@@ -175,6 +187,8 @@ impl Builder {
             stages: vec![StageName::All],
             topics_as_configured: false,
             handler_spans: None,
+            wrap_store: None,
+            wrap_publisher: None,
         }
     }
 
@@ -206,6 +220,23 @@ impl Builder {
     #[must_use]
     pub fn topics_as_configured(mut self) -> Self {
         self.topics_as_configured = true;
+        self
+    }
+
+    /// Puts something between the engine and the deduplication store, which sees every answer first.
+    #[must_use]
+    pub fn wrap_store(
+        mut self,
+        wrap: impl Fn(Arc<dyn IdempotencyStore>) -> Arc<dyn IdempotencyStore> + Send + 'static,
+    ) -> Self {
+        self.wrap_store = Some(Box::new(wrap));
+        self
+    }
+
+    /// The same between the engine and the producer.
+    #[must_use]
+    pub fn wrap_publisher(mut self, wrap: impl Fn(Arc<dyn Publisher>) -> Arc<dyn Publisher> + Send + 'static) -> Self {
+        self.wrap_publisher = Some(Box::new(wrap));
         self
     }
 
@@ -250,7 +281,10 @@ impl Builder {
         let orphans = self.orphans(&chosen).await?;
         let properties = wire::properties(&self.config);
         let options = producer::Options { message_timeout: self.config.kafka.message_timeout, batch_size };
-        let publisher = Arc::new(producer::KafkaPublisher::new(properties.clone(), options)?);
+        let mut publisher: Arc<dyn Publisher> = Arc::new(producer::KafkaPublisher::new(properties.clone(), options)?);
+        if let Some(wrap) = &self.wrap_publisher {
+            publisher = wrap(publisher);
+        }
         let mut engine = Engine::new(properties, publisher)?;
         engine.instance = self.config.instance.clone();
         engine.session_timeout = self.config.kafka.session_timeout;
@@ -259,6 +293,22 @@ impl Builder {
             let client_id = engine.properties.client_id();
             Arc::new(OtelTracer::new(traces.queue(), wire::sampling(&self.config), client_id)) as _
         });
+
+        let outages: Vec<_> = chosen
+            .iter()
+            .zip(&ladders)
+            .map(|(pipeline, (ladder, _))| {
+                let outage = engine.guard(ladder.pipeline(), wire::outage(pipeline));
+                (wire::topics(pipeline).control_topic(), outage)
+            })
+            .collect();
+        // Before the first stage starts, or events would slip through a pause.
+        let orders = match self.topics_as_configured {
+            true => None,
+            false => {
+                Some(follow(&engine.properties, &chosen[0].group, outages, self.config.kafka.startup_timeout).await?)
+            }
+        };
 
         let mut stores = Stores::default();
         let mut pipelines = Vec::new();
@@ -273,7 +323,10 @@ impl Builder {
                 decode: Arc::new(decode),
                 handler,
                 dead_letters: Arc::new(DeadLetterLog::new(Arc::clone(&engine.clock))),
-                store: stores.get(pipeline.idempotency.store, &self.config, &engine).await?,
+                store: match (&self.wrap_store, stores.get(pipeline.idempotency.store, &self.config, &engine).await?) {
+                    (Some(wrap), store) => wrap(store),
+                    (None, store) => store,
+                },
                 prefix: self.config.redis.prefix.clone(),
                 settings: wire::settings(pipeline),
                 partitions,
@@ -299,7 +352,7 @@ impl Builder {
             tracing::info!(topic = %pipeline.ladder.rungs()[index].topic, "draining a former rung; stop it when `pipeline topics check` no longer lists it");
             stages.push(engine.start(&pipeline, index)?);
         }
-        Ok(App { stages, traces })
+        Ok(App { stages, traces, orders })
     }
 
     /// The orphans to be drained: of which chosen pipeline, its ladder with the orphan as a rung, that rung, and the
@@ -382,6 +435,33 @@ fn configured_partitions(pipeline: &config::Pipeline) -> Partitions {
     Partitions(vec![count; pipeline.stages().len()])
 }
 
+/// Pauses what is paused by command, and goes on to follow.
+async fn follow(
+    properties: &Properties,
+    group: &str,
+    outages: Vec<(String, Arc<Outage>)>,
+    timeout: Duration,
+) -> Result<Follower, Error> {
+    let mut reader = ControlReader::new(properties, group, outages.iter().map(|(topic, _)| topic.clone()))?;
+    let read = tokio::task::spawn_blocking(move || reader.catch_up(timeout).map(|orders| (reader, orders)));
+    // The runtime ends before its blocking tasks only when the process does.
+    let Ok(read) = read.await else { return Err(control::Error::Slow { topic: "orders".into(), timeout }.into()) };
+    let (reader, orders) = read?;
+    let outages: HashMap<_, _> = outages.into_iter().collect();
+    for (topic, orders) in control::newest(orders) {
+        for (stage, order) in orders {
+            obey(&outages, &(topic.clone(), stage, order));
+        }
+    }
+    Ok(Follower::start(reader, move |order| obey(&outages, &order))?)
+}
+
+fn obey(outages: &HashMap<String, Arc<Outage>>, (topic, stage, order): &control::Read) {
+    if let Some(outage) = outages.get(topic) {
+        outage.command(stage, order.paused.then(|| order.to_string()).as_deref());
+    }
+}
+
 /// One store of each kind for the whole process.
 #[derive(Default)]
 struct Stores {
@@ -414,6 +494,8 @@ impl Stores {
 pub struct App {
     stages: Vec<RunningStage>,
     traces: Option<Traces>,
+    /// Follows pauses by command.
+    orders: Option<Follower>,
 }
 
 impl App {
@@ -440,6 +522,8 @@ impl App {
             }
         };
         self.stages.iter().for_each(RunningStage::stop);
+        let orders = self.orders.take();
+        let ended = tokio::task::spawn_blocking(move || drop(orders));
         let mut result = first;
         for stage in &mut self.stages {
             result = result.and(stage.ended().await);
@@ -447,6 +531,7 @@ impl App {
         if let Some(traces) = self.traces.take() {
             traces.shutdown().await;
         }
+        drop(ended.await);
         Ok(result?)
     }
 }

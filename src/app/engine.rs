@@ -3,8 +3,9 @@
 //! A stage ends by [`RunningStage::stop`] (after a drain) or because its consumer cannot go on; nothing here decides
 //! whether the process ends then.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use crate::ladder::headers::CopyKeys;
 use crate::ladder::rungs::Ladder;
 use crate::stage::clock::{Clock, SystemClock};
 use crate::stage::context::{Decode, Partitions, StageContext, StageSettings};
+use crate::stage::gate::{Outage, OutageSettings};
 use crate::stage::lanes::LaneView;
 use crate::stage::ports::{Handler, IdempotencyStore, Publisher, Tracer};
 use crate::stage::stats::StageStats;
@@ -39,6 +41,8 @@ pub struct Engine {
     pub drain_timeout: Duration,
     /// 64 random bits of this start.
     process: u64,
+    /// What stops each pipeline, by name.
+    outages: Mutex<HashMap<Arc<str>, Arc<Outage>>>,
 }
 
 /// One pipeline, ready to run.
@@ -95,7 +99,23 @@ impl Engine {
             session_timeout: Duration::from_secs(15),
             drain_timeout: Duration::from_secs(10),
             process: getrandom::u64().map_err(NoRandomness)?,
+            outages: Mutex::default(),
         })
+    }
+
+    /// Gives a pipeline its breaker and brake, before its first stage starts. Without this it has neither, which is
+    /// right where everything fails on purpose, and nowhere else.
+    pub fn guard(&self, pipeline: &Arc<str>, settings: OutageSettings) -> Arc<Outage> {
+        let outage = Outage::new(pipeline, settings, Arc::clone(&self.clock));
+        let mut outages = self.outages.lock().unwrap_or_else(PoisonError::into_inner);
+        outages.insert(Arc::clone(pipeline), Arc::clone(&outage));
+        outage
+    }
+
+    fn outage(&self, pipeline: &Arc<str>) -> Arc<Outage> {
+        let mut outages = self.outages.lock().unwrap_or_else(PoisonError::into_inner);
+        let none = || Outage::new(pipeline, OutageSettings::default(), Arc::clone(&self.clock));
+        Arc::clone(outages.entry(Arc::clone(pipeline)).or_insert_with(none))
     }
 
     /// Starts one stage of a pipeline on the current tokio runtime.
@@ -109,6 +129,9 @@ impl Engine {
         let rung = &pipeline.ladder.rungs()[stage];
         let is_last = stage == pipeline.ladder.dlq().index;
         let settings = pipeline.settings[stage].clone();
+        let stats = Arc::new(StageStats::default());
+        let outage = self.outage(pipeline.ladder.pipeline());
+        let gate = outage.gate(&rung.name, stage == 0, !is_last, settings.concurrency, &stats);
         let ctx = Arc::new(StageContext {
             stage,
             message: Arc::clone(&pipeline.message),
@@ -119,12 +142,13 @@ impl Engine {
             tracer: self.tracer.clone(),
             clock: Arc::clone(&self.clock),
             permits: Arc::new(Semaphore::new(settings.concurrency)),
+            gate,
             partitions: pipeline.partitions.clone(),
             gained_partitions: AtomicBool::new(false),
             keys: CopyKeys::new(&pipeline.prefix, &pipeline.ladder),
             settings,
             process: self.process,
-            stats: Arc::new(StageStats::default()),
+            stats,
             ladder: Arc::clone(&pipeline.ladder),
         });
         let stage = Arc::new(Stage::new(Arc::clone(&ctx), tokio::runtime::Handle::current()));

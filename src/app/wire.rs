@@ -11,12 +11,15 @@ use crate::config::{self, Config};
 use crate::handlers::http::{self, Body, Class, HttpHandler, HttpOptions};
 use crate::handlers::log::LogHandler;
 use crate::handlers::simulate::{self, SimulateHandler, SimulateOptions};
+use crate::ladder::brake::BrakeSettings;
+use crate::ladder::breaker::BreakerSettings;
 use crate::ladder::headers::{CompatHeaders, IdSource};
 use crate::ladder::lane::{Dedup, Order};
 use crate::ladder::rungs::{Ladder, LadderFault, LadderSpec, RetrySpec};
 use crate::messages::{self, Decoder, Framing};
 use crate::stage::clock::Clock;
 use crate::stage::context::{StageSettings, Tombstones};
+use crate::stage::gate::OutageSettings;
 use crate::stage::ports::{Handler, Sampling};
 use crate::telemetry::traces::{self, Traces};
 
@@ -277,6 +280,28 @@ pub fn id_source(pipeline: &config::Pipeline) -> IdSource {
     match &pipeline.event_id {
         config::EventId::Header(names) => IdSource::Headers(names.clone()),
         config::EventId::Field(_) => IdSource::Field,
+    }
+}
+
+/// What stops the pipeline in an outage.
+pub fn outage(pipeline: &config::Pipeline) -> OutageSettings {
+    let (breaker, brake) = (&pipeline.breaker, &pipeline.brake);
+    OutageSettings {
+        breaker: breaker.enabled.then_some(BreakerSettings {
+            consecutive_failures: breaker.consecutive_failures,
+            min_time: breaker.min_time,
+            slow_failures: breaker.slow_failures,
+            slow_time: breaker.slow_time,
+            cool_down: breaker.cool_down,
+            max_cool_down: breaker.max_cool_down,
+        }),
+        brake: brake.enabled.then_some(BrakeSettings {
+            ratio: brake.ratio.0,
+            min_events: brake.min_events,
+            window: brake.window.saturating_add(pipeline.ladder_length()),
+            cool_down: brake.cool_down,
+            max_cool_down: brake.max_cool_down,
+        }),
     }
 }
 

@@ -4,7 +4,9 @@ mod config;
 mod console;
 mod demo;
 mod dlq;
+pub mod pause;
 pub mod produce;
+mod prove;
 mod run;
 pub mod status;
 pub mod topics;
@@ -22,8 +24,10 @@ use crate::adapters::kafka::admin::Admin;
 use crate::adapters::kafka::admin::plan::known_topics;
 use crate::adapters::otel::OtelTracer;
 use crate::app::wire;
-use crate::config::{Config, Sources, load};
+use crate::config::{Config, DEFAULT_FILE, Sources, load};
+use crate::prove::worker;
 use crate::stage::ports::Tracer;
+use crate::telemetry::logs;
 
 /// Non-blocking retries for Kafka: main → retry-1 … retry-N → DLQ.
 ///
@@ -50,6 +54,9 @@ struct Cli {
     command: Option<Command>,
 }
 
+/// Enough of a configuration where none is needed.
+const NO_PIPELINE: &str = "pipelines: { none: { topic: none, message: shop.v1.OrderPlaced, handler: { log: {} } } }";
+
 #[derive(Subcommand, Debug)]
 enum Command {
     Demo(demo::DemoArgs),
@@ -64,6 +71,17 @@ enum Command {
         after_help = "Example:\n  pipeline produce --pipeline orders --count 1000 --rate 100 --key-field customer_id"
     )]
     Produce(produce::ProduceArgs),
+    /// Stop the dispatch of a stage in every instance, until `resume`
+    ///
+    /// Nothing is started any more; what runs is finished, what waits stays where it is and is charged no attempt. Kept in
+    /// the topic <topic>.<group>.control, so that restarts follow it, too. Instances follow within 2 seconds.
+    #[command(
+        after_help = "Example:\n  pipeline pause --stage main --pipeline orders --reason 'billing is being migrated'"
+    )]
+    Pause(pause::PauseArgs),
+    /// Let a paused stage go on; also releases the pipeline's brake, and lets its breaker probe at once
+    #[command(after_help = "Example:\n  pipeline resume --stage all")]
+    Resume(pause::PauseArgs),
     /// What waits, what is overdue and how far the groups lag, seen from outside: from Kafka alone
     ///
     /// Numbers with a `~` are estimates from the log: exact while dues rise with offsets and every offset holds an event.
@@ -78,6 +96,13 @@ enum Command {
     /// Serves pages on loopback (console.listen) until a signal; on any other address with a token (console.token) only.
     #[command(after_help = "Example:\n  pipeline console --listen 127.0.0.1:9480")]
     Console(console::ConsoleArgs),
+    Prove(prove::ProveArgs),
+    /// A worker process of `prove`
+    #[command(hide = true)]
+    ProveWorker {
+        /// What it is to do
+        orders: PathBuf,
+    },
 }
 
 /// `--config` and `--brokers` as given, for remedies: a command to paste must mean the same file and cluster.
@@ -120,10 +145,28 @@ pub fn main() -> ExitCode {
     if let Some(Command::Demo(args)) = cli.command {
         return block_on(demo::run(args, cli.config.is_some() || cli.brokers.is_some()));
     }
+    if let Some(Command::ProveWorker { orders }) = cli.command {
+        logs::init(logs::Format::Text);
+        return block_on(async move {
+            match worker::run(&orders).await {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => fail(&format!("{error:#}"), 1),
+            }
+        });
+    }
     note_given(cli.config.as_deref(), cli.brokers.as_deref());
-    let mut sources = Sources::new(cli.config).env(std::env::vars_os());
+    let is_proof = matches!(cli.command, Some(Command::Prove(_)));
+    let sources = match &cli.config {
+        // The proof brings its own pipeline and wants only to know where Kafka and Redis are.
+        None if is_proof && !Path::new(DEFAULT_FILE).exists() => Sources::inline("prove", NO_PIPELINE),
+        _ => Sources::new(cli.config),
+    };
+    let mut sources = sources.env(std::env::vars_os());
     if let Some(brokers) = cli.brokers {
         sources = sources.flag("--brokers", "kafka.brokers", brokers);
+    }
+    if let Some(Command::Prove(prove::ProveArgs { redis: Some(url), .. })) = &cli.command {
+        sources = sources.flag("--redis", "redis.url", url);
     }
     if let Some(Command::Console(console::ConsoleArgs { listen: Some(listen) })) = &cli.command {
         sources = sources.flag("--listen", "console.listen", listen.clone());
@@ -144,7 +187,10 @@ pub fn main() -> ExitCode {
             None => run::run(cli.run, config).await,
             Some(Command::Topics(args)) => topics(&args, &config).await,
             Some(Command::Produce(args)) => produce(args, &config).await,
-            Some(Command::Config(_) | Command::Demo(_)) => ExitCode::SUCCESS, // dealt with above
+            Some(Command::Prove(args)) => prove::run(args, config).await,
+            Some(Command::Config(_) | Command::Demo(_) | Command::ProveWorker { .. }) => ExitCode::SUCCESS, // dealt with above
+            Some(Command::Pause(args)) => pause(&args, true, &config).await,
+            Some(Command::Resume(args)) => pause(&args, false, &config).await,
             Some(Command::Status(args)) => match status::run(&args, &config).await {
                 // At once: a look that is under way would hold the process for seconds.
                 Ok(code) => std::process::exit(code.into()),
@@ -192,6 +238,13 @@ fn fail(message: &str, code: u8) -> ExitCode {
 #[allow(clippy::print_stderr, reason = "the command line talks to a person")]
 fn note(message: &str) {
     eprintln!("pipeline: {message}");
+}
+
+async fn pause(args: &pause::PauseArgs, paused: bool, config: &Config) -> ExitCode {
+    match pause::run(args, paused, config).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error.to_string(), error.exit_code()),
+    }
 }
 
 async fn topics(args: &topics::TopicsArgs, config: &Config) -> ExitCode {

@@ -316,7 +316,7 @@ fn list_table(rows: &[Row], orphans: &[Orphan], out: &mut dyn Write) -> io::Resu
 fn delay(row: &Row) -> Option<Duration> {
     match row.spec.kind {
         Kind::Retry { delay } => Some(delay),
-        Kind::Main | Kind::Dlq => None,
+        Kind::Main | Kind::Dlq | Kind::Notes => None,
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::adapters::jaeger::{self, Jaeger, MOST, Trace};
 use crate::config::{Config, Telemetry};
+use crate::stage::clock::{Clock as _, SystemClock};
 use crate::stage::ports::TraceContext;
 use crate::telemetry::duration;
 use crate::telemetry::trace_tree::TraceTree;
@@ -93,7 +94,7 @@ async fn find<'a>(jaeger: &Jaeger, args: &'a TraceArgs) -> Result<(Vec<Trace>, O
     {
         return Ok((vec![trace], None));
     }
-    Ok((jaeger.traces_of_event(&args.id, args.since).await?, Some(&args.id)))
+    Ok((jaeger.traces_of_event(&args.id, args.since, SystemClock.now().wall).await?, Some(&args.id)))
 }
 
 fn trace_id(text: &str) -> Option<String> {

@@ -206,6 +206,8 @@ fn pipeline(name: &str, keys: &PipelineKeys, report: &mut Report<'_>) -> Pipelin
         handler: keys.handler.clone(),
         handler_timeout: keys.handler_timeout,
         window: keys.window.clone(),
+        breaker: keys.breaker.clone(),
+        brake: keys.brake.clone(),
         max_deferrals: keys.max_deferrals,
         compat_headers: keys.compat_headers.clone(),
         allow_unsafe_topics: keys.allow_unsafe_topics,
@@ -215,6 +217,7 @@ fn pipeline(name: &str, keys: &PipelineKeys, report: &mut Report<'_>) -> Pipelin
     let readable = readable(&pipeline, &at, report);
     check_ladder(&pipeline, &readable, &at, report);
     check_times(&pipeline, keys, &readable, &at, report);
+    check_outage(&pipeline, &at, report);
     check_message(&pipeline, &at, report);
     check_handler(&pipeline, &at.key("handler"), report);
     pipeline
@@ -323,6 +326,31 @@ fn check_times(
     {
         let remedy = format!("at least done_ttl, {}, or nothing", show_duration(pipeline.idempotency.done_ttl));
         report.fault(&handed_ttl, "moved events would be forgotten before finished ones", remedy);
+    }
+}
+
+/// A breaker or a brake that never works is worse than none.
+fn check_outage(pipeline: &Pipeline, at: &At, report: &mut Report<'_>) {
+    let (breaker, brake) = (&pipeline.breaker, &pipeline.brake);
+    for (at, cool_down, max_cool_down) in [
+        (at.key("breaker"), breaker.cool_down, breaker.max_cool_down),
+        (at.key("brake"), brake.cool_down, brake.max_cool_down),
+    ] {
+        let max = at.key("max_cool_down");
+        if report.clean(&at.key("cool_down")) && report.clean(&max) && max_cool_down < cool_down {
+            let remedy = format!("at least cool_down, {}", show_duration(cool_down));
+            report.fault_with(&max, Some(show_duration(max_cool_down)), "shorter than the first cool-down", remedy);
+        }
+    }
+    let at = at.key("breaker");
+    if report.clean(&at) && breaker.enabled && breaker.slow_failures > breaker.consecutive_failures {
+        let problem = "more than consecutive_failures: the rule for rare events would never be the first to open it";
+        let remedy = format!("at most {}", breaker.consecutive_failures);
+        report.fault(&at.key("slow_failures"), problem, remedy);
+    }
+    if report.clean(&at) && breaker.enabled && breaker.slow_time < breaker.min_time {
+        let remedy = format!("at least min_time, {}", show_duration(breaker.min_time));
+        report.fault(&at.key("slow_time"), "shorter than min_time", remedy);
     }
 }
 

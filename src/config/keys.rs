@@ -155,6 +155,10 @@ section! {
         handler_timeout: Duration = "30s" in "1ms" ..= "1d";
         /// How much is held in memory per partition.
         window: Window = "{}";
+        /// Pauses the pipeline while the handler's target is down.
+        breaker: Breaker = "{}";
+        /// Pauses the pipeline when too many of its events become dead letters.
+        brake: Brake = "{}";
         /// How often the last stage may repeat because a target asked for a longer wait (Retry-After).
         max_deferrals: u32 = "10" in "0" ..= "1000";
         /// Headers that other tools read on DLQ records: kafka, spring, or `[]` for none.
@@ -215,6 +219,46 @@ section! {
         in_flight: usize = "1000" in "1" ..= "1000000";
         /// The same in bytes; whichever is reached first.
         in_flight_bytes: ByteSize = "16MiB" in "64KiB" ..= "1GiB";
+    }
+}
+
+section! {
+    /// Pauses the pipeline while the handler's target is down: per process, all its stages but dlq. Switch it off where
+    /// everything fails on purpose.
+    pub struct Breaker {
+        /// Whether there is one.
+        enabled: bool = "true";
+        /// It opens after this many transient failures in a row, without one success,
+        consecutive_failures: u32 = "50" in "1" ..= "1000000";
+        /// over at least this long.
+        min_time: Duration = "1s" in "0s" ..= "1h";
+        /// Where events are rare, it also opens after this many in a row,
+        slow_failures: u32 = "10" in "1" ..= "1000000";
+        /// over at least this long.
+        slow_time: Duration = "30s" in "0s" ..= "1d";
+        /// How long nothing starts before one event probes the target; doubled for each probe that fails.
+        cool_down: Duration = "1s" in "10ms" ..= "1h";
+        /// Longest cool-down; a target that asks for a longer wait (Retry-After) gets this long, too.
+        max_cool_down: Duration = "30s" in "10ms" ..= "1d";
+    }
+}
+
+section! {
+    /// Pauses the pipeline instead of emptying its topic into the DLQ: per process, all its stages but dlq.
+    pub struct Brake {
+        /// Whether there is one.
+        enabled: bool = "true";
+        /// Dead letters / events that entered, at which it stops. Without the main stage in the process only permanent
+        /// failures and poison count, against what was executed there.
+        ratio: Ratio = "0.5" in "0.01" ..= "1";
+        /// With fewer events entered within the window it judges nothing.
+        min_events: u64 = "100" in "1" ..= "1000000000";
+        /// The window; the ladder's length is added, because events fail for good that much after they entered.
+        window: Duration = "10m" in "1m" ..= "30d";
+        /// How long nothing starts before one event is tried; doubled each time that it becomes a dead letter.
+        cool_down: Duration = "5m" in "1s" ..= "1d";
+        /// Longest cool-down.
+        max_cool_down: Duration = "1h" in "1s" ..= "30d";
     }
 }
 

@@ -8,7 +8,8 @@ pub use super::choices::{
     CompatHeaders, Framing, HttpBody, LogFormat, OnUnavailable, Order, StatusClass, Store, Tombstones,
 };
 pub use super::keys::{
-    Admin, Classify, Console, EventId, Handler, HttpHandler, Kafka, LogHandler, Redis, SimulateHandler, Telemetry, Window,
+    Admin, Brake, Breaker, Classify, Console, EventId, Handler, HttpHandler, Kafka, LogHandler, Redis, SimulateHandler,
+    Telemetry, Window,
 };
 pub use super::secret::{Endpoint, Properties, Secret};
 pub use super::settings::{ByteSize, Ratio};
@@ -97,6 +98,10 @@ pub struct Pipeline {
     pub handler_timeout: Duration,
     /// How much is held in memory per partition.
     pub window: Window,
+    /// What pauses it while the handler's target is down.
+    pub breaker: Breaker,
+    /// What pauses it when too many events become dead letters.
+    pub brake: Brake,
     /// How often the last stage may repeat because a target asked for a longer wait.
     pub max_deferrals: u32,
     /// Headers that other tools read on DLQ records.

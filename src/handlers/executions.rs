@@ -88,7 +88,11 @@ impl Executions {
         self.append(line("end", event, now, outcome_word(outcome))).await
     }
 
-    async fn append(&self, text: String) -> io::Result<()> {
+    /// Writes one whole line, its newline included.
+    ///
+    /// # Errors
+    /// When it could not be written.
+    pub(crate) async fn append(&self, text: String) -> io::Result<()> {
         let result = match &self.sink {
             Sink::Direct(file) => { file }.write_all(text.as_bytes()),
             Sink::Synced(lines) => {

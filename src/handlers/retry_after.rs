@@ -78,16 +78,6 @@ mod tests {
 
     proptest! {
         #[test]
-        fn arbitrary_bytes_never_panic_and_never_exceed_the_cap(value: Vec<u8>, now: u64) {
-            prop_assert!(parse(&value, Timestamp::from_micros(now)).is_none_or(|wait| wait <= MAX));
-        }
-
-        #[test]
-        fn date_like_text_never_panics(value in "[A-Z][a-z]{2,5}, [0-9]{2}[ -][A-Z][a-z]{2}[ -][0-9]{2,4} [0-9]{2}:[0-9]{2}:[0-9]{2} GMT", now: u64) {
-            prop_assert!(parse(value.as_bytes(), Timestamp::from_micros(now)).is_none_or(|wait| wait <= MAX));
-        }
-
-        #[test]
         fn every_date_comes_back_exactly(ahead in 0u64..31_536_000) {
             let date = UNIX_EPOCH + Duration::from_micros(NOW.as_micros()) + Duration::from_secs(ahead);
             let text = httpdate::fmt_http_date(date);

@@ -2,8 +2,11 @@
 //!
 //! Reading order: [`event`] (the words), [`rungs`] (the ladder itself), [`headers`] (what travels with a record),
 //! [`due`], [`route`] (what happens to an event next), [`offsets`] (what may be committed), [`lane`] (one
-//! partition's events from receipt to offset done).
+//! partition's events from receipt to offset done); when to stop instead: [`breaker`] (the target is down), [`brake`]
+//! (too many dead letters).
 
+pub mod brake;
+pub mod breaker;
 pub mod due;
 pub mod event;
 pub mod headers;

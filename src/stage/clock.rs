@@ -5,6 +5,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::alarm::Alarm;
 pub use crate::ladder::event::Now;
 use crate::ladder::event::Timestamp;
 
@@ -12,6 +13,14 @@ use crate::ladder::event::Timestamp;
 pub trait Clock: Send + Sync + 'static {
     /// Both clocks, read now.
     fn now(&self) -> Now;
+
+    /// An alarm on the wall clock, more precise than tokio's timer; `None` where there is none.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime with I/O.
+    fn alarm(&self) -> Option<Alarm> {
+        None
+    }
 }
 
 /// The machine's clocks.
@@ -30,5 +39,9 @@ impl Clock for SystemClock {
                 u32::try_from(boot.tv_nsec).unwrap_or_default(),
             ),
         }
+    }
+
+    fn alarm(&self) -> Option<Alarm> {
+        Alarm::new().ok()
     }
 }

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use tokio::sync::Semaphore;
 
 use super::clock::Clock;
+use super::gate::Gate;
 use super::ports::{Handler, IdempotencyStore, Publisher, Tracer};
 use super::stats::StageStats;
 use crate::ladder::headers::{CompatHeaders, CopyKeys, IdSource};
@@ -138,6 +139,8 @@ pub struct StageContext {
     pub clock: Arc<dyn Clock>,
     /// Permits to run handlers.
     pub permits: Arc<Semaphore>,
+    /// Asked before an event is started.
+    pub gate: Gate,
     /// Partition counts.
     pub partitions: Partitions,
     /// Set once the stage's topic is seen to have gained partitions: from then on hops go by key.

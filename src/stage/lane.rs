@@ -22,11 +22,12 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::{Instant, Sleep};
 
 use self::calls::Reply;
+use super::alarm::Alarm;
 use super::context::StageContext;
 use super::held::{self, Held};
 use super::lanes::{LaneCommand, LaneEnds, LaneHandle};
 use super::ports::{AckSink, PublishError};
-use super::process::{Execution, Prepared, prepare};
+use super::process::{Execution, Names, Prepared, prepare};
 use super::stats::Attempt;
 use super::{settle, trace};
 use crate::ladder::event::{Mark, Now, Outcome};
@@ -66,6 +67,7 @@ impl AckSink for Acks {
 
 struct Task<'a> {
     ctx: &'a StageContext,
+    names: Names,
     ends: LaneEnds,
     lane: Lane<Box<Held>>,
     fx: Effects<Box<Held>>,
@@ -80,6 +82,8 @@ struct Task<'a> {
     /// Settlements for the next call.
     to_settle: Vec<(Slot, Mark)>,
     permit: Option<BoxFuture<'static, Option<OwnedSemaphorePermit>>>,
+    /// For due times; `None`: tokio's timer, which ticks in milliseconds.
+    alarm: Option<Alarm>,
     rng: fastrand::Rng,
     told_halt: bool,
     told_corrupt: bool,
@@ -102,6 +106,7 @@ impl<'a> Task<'a> {
         let config = ctx.lane_config();
         Self {
             ctx,
+            names: Names::new(ctx),
             ends,
             rng: fastrand::Rng::with_seed(config.seed),
             lane: Lane::new(config),
@@ -114,6 +119,7 @@ impl<'a> Task<'a> {
             settling: false,
             to_settle: Vec::new(),
             permit: None,
+            alarm: ctx.clock.alarm(),
             told_halt: false,
             told_corrupt: false,
         }
@@ -149,10 +155,11 @@ impl<'a> Task<'a> {
             if self.obey(&mut commands) == Obeyed::Stop {
                 break;
             }
+            let now = self.ctx.clock.now();
             for (ticket, result) in acks.drain(..) {
-                self.acknowledged(ticket, result);
+                self.acknowledged(now, ticket, result);
             }
-            self.take_what_is_there();
+            self.take_what_is_there(now);
             self.take_permits();
             self.perform().await;
             self.queue_for_permit();
@@ -172,6 +179,12 @@ impl<'a> Task<'a> {
     ) -> Wake {
         let until = Instant::now() + self.until_next_tick();
         timer.as_mut().reset(abandoned.map_or(until, |end| until.min(end)));
+        let alarm = async {
+            match &mut self.alarm {
+                Some(alarm) => alarm.rang().await,
+                None => std::future::pending().await,
+            }
+        };
         let permit = async {
             match &mut self.permit {
                 Some(permit) => permit.await,
@@ -180,29 +193,35 @@ impl<'a> Task<'a> {
         };
         tokio::select! {
             biased;
+            // First of all: a process that was frozen for longer than a lease finds this due together with whatever its
+            // handlers wait for, and must give them up before they go on.
+            () = timer => {
+                if abandoned.is_some_and(|end| Instant::now() >= end) { Wake::Abandoned } else { Wake::Time }
+            }
             _ = self.ends.commands.recv_many(commands, 64), if abandoned.is_none() => Wake::Commands,
             n = self.acked.recv_many(acks, 1_024) => { debug_assert!(n > 0); Wake::Acks }
             Some(result) = self.running.next(), if !self.running.is_empty() => Wake::Returned(result),
             Some(reply) = self.calls.next(), if !self.calls.is_empty() => Wake::Replied(reply),
             permit = permit => Wake::Permit(permit),
-            () = timer => {
-                if abandoned.is_some_and(|end| Instant::now() >= end) { Wake::Abandoned } else { Wake::Time }
-            }
+            () = alarm => Wake::Time,
         }
     }
 
-    fn until_next_tick(&self) -> Duration {
+    /// Sets the alarm for the next due time; how long to sleep at most for anything else, and for the due time where
+    /// there is no alarm.
+    fn until_next_tick(&mut self) -> Duration {
         let now = self.ctx.clock.now();
         let (wall, boot) = self.lane.next_tick();
-        let wall = wall.map_or(MAX_SLEEP, |at| at.since(now.wall));
+        let rings = self.alarm.as_mut().is_some_and(|alarm| alarm.set(wall));
+        let wall = wall.filter(|_| !rings).map_or(MAX_SLEEP, |at| at.since(now.wall));
         let boot = boot.map_or(MAX_SLEEP, |at| at.saturating_sub(now.boot));
         wall.min(boot).min(MAX_SLEEP)
     }
 
     /// Whatever else is there already joins this round, so that claims and settlements go out in few batches.
-    fn take_what_is_there(&mut self) {
+    fn take_what_is_there(&mut self, now: Now) {
         while let Ok((ticket, result)) = self.acked.try_recv() {
-            self.acknowledged(ticket, result);
+            self.acknowledged(now, ticket, result);
         }
         while let Some(Some(result)) = self.running.next().now_or_never() {
             self.returned(result);
@@ -251,37 +270,43 @@ impl<'a> Task<'a> {
     fn returned(&mut self, result: Result<(Slot, Outcome), Aborted>) {
         self.ctx.stats.running.fetch_sub(1, Ordering::Relaxed);
         match result {
-            Ok((slot, outcome)) => self.executed(slot, outcome),
+            Ok((slot, outcome)) => drop(self.executed(slot, outcome)),
             Err(Aborted) => self.ctx.stats.attempts.of(Attempt::Cancelled).add(1),
         }
     }
 
-    fn executed(&mut self, slot: Slot, outcome: Outcome) {
+    /// Takes the outcome of an execution; when that was.
+    fn executed(&mut self, slot: Slot, outcome: Outcome) -> Now {
         self.ctx.stats.count_attempt(&outcome);
-        let took = self.conclude(slot, outcome);
+        let (now, took) = self.conclude(slot, outcome, true);
         self.ctx.stats.handler_seconds.record(took);
+        now
     }
 
-    /// Takes an outcome; the time since the event was started.
-    fn conclude(&mut self, slot: Slot, outcome: Outcome) -> Duration {
+    /// Takes an outcome; when that was, and the time since the event was started.
+    fn conclude(&mut self, slot: Slot, outcome: Outcome, executed: bool) -> (Now, Duration) {
         let now = self.ctx.clock.now();
         let held = self.lane.get_mut(slot);
         held.abort = None;
         let took = now.wall.since(held.started);
         held.took = took;
+        let answer = self.ctx.gate.heeds(&outcome);
         let verdict = settle::conclude(self.ctx, held, outcome, now.wall, self.rng.f64());
+        if let Some(answer) = answer {
+            let end = settle::end(self.ctx, held, verdict);
+            self.ctx.gate.concluded(now, executed.then_some(held.epoch), answer, end);
+        }
         trace::executed(self.ctx, held, verdict, now.wall);
         self.step_at(now, Input::Returned(slot, verdict));
-        took
+        (now, took)
     }
 
-    fn acknowledged(&mut self, ticket: u64, result: Result<(), PublishError>) {
+    fn acknowledged(&mut self, now: Now, ticket: u64, result: Result<(), PublishError>) {
         let slot = ticket as Slot;
         self.ctx.stats.count_produced(&result);
         let delivery = match result {
             Ok(()) => {
-                let now = self.ctx.clock.now().wall;
-                trace::sent(self.ctx, self.lane.get_mut(slot), now);
+                trace::sent(self.ctx, self.lane.get_mut(slot), now.wall);
                 Delivery::Acknowledged
             }
             Err(PublishError::TooLarge) => Delivery::TooLarge,
@@ -301,7 +326,7 @@ impl<'a> Task<'a> {
                 Delivery::Failed
             }
         };
-        self.step(Input::Published(slot, delivery));
+        self.step_at(now, Input::Published(slot, delivery));
     }
 
     fn replied(&mut self, reply: Reply) {
@@ -328,12 +353,16 @@ impl<'a> Task<'a> {
         let now = self.ctx.clock.now();
         let permits = &self.ctx.permits;
         let free = self.lane.wanted(now).min(permits.available_permits());
-        let Ok(count) = u32::try_from(free) else { return };
-        if count > 0
-            && let Ok(taken) = permits.try_acquire_many(count)
-        {
-            taken.forget();
-            self.step_at(now, Input::Permits(free));
+        if free == 0 {
+            return;
+        }
+        let free = self.ctx.gate.take(free);
+        match u32::try_from(free).ok().and_then(|count| permits.try_acquire_many(count).ok()) {
+            Some(taken) if free > 0 => {
+                taken.forget();
+                self.step_at(now, Input::Permits(free));
+            }
+            _ => self.ctx.gate.returned(free),
         }
     }
 
@@ -343,8 +372,13 @@ impl<'a> Task<'a> {
         if self.claiming || self.lane.wanted(self.ctx.clock.now()) == 0 {
             self.permit = None;
         } else if self.permit.is_none() {
-            let permits = Arc::clone(&self.ctx.permits);
-            self.permit = Some(async move { permits.acquire_owned().await.ok() }.boxed());
+            let (permits, gate) = (Arc::clone(&self.ctx.permits), self.ctx.gate.clone());
+            let permit = async move {
+                let permit = permits.acquire_owned().await.ok()?;
+                gate.pass().await;
+                Some(permit)
+            };
+            self.permit = Some(permit.boxed());
         }
     }
 
@@ -358,13 +392,13 @@ impl<'a> Task<'a> {
             self.count(&mut fx);
             self.call_store(&mut fx, now);
             for slot in fx.publish.drain(..) {
-                self.publish(slot);
+                self.publish(slot, now);
             }
             for slot in fx.shrink.drain(..) {
                 match self.lane.get(slot).shrink.smaller() {
                     Some(smaller) => {
                         self.lane.get_mut(slot).shrink = smaller;
-                        self.publish(slot);
+                        self.publish(slot, now);
                     }
                     None => {
                         self.lane.get_mut(slot).halted = Some(crate::ladder::event::HaltReason::TooLarge);
@@ -372,8 +406,12 @@ impl<'a> Task<'a> {
                     }
                 }
             }
-            for slot in fx.start.drain(..) {
-                self.start(slot).await;
+            if !fx.start.is_empty() {
+                // The end of one start is the beginning of the next: the clock is read once for each.
+                let mut now = self.ctx.clock.now();
+                for slot in fx.start.drain(..) {
+                    now = self.start(slot, now).await;
+                }
             }
             fx.clear();
             // Keep the larger buffers of the two.
@@ -383,8 +421,8 @@ impl<'a> Task<'a> {
         }
     }
 
-    fn publish(&mut self, slot: Slot) {
-        if self.lane.lease_gone(self.ctx.clock.now(), slot) {
+    fn publish(&mut self, slot: Slot, now: Now) {
+        if self.lane.lease_gone(now, slot) {
             return self.step(Input::Published(slot, Delivery::Failed));
         }
         let fence = self.lane.claim(slot).fence;
@@ -394,23 +432,21 @@ impl<'a> Task<'a> {
         }
     }
 
-    async fn start(&mut self, slot: Slot) {
-        let now = self.ctx.clock.now();
+    /// Starts the handler of an event; the time afterwards.
+    async fn start(&mut self, slot: Slot, begin: Now) -> Now {
         // The handlers before it in this round may have taken long enough for its lease to end.
-        if !self.lane.may_start(now, slot) {
-            return;
+        if !self.lane.may_start(begin, slot) {
+            return begin;
         }
-        let (now, fence) = (now.wall, self.lane.claim(slot).fence);
+        let (now, fence) = (begin.wall, self.lane.claim(slot).fence);
         let due = self.lane.due(slot);
         let held = self.lane.get_mut(slot);
         held.started = now;
+        held.epoch = self.ctx.gate.epoch();
         trace::begin(self.ctx, held);
-        let event = match prepare(self.ctx, held, fence, now) {
+        let event = match prepare(self.ctx, &self.names, held, fence, now) {
             Prepared::Run(event) => event,
-            Prepared::Known(outcome) => {
-                self.conclude(slot, outcome);
-                return;
-            }
+            Prepared::Known(outcome) => return self.conclude(slot, outcome, false).0,
         };
         let stats = &self.ctx.stats;
         stats.executions.add(1);
@@ -432,6 +468,7 @@ impl<'a> Task<'a> {
                 self.lane.get_mut(slot).abort = Some(abort);
                 self.running.push(Abortable::new(execution, registration));
                 self.ctx.stats.running.fetch_add(1, Ordering::Relaxed);
+                self.ctx.clock.now()
             }
         }
     }
@@ -445,7 +482,9 @@ impl Drop for Task<'_> {
         self.running.clear();
         self.ctx.stats.running.fetch_sub(running as u64, Ordering::Relaxed);
         self.ctx.stats.attempts.of(Attempt::Cancelled).add(running as u64);
-        self.ctx.permits.add_permits(self.lane.permits_held() + self.fx.permits);
+        let permits = self.lane.permits_held() + self.fx.permits;
+        self.ctx.permits.add_permits(permits);
+        self.ctx.gate.returned(permits);
         self.ends.commands.close();
         self.ends.state.tell_end(self.lane.position());
         // Nobody listening is fine: the handle was dropped.

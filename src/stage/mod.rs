@@ -1,13 +1,15 @@
 //! The shell around [`crate::ladder`]: an event's life, one file per step.
 //!
 //! Reading order: [`ports`] (the narrow traits to the outside), [`record`] (the bytes of one record), [`context`] (what
-//! the lanes of a stage share), then an event's way: `held` (received, waiting), `process` (executed), `settle`
+//! the lanes of a stage share), [`gate`] (what may stop it), then an event's way: `held` (received, waiting), `process` (executed), `settle`
 //! (moved on), all driven by `lane`, the task of one partition; [`lanes`] is what the poll thread sees of it, [`clock`]
 //! the only reader of the clocks, [`stats`] what is counted (durations in [`histogram`]), `trace` which spans an event
 //! leaves.
 
+pub mod alarm;
 pub mod clock;
 pub mod context;
+pub mod gate;
 mod held;
 pub mod histogram;
 mod lane;

@@ -29,8 +29,29 @@ pub(super) enum Prepared {
     Known(Outcome),
 }
 
+/// What all events of a lane have in common. Copies of the lane's own: the counts of shared ones would go back and
+/// forth between the cores with every event.
+pub(super) struct Names {
+    pipeline: Arc<str>,
+    group: Arc<str>,
+    message: Arc<str>,
+    stage: Arc<str>,
+}
+
+impl Names {
+    pub(super) fn new(ctx: &StageContext) -> Self {
+        let own = |name: &Arc<str>| Arc::from(&**name);
+        Self {
+            pipeline: own(ctx.ladder.pipeline()),
+            group: own(ctx.ladder.group()),
+            message: own(&ctx.message),
+            stage: own(&ctx.rung().name),
+        }
+    }
+}
+
 /// The event for the handler; a value that cannot be read never reaches one.
-pub(super) fn prepare(ctx: &StageContext, held: &Held, fence: u64, now: Timestamp) -> Prepared {
+pub(super) fn prepare(ctx: &StageContext, names: &Names, held: &Held, fence: u64, now: Timestamp) -> Prepared {
     let payload = match (&held.record.value, ctx.settings.tombstones) {
         // Whatever lies on a rung that only looks is shown to its handler: there, what cannot be read matters most.
         (Some(value), _) if !ctx.settings.decode => value.clone(),
@@ -45,15 +66,14 @@ pub(super) fn prepare(ctx: &StageContext, held: &Held, fence: u64, now: Timestam
             return Prepared::Known(Outcome::Failed(Failure::poison(why)));
         }
     };
-    let rung = ctx.rung();
     Prepared::Run(Event {
-        pipeline: Arc::clone(ctx.ladder.pipeline()),
-        group: Arc::clone(ctx.ladder.group()),
-        message: Arc::clone(&ctx.message),
+        pipeline: Arc::clone(&names.pipeline),
+        group: Arc::clone(&names.group),
+        message: Arc::clone(&names.message),
         id: Arc::clone(&held.envelope.event_id),
         attempt: held.envelope.attempt.saturating_add(1),
         stage: ctx.stage,
-        stage_name: Arc::clone(&rung.name),
+        stage_name: Arc::clone(&names.stage),
         fence,
         deadline: now + ctx.settings.handler_timeout,
         origin: held.envelope.origin.clone(),

@@ -6,9 +6,11 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::context::{StageContext, StageSettings};
+use super::gate::End;
 use super::held::Held;
 use super::ports::Outgoing;
 use super::trace::EventTrace;
+use crate::ladder::brake::DeadLetter;
 use crate::ladder::event::{Action, Mark, Outcome, Timestamp};
 use crate::ladder::headers::{self, Envelope, Move, NextHeader, Trace};
 use crate::ladder::lane::Verdict;
@@ -38,16 +40,32 @@ pub(super) fn conclude(
         ?action,
         "execution failed"
     );
-    let verdict = match action {
-        Action::Done => return Verdict::Done,
-        Action::Halt { reason } => {
-            held.halted = Some(reason);
-            Verdict::Halt
-        }
-        Action::Forward { .. } | Action::Defer { .. } | Action::DeadLetter { .. } => Verdict::Publish,
-    };
-    held.failed = Some((failure, action));
+    let verdict = Verdict::of(&action);
+    if let Action::Halt { reason } = action {
+        held.halted = Some(reason);
+    }
+    if verdict != Verdict::Done {
+        held.failed = Some((failure, action));
+    }
     verdict
+}
+
+/// What that means to the brake.
+pub(super) fn end(ctx: &StageContext, held: &Held, verdict: Verdict) -> End {
+    match (verdict, &held.failed) {
+        (Verdict::Done, _) => End::Done,
+        (Verdict::Publish, Some((_, Action::DeadLetter { reason }))) => {
+            let envelope = &held.envelope;
+            let written = u64::try_from(envelope.origin.timestamp_ms).map(Timestamp::from_millis);
+            End::Dead(DeadLetter {
+                reason: *reason,
+                on_main: ctx.stage == 0,
+                is_recent: written.is_ok_and(|at| at >= ctx.gate.begun()),
+                redriven: envelope.redrives > 0,
+            })
+        }
+        _ => End::Retried,
+    }
 }
 
 /// The record of the next copy; `None` when there is none to be made (then `decide` has said `Halt`).

@@ -251,8 +251,12 @@ impl StoreCalls {
         let begun = Instant::now();
         let replies = call.await;
         self.seconds.record(begun.elapsed());
+        let mut counts = [0; Answer::ALL.len()];
         for reply in &replies {
-            self.answers.of(reply.as_ref().map_or(Answer::Unavailable, Answer::from)).add(1);
+            counts[reply.as_ref().map_or(Answer::Unavailable, Answer::from).index()] += 1;
+        }
+        for (answer, count) in Answer::ALL.iter().zip(counts).filter(|(_, count)| *count > 0) {
+            self.answers.of(*answer).add(count);
         }
         replies
     }

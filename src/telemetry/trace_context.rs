@@ -161,11 +161,6 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_make_it_panic(value: Vec<u8>) {
-            TraceContext::parse(&value);
-        }
-
-        #[test]
         fn a_child_stays_in_its_trace_and_survives_the_header(ratio in 0.0..1.0) {
             let root = TraceContext::root(ratio);
             let child = root.child();

@@ -1,32 +1,26 @@
 //! A ladder whose process is killed (SIGKILL) between any two steps of an event's life, on a real Kafka and a real
 //! Redis: after a restart nothing is lost, and an event ends a second time only where the delivery promise says so.
 //!
-//! Each case has topics, groups and keys of its own and runs the ladder in a child process (`crash_worker`), which is
+//! Each case has topics, groups and keys of its own and runs the ladder in a child process (`worker`), which is
 //! this very test executed again. The child dies while events keep coming; then it is started again, or another member
 //! takes over, until every group has committed the end of its log. The verdict is the ledger's, from outside evidence.
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use prost::Message as _;
-use rdkafka::consumer::BaseConsumer;
+use retry_ladder::prove::ledger::{self, Copy, InHand, Interruption, Summary};
 
-use retry_ladder::ladder::rungs::{Ladder, Rung};
-use retry_ladder::messages::shop::v1::OrderPlaced;
-
-use crate::crash_worker::{self, Moment, ORDERS, Orders, Point, fate};
-use crate::ledger::{Copy, InHand, Kill, Ledger, Produced, Stage, Summary, read_executions};
-use crate::support::{brokers, create_topic, redis_url, unique};
-use crate::{ledger, outside};
+use crate::outside;
+use crate::support::{brokers, redis_url, unique};
+use crate::worker::evidence::{self, PATIENCE, looker};
+use crate::worker::journal::Step;
+use crate::worker::load::Source;
+use crate::worker::process::{LogsOnFailure, Worker};
+use crate::worker::{self, Moment, ORDERS, Orders, Point};
 
 const PARTITIONS: i32 = 3;
 const SIGKILL: i32 = 9;
-/// For anything that must happen: a machine shared by many may take its time.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// Events that come before the kill and after it, at least.
 const BEFORE: usize = 40;
 const AFTER: usize = 8;
@@ -49,7 +43,7 @@ struct Case {
 /// What a case came to.
 struct Outcome {
     summary: Summary,
-    kills: Vec<Kill>,
+    kills: Vec<Interruption>,
     /// Copies that had been settled and whose offset was not committed when the process died.
     uncommitted: usize,
     /// Claims found busy after the kill.
@@ -125,7 +119,7 @@ macro_rules! crash_test {
         #[test]
         fn $name() {
             match std::env::var(ORDERS) {
-                Ok(orders) => crash_worker::run(&orders),
+                Ok(orders) => worker::run(&orders),
                 Err(_) => check(concat!("crash_points::", stringify!($name)), $cases),
             }
         }
@@ -232,201 +226,77 @@ fn run(test: &str, case: &Case) {
         partitions: PARTITIONS,
         delays_ms: vec![300, 800],
         lease_ms: case.lease_ms,
+        session_ms: 6_000,
+        latency_ms: 0,
+        clock_ahead_ms: 0,
         instance: case.restart.then(|| "a".into()),
+        stages: Vec::new(),
         folder: folder.path().to_owned(),
         kill: Some(case.point.clone()),
         topic,
     };
-    let ladder = a1.ladder();
-    create_topics(&ladder);
-    let _logs = LogsOnFailure { what: what.clone(), folder: folder.path().to_owned() };
+    evidence::create_topics(&a1, 1);
+    let _logs = LogsOnFailure::new(&what, folder.path());
 
     // Events keep coming while the process lives and dies.
-    let mut source = Source { generator: outside::Generator::new(&a1.brokers, &a1.topic), sent: 0 };
+    let mut source = Source::new(&a1.brokers, &a1.topic, PARTITIONS, 7);
     let mut alive = Vec::new();
     if case.second {
         let instance = case.restart.then(|| "b".into());
         alive.push(Worker::start(test, &Orders { name: "b".into(), kill: None, instance, ..a1.clone() }));
     }
-    let mut kills = vec![source.send_until_killed(Worker::start(test, &a1))];
-    let uncommitted = uncommitted(&a1, &ladder, &kills[0]);
+    let mut kills = vec![send_until_killed(&mut source, Worker::start(test, &a1))];
+    let uncommitted = uncommitted(&a1, &kills[0]);
     if case.again.is_some() {
         let a2 = Orders { name: "a2".into(), kill: case.again.clone(), ..a1.clone() };
-        kills.push(source.send_until_killed(Worker::start(test, &a2)));
+        kills.push(send_until_killed(&mut source, Worker::start(test, &a2)));
     }
     let survivor = Orders { name: if case.restart { "a3" } else { "b" }.into(), kill: None, ..a1.clone() };
     if case.restart {
         alive.push(Worker::start(test, &survivor));
     }
     source.send(AFTER);
-    let produced = source.generator.finish();
-    wait_until_committed(&a1, &ladder, &mut alive);
+    let produced = source.finish();
+    evidence::wait_until_committed(&a1, &mut alive);
+    let journal = || alive.iter().find(|worker| worker.name() == survivor.name).expect("it lives").journal();
+    let busy = journal().iter().filter(|line| line.step == Step::Busy).count();
     for worker in alive {
         let name = worker.orders.name.clone();
         let status = worker.stop();
         assert!(status.success(), "{what}: {name} was asked to stop and ended with {status}");
     }
 
-    let keys = outside::keys(&a1.redis, &a1.prefix);
-    let file = std::fs::read_to_string(a1.executions()).expect("the executions file");
-    let ledger = Ledger {
-        group: a1.group.clone(),
-        stages: stages(&a1, &ladder),
-        produced,
-        executions: read_executions(&file).expect("the executions file"),
-        kills,
-        keys,
-    };
+    let ledger = evidence::ledger(&a1, produced, kills);
     let faults = ledger.faults();
     assert!(faults.is_empty(), "{what}: {} faults:\n{}", faults.len(), faults.join("\n"));
     let summary = ledger.summary();
-    let busy = std::fs::read_to_string(survivor.busy()).expect("the file of busy claims").lines().count();
     eprintln!("{what}: {summary}, {uncommitted} uncommitted, {busy} busy, {:.1?}", begun.elapsed());
-    (case.expect)(&Outcome { summary, kills: ledger.kills, uncommitted, busy });
+    (case.expect)(&Outcome { summary, kills: ledger.interruptions.clone(), uncommitted, busy });
 
-    let topics: Vec<&str> = ladder.rungs().iter().map(|rung| &*rung.topic).collect();
-    let keys: Vec<String> = ledger.keys.into_iter().map(|(key, _)| key).collect();
-    outside::clean_up(&a1.brokers, &topics, &a1.redis, &keys);
+    evidence::clean_up(&a1, ledger);
 }
 
-fn create_topics(ladder: &Ladder) {
-    for rung in ladder.rungs() {
-        let stamped = if rung.delay.is_some() { "LogAppendTime" } else { "CreateTime" };
-        outside::block_on(create_topic(&rung.topic, PARTITIONS, &[("message.timestamp.type", stamped)]));
-    }
-}
-
-/// A worker process; killed when it is dropped.
-struct Worker {
-    orders: Orders,
-    process: Child,
-}
-
-impl Worker {
-    fn start(test: &str, orders: &Orders) -> Self {
-        let log = File::create(orders.folder.join(format!("{}.log", orders.name))).expect("a log");
-        let process = Command::new(std::env::current_exe().expect("this program"))
-            .args([test, "--exact", "--nocapture"])
-            .env(ORDERS, serde_json::to_string(orders).expect("orders"))
-            .stdin(Stdio::piped())
-            .stdout(log.try_clone().expect("a log"))
-            .stderr(log)
-            .spawn()
-            .expect("a worker");
-        Self { orders: orders.clone(), process }
-    }
-
-    fn ended(&mut self) -> Option<ExitStatus> {
-        self.process.try_wait().expect("a worker that can be watched")
-    }
-
-    /// Ends its standard input, which asks it to drain and leave.
-    fn stop(mut self) -> ExitStatus {
-        self.process.wait().expect("a worker that ends")
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        if self.ended().is_none() {
-            self.process.kill().and_then(|()| self.process.wait()).map(drop).ok();
+/// Some forty events a second until the worker has died at its point, and a few more.
+fn send_until_killed(source: &mut Source, mut worker: Worker) -> Interruption {
+    let deadline = Instant::now() + PATIENCE;
+    let status = loop {
+        source.send(1);
+        match worker.ended() {
+            Some(status) => break status,
+            None => std::thread::sleep(Duration::from_millis(25)),
         }
-    }
-}
-
-/// Prints what the workers of a case logged if its check fails.
-struct LogsOnFailure {
-    what: String,
-    folder: PathBuf,
-}
-
-impl Drop for LogsOnFailure {
-    fn drop(&mut self) {
-        if !std::thread::panicking() {
-            return;
-        }
-        for entry in std::fs::read_dir(&self.folder).into_iter().flatten().flatten() {
-            if entry.path().extension().is_some_and(|extension| extension == "log") {
-                let log = std::fs::read_to_string(entry.path()).unwrap_or_default();
-                let lines: Vec<_> = log.lines().collect();
-                let tail = lines[lines.len().saturating_sub(30)..].join("\n");
-                eprintln!("--- {}: {}\n{tail}", self.what, entry.file_name().display());
-            }
-        }
-    }
-}
-
-/// The stream of events of a case.
-struct Source {
-    generator: outside::Generator,
-    sent: usize,
-}
-
-impl Source {
-    /// In this order, again and again: most go up the ladder in some way.
-    const KINDS: [&str; 10] = ["ok", "f1", "f9", "perm", "heal", "ok", "f2", "junk", "flip", "f1"];
-
-    fn send(&mut self, count: usize) {
-        for _ in 0..count {
-            let n = self.sent;
-            self.sent += 1;
-            let id = format!("{}-{n}", Self::KINDS[n % Self::KINDS.len()]);
-            self.generator.send(event(&id, n));
-        }
-    }
-
-    /// Some forty events a second until the worker has died at its point, and a few more.
-    fn send_until_killed(&mut self, mut worker: Worker) -> Kill {
-        let deadline = Instant::now() + PATIENCE;
-        let status = loop {
-            self.send(1);
-            match worker.ended() {
-                Some(status) => break status,
-                None => std::thread::sleep(Duration::from_millis(25)),
-            }
-            let name = &worker.orders.name;
-            assert!(Instant::now() < deadline, "{name} did not come to its point: {:?}", worker.orders.kill);
-        };
-        assert_eq!(status.signal(), Some(SIGKILL), "{}: {status}", worker.orders.name);
-        self.send(BEFORE.saturating_sub(self.sent));
-        let words = std::fs::read_to_string(worker.orders.last_words()).expect("what it had in hand");
-        Kill::read(&words).expect("what it had in hand")
-    }
-}
-
-/// An event that lies on the main topic as its producer wrote it; keys repeat, some are null, some are no text.
-fn event(id: &str, n: usize) -> Produced {
-    let order = OrderPlaced { unique_id: id.to_owned(), quantity: n as u32, ..OrderPlaced::default() };
-    let fate = fate(id);
-    let value = if fate == ledger::Fate::Poison { vec![0xff; 9 + n % 7] } else { order.encode_to_vec() };
-    let key = match n % 4 {
-        0 => None,
-        1 => Some(vec![0xc3, 0x28, (n % 5) as u8]),
-        _ => Some(format!("customer-{}", n % 7).into_bytes()),
+        assert!(Instant::now() < deadline, "{} did not come to its point: {:?}", worker.name(), worker.orders.kill);
     };
-    let headers = vec![
-        ("tenant".to_owned(), Some(vec![0, 0xff, n as u8])),
-        ("x-ladder-event-id".to_owned(), Some(id.as_bytes().to_vec())),
-        ("tenant".to_owned(), None),
-        ("correlation-id".to_owned(), Some(format!("c-{n}").into_bytes())),
-    ];
-    let partition = n as i32 % PARTITIONS;
-    Produced {
-        id: id.to_owned(),
-        fate,
-        record: Copy { partition, offset: -1, timestamp_ms: -1, key, value: Some(value), headers },
-    }
-}
-
-// ---------------------------------------------------------------------------------------------- evidence
-
-fn looker(orders: &Orders, group: &str) -> BaseConsumer {
-    outside::config(&orders.brokers).set("group.id", group).create().expect("a consumer that looks")
+    assert_eq!(status.signal(), Some(SIGKILL), "{}: {status}", worker.name());
+    source.send(BEFORE.saturating_sub(source.sent));
+    let words = std::fs::read_to_string(worker.orders.last_words()).expect("what it had in hand");
+    Interruption::read(&words).expect("what it had in hand")
 }
 
 /// How many copies the killed process had settled on the stage of its point without committing their offsets.
-fn uncommitted(orders: &Orders, ladder: &Ladder, kill: &Kill) -> usize {
+fn uncommitted(orders: &Orders, kill: &Interruption) -> usize {
     let stage = orders.kill.as_ref().map_or(0, |point| point.stage);
+    let ladder = orders.ladder();
     let rung = &ladder.rungs()[stage];
     let committed = outside::committed(&looker(orders, &rung.group_id), &rung.topic, PARTITIONS);
     let settled: BTreeSet<&str> =
@@ -435,43 +305,4 @@ fn uncommitted(orders: &Orders, ladder: &Ladder, kill: &Kill) -> usize {
     let copies = outside::read_back(&orders.brokers, &rung.topic, PARTITIONS);
     let id = |copy: &Copy| ledger::text(&copy.headers, "x-ladder-event-id").map(str::to_owned);
     copies.iter().filter(|c| open(c)).filter_map(id).filter(|id| settled.contains(id.as_str())).count()
-}
-
-/// Waits until the group of every stage has committed the end of its log. One stage after the other: what a stage has
-/// committed has reached the next one's log.
-fn wait_until_committed(orders: &Orders, ladder: &Ladder, alive: &mut [Worker]) {
-    let deadline = Instant::now() + PATIENCE;
-    for rung in ladder.rungs() {
-        let looker = looker(orders, &rung.group_id);
-        loop {
-            let ends = outside::ends(&looker, &rung.topic, PARTITIONS);
-            let committed = outside::committed(&looker, &rung.topic, PARTITIONS);
-            if committed == ends {
-                break;
-            }
-            for worker in &mut *alive {
-                let ended = worker.ended();
-                assert!(ended.is_none(), "{} ended: {ended:?}", worker.orders.name);
-            }
-            assert!(Instant::now() < deadline, "{}: committed {committed:?}, the log ends at {ends:?}", rung.name);
-            std::thread::sleep(Duration::from_millis(100));
-        }
-    }
-}
-
-/// Every topic read back, and the groups' offsets.
-fn stages(orders: &Orders, ladder: &Ladder) -> Vec<Stage> {
-    let stage = |rung: &Rung| {
-        let looker = looker(orders, &rung.group_id);
-        let committed = outside::committed(&looker, &rung.topic, PARTITIONS);
-        let ends = outside::ends(&looker, &rung.topic, PARTITIONS);
-        Stage {
-            name: rung.name.to_string(),
-            topic: rung.topic.to_string(),
-            delay_ms: rung.delay.map_or(0, |delay| delay.as_millis() as u64),
-            copies: outside::read_back(&orders.brokers, &rung.topic, PARTITIONS),
-            offsets: (0..PARTITIONS).zip(committed).zip(ends).map(|((p, c), e)| (p, c, e)).collect(),
-        }
-    };
-    ladder.rungs().iter().map(stage).collect()
 }

@@ -8,16 +8,19 @@
 mod board;
 mod operations;
 #[allow(dead_code, reason = "the other tests that share it use the rest")]
+#[path = "../support/proxy.rs"]
+mod proxy;
+#[allow(dead_code, reason = "the other tests that share it use the rest")]
 #[path = "../support/redis_server.rs"]
 mod redis_server;
 mod dlq;
 mod real_run;
 mod crash_points;
-mod crash_worker;
-#[path = "../support/ledger.rs"]
-mod ledger;
+mod faults;
 mod outside;
+mod prove;
 mod status;
 mod support;
 mod topics;
 mod traces;
+mod worker;

@@ -7,6 +7,8 @@ mod killed;
 mod limits;
 mod logs;
 mod offsets;
+mod outage;
+mod pauses;
 mod prometheus;
 mod redis_restart;
 mod sharing;

@@ -1,5 +1,5 @@
 //! Kafka and Redis as an outsider sees them: a producer that counts acknowledgements, a plain consumer that reads raw
-//! records back, offsets of groups, keys. Nothing of the crate under test.
+//! records back, offsets of groups, keys. Nothing of the engine under test.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerConte
 use rdkafka::util::Timeout;
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 
-use crate::ledger::{self, Copy, Produced};
+use retry_ladder::prove::ledger::{self, Copy, Produced};
 
 /// For any single answer of a broker.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -60,6 +60,7 @@ impl ProducerContext for Acknowledgements {
 
     fn delivery(&self, result: &DeliveryResult<'_>, mut event: Box<Produced>) {
         let result = match result {
+            Ok(message) if message.offset() < 0 => Err(format!("{}: acknowledged without a place", event.id)),
             Ok(message) => {
                 let at = &mut event.record;
                 at.partition = message.partition();
@@ -76,7 +77,9 @@ impl ProducerContext for Acknowledgements {
 impl Generator {
     pub(crate) fn new(brokers: &str, topic: &str) -> Self {
         let mut config = config(brokers);
-        config.set("enable.idempotence", "true").set("linger.ms", "0");
+        // One request at a time: librdkafka takes the success of a later batch for that of an earlier one, which a
+        // broker that meets the producer for the first time may have refused.
+        config.set("enable.idempotence", "true").set("linger.ms", "0").set("max.in.flight", "1");
         let producer = config.create_with_context(Acknowledgements::default()).expect("a producer");
         Self { topic: topic.to_owned(), producer }
     }

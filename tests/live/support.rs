@@ -1,5 +1,8 @@
 //! Where the services are, and names that nobody else uses.
 
+pub(crate) mod kafka_server;
+pub(crate) mod network;
+
 use std::collections::BTreeMap;
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};

@@ -91,18 +91,27 @@ async fn topics_are_created_from_nothing_and_a_second_run_finds_them_ok() {
 
     let (code, out, err) = call(&check(), &pipeline).await;
     assert_eq!(code, 1, "{err}");
-    assert_eq!(out, "T missing\nT.billing.retry-1 missing\nT.billing.retry-2 missing\nT.billing.dlq missing");
+    assert_eq!(
+        out,
+        "T missing\nT.billing.retry-1 missing\nT.billing.retry-2 missing\nT.billing.dlq missing\nT.billing.control missing\nT.billing.redrive missing"
+    );
     assert!(err.contains("scripts/create-topics.sh"), "{err}");
     let error = start(&pipeline, OPTIONS).await.expect_err("topics are missing");
     assert_eq!(error.exit_code(), 69, "{error}");
 
     let (code, out, err) = call(&create(false), &pipeline).await;
-    assert_eq!(out, "T created\nT.billing.retry-1 created\nT.billing.retry-2 created\nT.billing.dlq created");
+    assert_eq!(
+        out,
+        "T created\nT.billing.retry-1 created\nT.billing.retry-2 created\nT.billing.dlq created\nT.billing.control created\nT.billing.redrive created"
+    );
     assert_eq!((code, err.as_str()), (0, ""));
 
     for command in [create(false), create(true), check()] {
         let (code, out, err) = call(&command, &pipeline).await;
-        assert_eq!(out, "T ok\nT.billing.retry-1 ok\nT.billing.retry-2 ok\nT.billing.dlq ok");
+        assert_eq!(
+            out,
+            "T ok\nT.billing.retry-1 ok\nT.billing.retry-2 ok\nT.billing.dlq ok\nT.billing.control ok\nT.billing.redrive ok"
+        );
         assert_eq!((code, err.as_str()), (0, ""));
     }
 
@@ -116,7 +125,11 @@ async fn topics_are_created_from_nothing_and_a_second_run_finds_them_ok() {
 
     let report = start(&pipeline, OPTIONS).await.expect("all is well");
     assert_eq!(report.warnings, [""; 0]);
-    assert_eq!(report.partitions.values().collect::<Vec<_>>(), [&3; 4]);
+    assert_eq!(
+        report.partitions.values().collect::<Vec<_>>(),
+        [&3, &1, &3, &1, &3, &3],
+        "control and redrive have one"
+    );
 }
 
 #[tokio::test]
@@ -159,7 +172,8 @@ async fn retry_topics_follow_a_main_topic_that_exists_and_are_raised_on_request_
          T.billing.retry-1 differs: partitions is 2, should be 5; max.message.bytes is 1048588, should be at least \
          3000000\n\
          T.billing.retry-2 created\n\
-         T.billing.dlq created"
+         T.billing.dlq created\n\
+         T.billing.control created\nT.billing.redrive created"
     );
 
     let (code, out, _) = call(&create(true), &pipeline).await;
@@ -239,10 +253,10 @@ async fn creators_that_race_all_succeed_and_each_topic_is_created_once() {
     let mut created = 0;
     for (code, out, err) in results {
         assert_eq!((code, err.as_str()), (0, ""), "{out}");
-        assert_eq!(out.lines().count(), 4, "{out}");
+        assert_eq!(out.lines().count(), 5, "{out}");
         created += out.matches("created").count();
     }
-    assert_eq!(created, 4);
+    assert_eq!(created, 5);
 }
 
 #[tokio::test]

@@ -44,6 +44,22 @@ impl RedisServer {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
+    /// Sends one command and returns the reply as it came.
+    pub(crate) fn command(&self, words: &[&str]) -> String {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).expect("redis-server takes connections");
+        stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a socket");
+        let mut request = format!("*{}\r\n", words.len());
+        for word in words {
+            request += &format!("${}\r\n{word}\r\n", word.len());
+        }
+        stream.write_all(request.as_bytes()).expect("redis-server reads");
+        let mut reply = vec![0; 1 << 16];
+        let n = stream.read(&mut reply).expect("redis-server answers");
+        let reply = String::from_utf8_lossy(&reply[..n]).into_owned();
+        assert!(!reply.starts_with('-'), "{words:?}: {reply}");
+        reply
+    }
+
     /// Ends the process as a crash would (SIGKILL); its data is gone.
     pub(crate) fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {

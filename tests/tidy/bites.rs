@@ -99,6 +99,14 @@ fn an_arrow_against_the_order_is_a_fault() {
 }
 
 #[test]
+fn a_judge_that_uses_what_it_judges_is_a_fault() {
+    check("src/prove/ledger/x.rs", "//! x\nuse crate::ladder::headers;", &["prove::ledger uses `ladder::headers`"]);
+    check("src/prove/ledger/x.rs", "//! x\nuse super::super::plan;", &["prove::ledger uses `prove::plan`"]);
+    check("src/prove/ledger/x.rs", "//! x\nuse super::evidence::Held;\nuse std::fmt;", &[]);
+    check("src/prove/plan.rs", "//! x\nuse super::ledger::Fate;\nuse crate::config::Config;", &[]);
+}
+
+#[test]
 fn adapters_that_import_each_other_are_a_fault() {
     check("src/adapters/redis.rs", "//! x\nuse super::memory::Store;", &["adapter `redis` uses adapter `memory`"]);
     check("src/adapters/kafka/x.rs", "//! x\nuse crate::adapters::redis;", &["adapter `kafka` uses adapter `redis`"]);

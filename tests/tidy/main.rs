@@ -26,6 +26,9 @@ const ARROWS: &[(&str, &[&str])] = &[
 /// The packages that the ladder may use: none that does I/O, reads a clock or draws random numbers.
 const LADDER_PACKAGES: &[&str] = &["serde", "serde_json", "thiserror", "percent_encoding", "sha2"];
 
+/// The checker of the proof shares nothing with what it checks.
+const JUDGE: [&str; 2] = ["prove", "ledger"];
+
 const MAX_LINES: usize = 600;
 const AIM_LINES: usize = 500;
 
@@ -169,6 +172,10 @@ impl Code<'_> {
 /// Why a module may not use `target`, both from the crate's root.
 fn arrow_fault(module: &[String], target: &[String]) -> Option<String> {
     let (part, used) = (module.first()?.as_str(), target.first()?.as_str());
+    if module.starts_with(&JUDGE.map(str::to_owned)) && !target.starts_with(&JUDGE.map(str::to_owned)) {
+        let target = target.join("::");
+        return Some(format!("{} uses `{target}`: it judges the rest and may use only itself", JUDGE.join("::")));
+    }
     if used == part {
         let (Some(own), Some(other)) = (module.get(1), target.get(1)) else { return None };
         let is_adapter = part == "adapters" && other.chars().next().is_some_and(char::is_lowercase);

@@ -51,7 +51,8 @@ async fn an_event_is_looked_for_in_every_service_behind_a_path_and_with_a_passwo
     url.set_password(Some("hunter2")).unwrap();
     let jaeger = Jaeger::new(url).unwrap();
     assert!(!jaeger.to_string().contains("hunter2"));
-    let traces = jaeger.traces_of_event("e\"1", Duration::from_secs(60)).await.unwrap();
+    let traces =
+        jaeger.traces_of_event("e\"1", Duration::from_secs(60), Timestamp::from_millis(1_000_000)).await.unwrap();
     assert_eq!(traces.len(), 1, "found twice, shown once");
     let seen = seen.lock().unwrap().clone();
     assert_eq!(seen.len(), SERVICES.len());
@@ -62,7 +63,7 @@ async fn an_event_is_looked_for_in_every_service_behind_a_path_and_with_a_passwo
         assert_eq!((url.path(), authorization), ("/jaeger/api/traces", "Basic dTpodW50ZXIy"));
         assert_eq!((&*query["service"], &*query["tags"]), (service, r#"{"ladder.event_id":"e\"1"}"#));
         let [start, end] = ["start", "end"].map(|name| query[name].parse::<u64>().unwrap());
-        assert_eq!(end - start, 360_000_000);
+        assert_eq!((start, end), (940_000_000, 1_300_000_000));
     }
 }
 

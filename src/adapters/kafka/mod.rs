@@ -3,6 +3,7 @@
 pub mod admin;
 mod client;
 pub mod consumer;
+pub mod control;
 pub mod embedded;
 pub mod lag;
 pub mod producer;

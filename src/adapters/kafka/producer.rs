@@ -2,6 +2,10 @@
 //!
 //! Invariants
 //! - Every record handed over is answered exactly once, by the poll thread or at once.
+//! - An acknowledgement names the record's offset. librdkafka also reports records as delivered of which it only knows
+//!   that a later batch of the partition was taken; a broker that does not know the producer yet takes any batch first,
+//!   so the earlier one may be missing (refused for want of a leader or of replicas). Such a report, which has no
+//!   offset, counts as none.
 //! - A delivery error means that the outcome is unknown. A fatal error of the idempotent producer ends it: it is
 //!   rebuilt here, its records are answered with an error, and the lanes publish them again.
 
@@ -13,7 +17,7 @@ use std::time::Duration;
 use rdkafka::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::DeliveryResult;
+use rdkafka::message::{DeliveryResult, Message as _};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
 
 use super::client::{Connection, Properties};
@@ -73,6 +77,10 @@ impl ProducerContext for Context {
 
     fn delivery(&self, result: &DeliveryResult<'_>, waiter: Box<Waiter>) {
         let result = match result {
+            // Told from the success of a later batch: see the module's invariants.
+            Ok(message) if message.offset() < 0 => Err(PublishError::Unacknowledged(
+                "only a later record of the partition was acknowledged, which proves nothing of this one".into(),
+            )),
             Ok(_) => {
                 self.connection.is_up();
                 Ok(())
@@ -154,7 +162,10 @@ impl KafkaPublisher {
 fn build(properties: &Properties, options: &Options) -> Result<BaseProducer<Context>, Error> {
     let mut config = properties.base();
     config
-        .set("linger.ms", "2")
+        // Longer than a produce request usually takes: librdkafka sends one request at a time to a partition, and where a
+        // batch has lingered behind one that is under way, its broker thread spins until the answer. Nobody waits for
+        // these milliseconds: a hop has its delay before it.
+        .set("linger.ms", "10")
         .set("compression.type", "lz4")
         .set("partitioner", "murmur2_random")
         .set("queue.buffering.max.messages", "1000000")
@@ -192,7 +203,7 @@ impl Poller {
 
 impl Publisher for KafkaPublisher {
     fn publish(&self, record: Outgoing, ticket: u64, acks: &Arc<dyn AckSink>) {
-        let producer = Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner));
+        let producer = self.current.read().unwrap_or_else(PoisonError::into_inner);
         let waiter = Box::new(Waiter { acks: Arc::clone(acks), ticket });
         let mut native: BaseRecord<'_, [u8], [u8], Box<Waiter>> = BaseRecord::with_opaque_to(&record.topic, waiter);
         native.partition = record.partition;
@@ -201,7 +212,9 @@ impl Publisher for KafkaPublisher {
         native.headers = Some(raw::to_native(&record.headers));
         if let Err((error, native)) = producer.send(native) {
             if error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fatal) {
-                self.rebuild(&producer);
+                let failed = Arc::clone(&producer);
+                drop(producer);
+                self.rebuild(&failed);
             }
             let waiter = native.delivery_opaque;
             waiter.acks.acknowledged(waiter.ticket, Err(publish_error(&error)));

@@ -15,8 +15,9 @@ use crate::ladder::event::{Failure, Outcome};
 use crate::ladder::headers::CopyKeys;
 use crate::ladder::rungs::{Ladder, LadderSpec};
 use crate::stage::Stage;
-use crate::stage::clock::{Clock as _, SystemClock};
+use crate::stage::clock::{Clock, SystemClock};
 use crate::stage::context::{Decode, Partitions, StageContext, StageSettings};
+use crate::stage::gate::Gate;
 use crate::stage::lanes::{LaneCommand, LaneHost};
 use crate::stage::ports::{AckSink, Event, Handler, Outgoing, PublishError, Publisher};
 use crate::stage::record::Record;
@@ -158,8 +159,10 @@ async fn live(setup: Setup) -> Life {
         let tracer = setup
             .sampling
             .map(|sampling| Arc::new(OtelTracer::new(traces.queue(), sampling, "retry-ladder")) as Arc<dyn Tracer>);
+        let (clock, stats) = (Arc::new(SystemClock) as Arc<dyn Clock>, Arc::default());
         let stage = Stage::new(
             Arc::new(StageContext {
+                gate: Gate::open(ladder.pipeline(), &clock, &stats),
                 stage: rung.index,
                 message: "m".into(),
                 decode: Arc::new(Plain),
@@ -167,14 +170,14 @@ async fn live(setup: Setup) -> Life {
                 store: Arc::new(MemoryStore::default()),
                 publisher: Arc::clone(&broker) as _,
                 tracer,
-                clock: Arc::new(SystemClock),
+                clock,
                 permits: Arc::new(Semaphore::new(4)),
                 partitions: Partitions(vec![6; 4]),
                 gained_partitions: false.into(),
                 keys: CopyKeys::new("idem", &ladder),
                 settings: StageSettings { dedup, ..StageSettings::default() },
                 process: 7,
-                stats: Arc::default(),
+                stats,
                 ladder: Arc::clone(&ladder),
             }),
             tokio::runtime::Handle::current(),

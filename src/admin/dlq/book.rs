@@ -227,7 +227,7 @@ mod tests {
         assert_eq!((book.count(Fate::Redriven, &bounds), book.count(Fate::Discarded, &bounds)), (1, 0));
 
         note(&mut book, &job(&topic, &redrive));
-        let done = Job { state: JobState::Stopped("relapse".into()), moved: 3, ..redrive.clone() };
+        let done = Job { state: JobState::Stopped("relapse".into()), moved: 3, ..redrive };
         note(&mut book, &job(&topic, &done));
         assert_eq!(book.jobs().values().collect::<Vec<_>>(), [&done]);
         book.note(Some(b"job/r"), None);

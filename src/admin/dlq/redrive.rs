@@ -139,7 +139,7 @@ impl Desk {
     ) -> Result<Self, Error> {
         let topics: Vec<&str> = ladder.rungs().iter().map(|rung| &*rung.topic).collect();
         let partitions = scan::partitions(&properties, &topics)?;
-        let book_topic = format!("{}.{}.redrive", ladder.topic(), ladder.group()).into();
+        let book_topic = Arc::clone(ladder.redrive_topic());
         Ok(Self { properties, ladder, id_source, book_topic, partitions, clock, tracer })
     }
 

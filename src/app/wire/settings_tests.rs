@@ -77,6 +77,31 @@ fn what_a_stage_is_given_by_default_is_what_the_configuration_says_by_default() 
 }
 
 #[test]
+fn breaker_and_brake_are_there_by_default_as_configured_and_gone_when_switched_off() {
+    let by_default = outage(&pipeline("max_deferrals: 3"));
+    let window = BrakeSettings::default().window + Duration::from_secs(35); // and the ladder
+    let brake = BrakeSettings { window, ..BrakeSettings::default() };
+    assert_eq!(by_default, OutageSettings { breaker: Some(BreakerSettings::default()), brake: Some(brake) });
+    let own = outage(&pipeline(
+        "breaker: {consecutive_failures: 7, min_time: 2s, slow_failures: 4, slow_time: 3s, cool_down: 5s, max_cool_down: 6s}, \
+         brake: {ratio: 0.1, min_events: 8, window: 9m, cool_down: 10s, max_cool_down: 11s}",
+    ));
+    let s = Duration::from_secs;
+    let breaker = BreakerSettings {
+        consecutive_failures: 7,
+        min_time: s(2),
+        slow_failures: 4,
+        slow_time: s(3),
+        cool_down: s(5),
+        max_cool_down: s(6),
+    };
+    let brake = BrakeSettings { ratio: 0.1, min_events: 8, window: s(575), cool_down: s(10), max_cool_down: s(11) };
+    assert_eq!(own, OutageSettings { breaker: Some(breaker), brake: Some(brake) });
+    let off = outage(&pipeline("breaker: {enabled: false}, brake: {enabled: false}"));
+    assert_eq!(off, OutageSettings::default());
+}
+
+#[test]
 fn the_ladder_has_the_pipelines_names_delays_and_limits() {
     let ladder = ladder(&pipeline("group: billing, max_event_age: 1d, max_deferrals: 3")).unwrap();
     let rungs: Vec<_> = ladder.rungs().iter().map(|rung| (&*rung.topic, rung.delay.map(|d| d.as_secs()))).collect();

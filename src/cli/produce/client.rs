@@ -143,6 +143,9 @@ pub(super) fn connect(
     config
         .set("bootstrap.servers", brokers)
         .set("enable.idempotence", "true")
+        // librdkafka takes the success of a later batch for that of an earlier one, which a broker that meets the
+        // producer for the first time may have refused: what is told as acknowledged would be lost.
+        .set("max.in.flight.requests.per.connection", "1")
         .set("acks", "all")
         .set("partitioner", "murmur2_random")
         // A misspelt topic must be told, not made.

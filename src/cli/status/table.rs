@@ -93,6 +93,9 @@ fn notes_of(stage: &StageStatus) -> Vec<String> {
     } else if stage.lag > 0 && stage.members == 0 {
         notes.push(format!("! {name}: nobody runs it; `pipeline --stage {name}` does"));
     }
+    if let Some(order) = &stage.paused {
+        notes.push(format!("! {name} is paused by command {order}"));
+    }
     if let (Some(_), Some(limit)) = (stage.retention_alarm, stage.retention_ms) {
         let (oldest, limit) = (Duration::from_millis(stage.oldest_unprocessed_ms), Duration::from_millis(limit));
         notes.push(format!(
@@ -107,6 +110,7 @@ fn notes_of(stage: &StageStatus) -> Vec<String> {
 mod tests {
     use super::super::outside::Unseen;
     use super::*;
+    use crate::adapters::kafka::control::Order;
 
     fn stage(name: &str, waiting: u64, overdue: u64, oldest_overdue_ms: u64) -> StageStatus {
         StageStatus {
@@ -181,6 +185,17 @@ mod tests {
         let json = serde_json::to_value(&status).unwrap();
         let unseen = serde_json::json!({ "stage": "retry-2", "topic": "t", "error": "no answer" });
         assert_eq!(json["pipelines"][0]["stages"][2], unseen, "no figure where there is none");
+    }
+
+    #[test]
+    fn a_pause_by_command_is_told_with_who_when_and_why() {
+        let order = Order { paused: true, by: "ann@host".into(), at_ms: 0, reason: Some("deploy".into()) };
+        let paused = StageStatus { paused: Some(order), ..stage("retry-1", 0, 0, 0) };
+        assert_eq!(
+            notes_of(&paused),
+            ["! retry-1 is paused by command since 1970-01-01T00:00:00Z by ann@host: deploy"]
+        );
+        assert_eq!(serde_json::to_value(&paused).unwrap()["paused"]["by"], "ann@host");
     }
 
     #[test]

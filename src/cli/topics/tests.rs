@@ -109,7 +109,11 @@ fn the_table_shows_missing_topics_and_unread_settings_as_such() {
                     spec,
                 },
                 _ => Row {
-                    actual: Some(ActualTopic { partitions: 6, replication: 1, configs: Err("no".into()) }),
+                    actual: Some(ActualTopic {
+                        partitions: spec.partitions,
+                        replication: 1,
+                        configs: Err("no".into()),
+                    }),
                     messages: None,
                     spec,
                 },
@@ -123,7 +127,9 @@ fn the_table_shows_missing_topics_and_unread_settings_as_such() {
         "PIPELINE  STAGE    TOPIC                   PARTITIONS  REPLICATION  RETENTION  DELAY  MESSAGES\n\
          orders    main     orders                     missing            -          -      -         -\n\
          orders    retry-1  orders.billing.retry-1           6            1        24h     5s      1234\n\
-         orders    dlq      orders.billing.dlq               6            1          ?      -         ?\n"
+         orders    dlq      orders.billing.dlq               6            1          ?      -         ?\n\
+         orders    control  orders.billing.control           1            1          ?      -         ?\n\
+         orders    redrive  orders.billing.redrive           1            1          ?      -         ?\n"
     );
 }
 

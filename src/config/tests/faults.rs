@@ -166,6 +166,19 @@ fn times_agree_with_each_other() {
 }
 
 #[test]
+fn a_breaker_or_a_brake_that_could_never_work_as_meant_is_refused() {
+    pipeline(
+        "breaker: {cool_down: 1m}",
+        "breaker.max_cool_down",
+        &["30s", "shorter than the first", "at least cool_down, 1m"],
+    );
+    pipeline("brake: {max_cool_down: 1m}", "brake.max_cool_down", &["1m", "at least cool_down, 5m"]);
+    pipeline("breaker: {consecutive_failures: 5}", "breaker.slow_failures", &["rare events", "at most 5"]);
+    pipeline("breaker: {min_time: 1m}", "breaker.slow_time", &["shorter than min_time", "at least min_time, 1m"]);
+    pipeline("brake: {ratio: 0}", "brake.ratio", &["0.01"]);
+}
+
+#[test]
 fn exactly_one_handler() {
     let handler = |h: &str| LEAST.replace("{log: {}}", h);
     let at = "pipelines.orders.handler";

@@ -56,7 +56,8 @@ impl Coordinates {
             topic: topic.to_owned(),
             partition: self.partition,
             offset: self.offset,
-            timestamp_ms: self.timestamp_ms,
+            // A producer may say anything; what is written into a header has to be readable there.
+            timestamp_ms: self.timestamp_ms.max(-1),
         }
     }
 }

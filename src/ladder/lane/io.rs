@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::ladder::event::{ClaimReply, Mark, Timestamp};
+use crate::ladder::event::{Action, ClaimReply, Mark, Timestamp};
 
 /// Names an event in the lane until it is finished; reused afterwards.
 pub type Slot = u32;
@@ -105,6 +105,17 @@ pub enum Verdict {
     Fenced,
     /// Nothing can be done without losing the event: stop the partition.
     Halt,
+}
+
+impl Verdict {
+    /// What a decision means for the lane.
+    pub const fn of(action: &Action) -> Self {
+        match action {
+            Action::Done => Verdict::Done,
+            Action::Forward { .. } | Action::Defer { .. } | Action::DeadLetter { .. } => Verdict::Publish,
+            Action::Halt { .. } => Verdict::Halt,
+        }
+    }
 }
 
 /// The producer's answer.

@@ -392,8 +392,9 @@ impl<T> Lane<T> {
                 self.start(now, slot, fx);
                 continue;
             }
-            // A claim whose reply was lost is tried again as it was: the store may hold it.
-            if self.entry(slot).claim.is_none() {
+            // A claim whose reply was lost is tried again as it was: the store may hold it. Not for longer than a lease:
+            // others may have had the event meanwhile, with a fence above that of an old claim.
+            if self.entry(slot).claim.is_none_or(|claim| self.is_older_than_a_lease(now, claim)) {
                 let sequence = self.next_sequence;
                 self.next_sequence += 1;
                 let entry = self.entry_mut(slot);
@@ -411,6 +412,11 @@ impl<T> Lane<T> {
         {
             *until = now.boot + MAX_BACKOFF;
         }
+    }
+
+    /// By its fence, which is at least its instant.
+    fn is_older_than_a_lease(&self, now: Now, claim: ClaimId) -> bool {
+        u128::from(now.wall.floor_millis().saturating_sub(claim.fence)) >= self.config.lease.as_millis()
     }
 
     fn start(&mut self, now: Now, slot: Slot, fx: &mut Effects<T>) {

@@ -200,6 +200,25 @@ fn each_claim_has_a_sequence_and_a_higher_fence_of_its_own() {
 }
 
 #[test]
+fn a_claim_without_a_reply_gets_a_new_fence_once_it_is_older_than_the_lease() {
+    let mut rig = Rig::new(Order::None, Dedup::Required);
+    rig.arrive(1, None, Duration::ZERO);
+    let slot = rig.permits(1).claim[0];
+    let first = rig.lane.claim(slot);
+    let unanswered = |rig: &mut Rig, after: Duration| {
+        let sent = rig.now().boot;
+        rig.step(Input::Claimed(vec![(slot, None)], sent));
+        rig.later(after);
+        assert_eq!(rig.permits(1).claim, [slot]);
+        rig.lane.claim(slot)
+    };
+    assert_eq!(unanswered(&mut rig, LEASE - Duration::from_millis(1)), first, "the store may hold it");
+    // Meanwhile another instance may have run the event and died: its fence is at most a lease old.
+    let second = unanswered(&mut rig, Duration::from_secs(1));
+    assert!(second.sequence > first.sequence && second.fence >= first.fence + LEASE.as_millis() as u64, "{second:?}");
+}
+
+#[test]
 fn a_claim_whose_reply_was_lost_is_tried_again_as_it_was_and_confirmed_by_a_renewal() {
     let mut rig = Rig::new(Order::None, Dedup::Required);
     rig.arrive(1, None, Duration::ZERO);

@@ -1,5 +1,7 @@
 //! Leases: renewed while a handler runs, and what happens when one is lost.
 
+use std::sync::atomic::AtomicUsize;
+
 use super::ports::{Answer, Fault};
 use super::*;
 use crate::stage::ports::PublishError;
@@ -53,6 +55,33 @@ async fn at_the_local_deadline_a_handler_is_cancelled_though_the_store_says_noth
     rig.store.all(Fault::None);
     rig.position(&lane, 1).await;
     assert_eq!(rig.producer.count(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_does_not_go_on_when_its_process_wakes_up_after_its_lease() {
+    let went_on = Arc::new(AtomicUsize::new(0));
+    let rig = Rig::with_handler(MAIN, as_usual, {
+        let went_on = Arc::clone(&went_on);
+        move |_| {
+            let went_on = Arc::clone(&went_on);
+            Box::pin(async move {
+                tokio::time::sleep(SECOND).await;
+                went_on.fetch_add(1, Ordering::Relaxed);
+                Outcome::Done
+            })
+        }
+    });
+    let mut lane = rig.lane(records(0..3));
+    rig.until("they run", || rig.handler.running() == 3).await;
+    // Everything stands still for an hour, and all timers fire at once.
+    tokio::time::advance(SECOND * 3_600).await;
+    rig.hold_elsewhere("e1", 0, SECOND * 30);
+    rig.until("they are given up", || rig.handler.cancelled() == 3).await;
+    assert_eq!((went_on.load(Ordering::Relaxed), rig.stats().leases_lost.get()), (0, 3));
+    assert_eq!((rig.stored("e0", 0).as_str(), rig.store.calls("settle")), ("-", 0));
+    rig.position(&lane, 3).await;
+    assert_eq!(went_on.load(Ordering::Relaxed), 3, "each went on once, with a lease");
+    assert_eq!(rig.drain(&mut lane).await, Some(3));
 }
 
 #[tokio::test(start_paused = true)]

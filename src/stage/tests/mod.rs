@@ -7,6 +7,7 @@ mod handlers;
 mod hostile;
 mod leases;
 mod order;
+mod outage;
 mod oversize;
 mod permits;
 mod ports;
@@ -24,6 +25,7 @@ use tokio::sync::Semaphore;
 use self::ports::{Producer, Scripted, Store, TestClock};
 use super::clock::Clock;
 use super::context::{Decode, Partitions, StageContext, StageSettings};
+use super::gate::{Gate, Outage};
 use super::lanes::{LaneCommand, LaneHandle, LaneHost};
 use super::ports::{Claim, Event, Outgoing};
 use super::record::Record;
@@ -84,6 +86,16 @@ impl Rig {
         tune: impl FnOnce(&mut StageSettings),
         script: impl Fn(Event) -> BoxFuture<'static, Outcome> + Send + Sync + 'static,
     ) -> Self {
+        Self::behind(None, stage, tune, script)
+    }
+
+    /// Behind what stops its pipeline.
+    fn behind(
+        outage: Option<&Arc<Outage>>,
+        stage: usize,
+        tune: impl FnOnce(&mut StageSettings),
+        script: impl Fn(Event) -> BoxFuture<'static, Outcome> + Send + Sync + 'static,
+    ) -> Self {
         let ladder = LadderSpec::new("orders", "billing", "orders").retry(SECOND * 5).retry(SECOND * 30);
         let ladder = Arc::new(Ladder::new(ladder).unwrap());
         let mut settings = StageSettings { concurrency: 4, ..StageSettings::default() };
@@ -92,7 +104,14 @@ impl Rig {
         let store = Store::new(Arc::clone(&clock) as Arc<dyn Clock>);
         let producer = Arc::new(Producer::default());
         let handler = Arc::new(Scripted::new(script));
+        let stats = Arc::default();
+        let name = &ladder.rungs()[stage].name;
+        let gate = match outage {
+            Some(outage) => outage.gate(name, stage == MAIN, stage != DLQ, settings.concurrency, &stats),
+            None => Gate::open(name, &(Arc::clone(&clock) as _), &stats),
+        };
         let ctx = Arc::new(StageContext {
+            gate,
             keys: CopyKeys::new("test", &ladder),
             ladder,
             stage,
@@ -108,7 +127,7 @@ impl Rig {
             gained_partitions: Default::default(),
             settings,
             process: 0xABCD,
-            stats: Arc::default(),
+            stats,
         });
         let stage = Stage::new(Arc::clone(&ctx), tokio::runtime::Handle::current());
         Self { stage, ctx, clock, store, producer, handler }
@@ -168,6 +187,7 @@ impl Rig {
     #[track_caller]
     fn is_at_rest(&self) {
         assert_eq!(self.ctx.permits.available_permits(), self.ctx.settings.concurrency, "permits");
+        assert_eq!(self.ctx.gate.outage().running(), 0, "let through by the gate");
         assert_eq!(self.stats().running.load(Ordering::Relaxed), 0, "stats.running");
         assert_eq!(self.handler.running(), 0, "handlers");
     }

@@ -199,6 +199,21 @@ impl Dlq {
         }
     }
 
+    /// As `pipeline status` sees it from outside.
+    pub(super) fn until_nothing_lags(&self) {
+        let begun = Instant::now();
+        loop {
+            let output = self.command(&["status", "--json"]).output().expect("it runs");
+            let status: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+            let stages = status["pipelines"][0]["stages"].as_array().expect("stages");
+            let behind = |stage: &&Value| stage["stage"] != "dlq" && stage["lag"] != 0;
+            if !stages.iter().any(|stage| behind(&stage)) {
+                return;
+            }
+            assert!(begun.elapsed() < LIMIT, "{status}");
+        }
+    }
+
     /// A process that runs all stages.
     pub(super) fn worker(&self, simulate: &str) -> Worker<'_> {
         self.configure(simulate);

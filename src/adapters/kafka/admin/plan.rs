@@ -61,6 +61,11 @@ impl PipelineTopics {
     pub fn redrive_topic(&self) -> String {
         format!("{}.{}.redrive", self.topic, self.group)
     }
+
+    /// The compacted topic in which pauses by command are kept.
+    pub fn control_topic(&self) -> String {
+        format!("{}.{}.control", self.topic, self.group)
+    }
 }
 
 /// What a topic is for.
@@ -75,6 +80,9 @@ pub enum Kind {
     },
     /// Where events end that cannot be handled.
     Dlq,
+    /// Where something is noted under keys (pauses by command, what became of dead letters): compacted, holds no events,
+    /// and no promise of the stages depends on it.
+    Notes,
 }
 
 /// A topic as it should be.
@@ -82,7 +90,7 @@ pub enum Kind {
 pub struct TopicSpec {
     /// Name of the pipeline.
     pub pipeline: String,
-    /// Name of the stage that reads it: `main`, `retry-1`, … `dlq`.
+    /// Name of the stage that reads it: `main`, `retry-1`, … `dlq`; or `control`, `redrive`.
     pub stage: String,
     /// Name of the topic.
     pub topic: String,
@@ -190,7 +198,7 @@ impl Remedy {
     }
 }
 
-/// The topics that a pipeline needs, in the order of its stages.
+/// The topics that a pipeline needs, in the order of its stages, and that for its orders.
 pub fn plan(pipeline: &PipelineTopics) -> Vec<TopicSpec> {
     let spec = |stage: &str, topic: &str, kind: Kind, retention: Duration| TopicSpec {
         pipeline: pipeline.pipeline.clone(),
@@ -209,12 +217,22 @@ pub fn plan(pipeline: &PipelineTopics) -> Vec<TopicSpec> {
         specs.push(spec(&retry.name, &retry.topic, Kind::Retry { delay: retry.delay }, pipeline.retention));
     }
     specs.push(spec("dlq", &pipeline.dlq_topic, Kind::Dlq, pipeline.dlq_retention));
+    for (what, topic) in [("control", pipeline.control_topic()), ("redrive", pipeline.redrive_topic())] {
+        specs.push(TopicSpec { partitions: 1, ..spec(what, &topic, Kind::Notes, Duration::MAX) });
+    }
     specs
 }
 
 fn configs(kind: Kind, replication: i32, retention: Duration) -> BTreeMap<String, String> {
     let mut configs = BTreeMap::new();
     let mut set = |key: &str, value: String| configs.insert(key.to_owned(), value);
+    if kind == Kind::Notes {
+        set("cleanup.policy", "compact".to_owned());
+        if replication >= 3 {
+            set("min.insync.replicas", "2".to_owned());
+        }
+        return configs;
+    }
     set("cleanup.policy", "delete".to_owned());
     set("retention.ms", millis(retention).to_string());
     if kind != Kind::Main {
@@ -242,7 +260,7 @@ pub fn align(specs: &mut [TopicSpec], states: &BTreeMap<String, TopicState>) {
             _ => None,
         })
         .collect();
-    for spec in specs.iter_mut().filter(|spec| spec.kind != Kind::Main) {
+    for spec in specs.iter_mut().filter(|spec| !matches!(spec.kind, Kind::Main | Kind::Notes)) {
         let Some(main) = mains.get(&spec.pipeline) else {
             continue;
         };
@@ -288,6 +306,7 @@ fn compare_counts(spec: &TopicSpec, actual: &ActualTopic, found: &mut Vec<Differ
                 )),
                 Kind::Main | Kind::Dlq => Remedy::RaisePartitions(spec.partitions),
                 Kind::Retry { .. } => Remedy::CreateTopicsAddPartitions,
+                Kind::Notes => Remedy::RaisePartitions(spec.partitions), // never: a topic has at least one
             },
         });
     }
@@ -317,6 +336,14 @@ fn compare_configs(
     let mut differs = |severity, key: &'static str, is: String, should_be: String, value: String, why| {
         found.push(Difference { severity, what: key, is, should_be, why, remedy: Remedy::SetConfig { key, value } });
     };
+
+    if spec.kind == Kind::Notes {
+        if let Some(policy) = configs.get("cleanup.policy").filter(|policy| *policy != "compact") {
+            let why = "what is noted there is forgotten after the retention";
+            differs(Severity::Differs, "cleanup.policy", policy.clone(), "compact".into(), "compact".into(), why);
+        }
+        return;
+    }
 
     if let Some(policy) = configs.get("cleanup.policy").filter(|policy| *policy != "delete") {
         let severity = if policy.contains("compact") { Severity::Unsafe } else { Severity::Differs };
@@ -368,7 +395,7 @@ fn compare_configs(
 
 /// Every topic that belongs to one of these pipelines.
 pub fn known_topics(pipelines: &[PipelineTopics]) -> BTreeSet<String> {
-    pipelines.iter().flat_map(|p| plan(p).into_iter().map(|spec| spec.topic).chain([p.redrive_topic()])).collect()
+    pipelines.iter().flat_map(|p| plan(p).into_iter().map(|spec| spec.topic)).collect()
 }
 
 /// The stage that `candidate` belonged to, when it is named like a topic of this pipeline's ladder and is none now.

@@ -60,7 +60,9 @@ pub async fn startup_check(
 async fn described(admin: &Admin, specs: &[TopicSpec], end: Instant) -> Result<BTreeMap<String, TopicState>, Error> {
     loop {
         let states = admin.describe(&names(specs)).await?;
-        let complete = states.values().all(|state| matches!(state, TopicState::Exists(_)));
+        let is_there = |spec: &TopicSpec| matches!(states.get(&spec.topic), Some(TopicState::Exists(_)));
+        // Whoever has no topics for notes need not wait for them at every start.
+        let complete = specs.iter().all(|spec| spec.kind == Kind::Notes || is_there(spec));
         if complete || Instant::now() >= end {
             return Ok(states);
         }
@@ -68,12 +70,13 @@ async fn described(admin: &Admin, specs: &[TopicSpec], end: Instant) -> Result<B
     }
 }
 
-fn smallest_limit(states: &BTreeMap<String, TopicState>) -> Option<usize> {
+fn smallest_limit(specs: &[TopicSpec], states: &BTreeMap<String, TopicState>) -> Option<usize> {
     let limit = |state: &TopicState| match state {
         TopicState::Exists(topic) => topic.configs.as_ref().ok()?.get("max.message.bytes")?.parse().ok(),
         _ => None,
     };
-    states.values().filter_map(limit).min()
+    let takes_events = specs.iter().filter(|spec| spec.kind != Kind::Notes);
+    takes_events.filter_map(|spec| limit(states.get(&spec.topic)?)).min()
 }
 
 /// The decision, without I/O.
@@ -83,12 +86,22 @@ fn judge(
     brokers: &str,
     allow_unsafe: bool,
 ) -> Result<StartupReport, Error> {
-    let mut report = StartupReport { max_message_bytes: smallest_limit(states), ..StartupReport::default() };
+    let mut report = StartupReport { max_message_bytes: smallest_limit(specs, states), ..StartupReport::default() };
     let (mut missing, mut faults) = (Vec::new(), Vec::new());
     for spec in specs {
         let topic = &spec.topic;
         let actual = match states.get(topic) {
             Some(TopicState::Exists(actual)) => actual,
+            None | Some(TopicState::Missing | TopicState::Hidden) if spec.kind == Kind::Notes => {
+                let unable = match spec.stage.as_str() {
+                    "control" => "`pipeline pause` has nowhere to be kept; followed once it is there",
+                    _ => "`pipeline dlq` cannot deal with dead letters",
+                };
+                report
+                    .warnings
+                    .push(format!("{topic} is missing, so {unable}; remedy: scripts/create-topics.sh creates it"));
+                continue;
+            }
             Some(TopicState::Hidden) => {
                 missing.push(format!("{topic} (or hidden: this user may not describe it)"));
                 continue;
@@ -160,7 +173,7 @@ mod tests {
     fn topics_as_planned_start_without_a_warning() {
         let report = judge(&specs(), &states(|_, _| ()), "b:9092", false).unwrap();
         assert_eq!(report.warnings, [""; 0]);
-        assert_eq!(report.partitions.len(), 3);
+        assert_eq!(report.partitions.len(), 5);
         assert_eq!(report.partitions["orders.billing.retry-1"], 6);
     }
 
@@ -176,6 +189,26 @@ mod tests {
             "topics missing at b:9092: orders.billing.retry-1 (or hidden: this user may not describe it), \
              orders.billing.dlq; remedy: scripts/create-topics.sh creates them"
         );
+    }
+
+    #[test]
+    fn without_the_topics_for_notes_stages_start_with_a_warning() {
+        let mut states = states(|_, _| ());
+        for topic in ["orders.billing.control", "orders.billing.redrive"] {
+            states.insert(topic.into(), TopicState::Missing);
+        }
+        let report = judge(&specs(), &states, "b:9092", false).unwrap();
+        let [control, redrive] = &report.warnings[..] else { panic!("{report:?}") };
+        assert!(control.starts_with("orders.billing.control is missing, so `pipeline pause`"), "{control}");
+        assert!(redrive.starts_with("orders.billing.redrive is missing, so `pipeline dlq`"), "{redrive}");
+    }
+
+    #[test]
+    fn a_small_limit_of_a_topic_for_notes_does_not_shrink_batches_of_events() {
+        let limits = states(|stage, actual| {
+            set(actual, "max.message.bytes", if matches!(stage, "control" | "redrive") { "1000" } else { "4000000" });
+        });
+        assert_eq!(judge(&specs(), &limits, "b:9092", false).unwrap().max_message_bytes, Some(4_000_000));
     }
 
     #[test]
@@ -208,6 +241,6 @@ mod tests {
             warnings[0],
             "orders.billing.retry-1: settings could not be read, so they were not checked: topic authorization failed"
         );
-        assert_eq!(warnings.len(), 2, "retry-1 and dlq; main is its owner's: {warnings:?}");
+        assert_eq!(warnings.len(), 4, "retry-1, dlq, control and redrive; main is its owner's: {warnings:?}");
     }
 }

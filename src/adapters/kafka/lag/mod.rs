@@ -5,7 +5,7 @@
 //! Nothing here joins a group, commits an offset or creates a topic.
 //!
 //! Exact where every offset holds an event and dues rise with offsets; else an estimate: jitter, `Retry-After` and
-//! redrives mix dues, and the markers of transactions count as events. A broken estimate is never negative and never
+//! redrives mix dues, and the markers of transactions between events count as such. A broken estimate is never negative and never
 //! more than the log holds.
 
 mod reader;

@@ -125,8 +125,12 @@ impl LogReader {
         }
         let heads = self.search(&mut searches, delay, now)?;
         for b in &mut backlogs {
+            let head = heads.get(&b.partition).copied();
+            if head == Some(None) {
+                b.high = b.from; // the markers of transactions are no events
+            }
             b.boundary = b.high;
-            b.head = heads.get(&b.partition).copied();
+            b.head = head.flatten();
             if let Some(search) = searches.get(&b.partition) {
                 b.oldest = search.oldest();
                 b.boundary = if delay.is_some() { search.boundary() } else { b.high };
@@ -180,14 +184,14 @@ impl LogReader {
         self.offsets(&asks, Offset::Offset(i64::try_from(after).unwrap_or(i64::MAX)))
     }
 
-    /// Runs the searches; when the first record of each partition was written. Where nothing waits (no `delay`), that
-    /// record is all that is of interest.
+    /// Runs the searches; when the first record of each partition was written, `None` where there is no record at all.
+    /// Where nothing waits (no `delay`), that record is all that is of interest.
     fn search(
         &mut self,
         searches: &mut BTreeMap<i32, Search>,
         delay: Option<Duration>,
         now: Timestamp,
-    ) -> Result<BTreeMap<i32, Timestamp>, Error> {
+    ) -> Result<BTreeMap<i32, Option<Timestamp>>, Error> {
         let deadline = Instant::now() + SEARCH_TIMEOUT;
         let mut heads = BTreeMap::new();
         loop {
@@ -198,9 +202,7 @@ impl LogReader {
             let seen = self.look(&wanted, deadline)?;
             for (partition, looked) in &seen {
                 let written = looked.as_ref().and_then(|looked| looked.written).unwrap_or(now);
-                if looked.is_some() {
-                    heads.entry(*partition).or_insert(written);
-                }
+                heads.entry(*partition).or_insert(looked.as_ref().map(|_| written));
                 if let Some(search) = searches.get_mut(partition) {
                     search.found(looked.as_ref().map(|looked| Found {
                         offset: looked.offset,

@@ -159,6 +159,35 @@ fn after_a_fatal_error_the_producer_is_rebuilt_and_goes_on() {
 }
 
 #[test]
+fn a_record_that_was_refused_is_not_acknowledged_by_the_success_of_a_later_one() {
+    let cluster = cluster();
+    let publisher = publisher(&cluster.bootstrap_servers());
+    let (acks, answers) = sink();
+    // Something that is there, so that the producer has its id and knows the partition.
+    publisher.publish(Outgoing { partition: Some(0), ..record(1) }, 100, &acks);
+    answers.recv_timeout(LIMIT).unwrap().1.unwrap();
+    // Two requests under way at once: the first is refused, the second is taken, as by a broker to which the producer is
+    // new. (A producer that is known would see it refused, too.)
+    cluster.broker_round_trip_time(1, Duration::from_millis(500)).unwrap();
+    let refused = RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS;
+    cluster.request_errors(RDKafkaApiKey::Produce, &[refused, RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR]);
+    publisher.publish(record(10), 0, &acks);
+    std::thread::sleep(Duration::from_millis(100));
+    publisher.publish(record(20), 1, &acks);
+    let mut told = [false; 2];
+    for _ in 0..2 {
+        let (ticket, result) = answers.recv_timeout(LIMIT).unwrap();
+        told[ticket as usize] = result.is_ok();
+    }
+    let reader: rdkafka::consumer::BaseConsumer =
+        rdkafka::ClientConfig::new().set("bootstrap.servers", cluster.bootstrap_servers()).create().unwrap();
+    let (first, end) = rdkafka::consumer::Consumer::fetch_watermarks(&reader, "t", 1, LIMIT).unwrap();
+    let acknowledged = told.iter().filter(|ok| **ok).count() as i64;
+    assert!(acknowledged <= end - first, "{told:?}, and {} records are there", end - first);
+    assert_eq!((told, end - first), ([false, true], 1), "the fault is not the one that is meant");
+}
+
+#[test]
 fn properties_that_librdkafka_refuses_are_an_error_that_says_where_to_look() {
     let mut properties = Properties::new("127.0.0.1:1");
     properties.producer.insert("linger.mss".into(), "1".into());

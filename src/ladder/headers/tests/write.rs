@@ -216,6 +216,12 @@ fn dead_letters_carry_springs_headers_in_its_binary_encoding() {
 }
 
 #[test]
+fn an_origin_with_a_timestamp_of_a_producers_invention_is_written_so_that_it_can_be_read() {
+    let at = Coordinates { timestamp_ms: -5, ..AT };
+    assert_eq!(read_at(0, at, &headers(&[])).origin.to_string(), "shop:3:42:-1");
+}
+
+#[test]
 fn compat_headers_can_be_switched_off_and_belong_to_dead_letters_only() {
     let theirs = [("kafka_dlt-original-topic", "upstream"), ("__dlq.errors.topic", "upstream")];
     let inbound = headers(&theirs);

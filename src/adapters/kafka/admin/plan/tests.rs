@@ -50,6 +50,8 @@ fn plan_names_every_stage_in_order_with_its_settings() {
             ("retry-2", "orders.billing.retry-2"),
             ("retry-3", "orders.billing.retry-3"),
             ("dlq", "orders.billing.dlq"),
+            ("control", "orders.billing.control"),
+            ("redrive", "orders.billing.redrive"),
         ]
     );
     let show = |stage: &str, replication| {
@@ -67,6 +69,9 @@ fn plan_names_every_stage_in_order_with_its_settings() {
     );
     assert_eq!(show("main", 1), "cleanup.policy=delete retention.ms=604800000");
     assert_eq!(show("dlq", 1), "cleanup.policy=delete retention.bytes=-1 retention.ms=2592000000");
+    assert_eq!(show("control", 1), "cleanup.policy=compact");
+    assert_eq!(show("control", 3), "cleanup.policy=compact min.insync.replicas=2");
+    assert_eq!(spec("control", 1).partitions, 1);
     assert_eq!(specs[1].ladder_length, Duration::from_secs(335));
 }
 
@@ -75,7 +80,7 @@ fn a_ladder_without_retries_has_main_and_dlq_only() {
     let mut pipeline = pipeline(1);
     pipeline.retries.clear();
     let stages: Vec<_> = plan(&pipeline).into_iter().map(|spec| spec.stage).collect();
-    assert_eq!(stages, ["main", "dlq"]);
+    assert_eq!(stages, ["main", "dlq", "control", "redrive"]);
 }
 
 #[test]
@@ -102,6 +107,8 @@ fn each_changed_setting_is_told_with_its_severity() {
     );
     check("dlq", 1, &[("cleanup.policy", "compact")], &["unsafe: cleanup.policy is compact, should be delete"]);
     check("main", 1, &[("cleanup.policy", "compact"), ("retention.ms", "1")], &[]);
+    check("control", 1, &[("cleanup.policy", "delete")], &["differs: cleanup.policy is delete, should be compact"]);
+    check("control", 1, &[("retention.ms", "1"), ("max.message.bytes", "10")], &[]);
     check(
         "retry-1",
         1,
@@ -214,7 +221,11 @@ fn the_ladder_follows_its_main_topic() {
     };
     align(&mut specs, &BTreeMap::from([("orders".to_owned(), TopicState::Exists(main))]));
     assert_eq!(specs[0].partitions, 6, "main keeps what was configured, so that a difference is told");
-    for spec in &specs[1..] {
+    let (ladder, notes) = specs[1..].split_at(specs.len() - 3);
+    for spec in notes {
+        assert_eq!((spec.partitions, spec.configs.len()), (1, 1), "{} holds no events", spec.topic);
+    }
+    for spec in ladder {
         assert_eq!(spec.partitions, 12, "{}", spec.topic);
         assert_eq!(spec.configs["max.message.bytes"], "4016384", "{}", spec.topic);
     }
@@ -245,6 +256,7 @@ fn only_former_rungs_of_this_group_are_orphans() {
     check("orders.billing.retry-1", None);
     check("orders.billing.dlq", None);
     check("orders.billing.redrive", None);
+    check("orders.billing.control", None);
     check("orders", None);
     check("orders.billing", None);
     check("orders.billing.", None);

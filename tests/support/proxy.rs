@@ -1,4 +1,4 @@
-//! A network that fails on command, between a store and its server.
+//! A network that fails on command, between a client and its server.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -21,6 +21,8 @@ pub(crate) enum Network {
 pub(crate) struct Proxy {
     port: u16,
     network: watch::Sender<Network>,
+    /// Port of the server that new connections go to.
+    server: watch::Sender<u16>,
     task: AbortHandle,
 }
 
@@ -29,13 +31,23 @@ impl Proxy {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free loopback port");
         let port = listener.local_addr().expect("its address").port();
         let network = watch::Sender::new(Network::Fine);
-        let seen = network.subscribe();
+        let server = watch::Sender::new(server_port);
+        let (seen, target) = (network.subscribe(), server.subscribe());
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(carry(client, server_port, seen.clone()));
+                tokio::spawn(carry(client, target.clone(), seen.clone()));
             }
         });
-        Self { port, network, task: task.abort_handle() }
+        Self { port, network, server, task: task.abort_handle() }
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Ends all connections; new ones go to another server.
+    pub(crate) fn lead_to(&self, server_port: u16) {
+        self.server.send_replace(server_port);
     }
 
     pub(crate) fn url(&self) -> String {
@@ -53,7 +65,8 @@ impl Drop for Proxy {
     }
 }
 
-async fn carry(client: TcpStream, server_port: u16, network: watch::Receiver<Network>) {
+async fn carry(client: TcpStream, mut target: watch::Receiver<u16>, network: watch::Receiver<Network>) {
+    let server_port = *target.borrow_and_update();
     let Ok(server) = TcpStream::connect(("127.0.0.1", server_port)).await else {
         return;
     };
@@ -63,6 +76,7 @@ async fn carry(client: TcpStream, server_port: u16, network: watch::Receiver<Net
     tokio::select! {
         () = requests(client_reads, server_writes, network.clone()) => {}
         () = replies(server_reads, client_writes, network) => {}
+        _ = target.changed() => {}
     }
 }
 

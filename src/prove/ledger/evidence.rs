@@ -1,15 +1,15 @@
-//! What a run leaves behind, as a ledger takes it: records, executions, the last words of killed processes; and the two
-//! files of these read back.
+//! What a run leaves behind, as a ledger takes it: records, executions, what interrupted processes had in hand; and the
+//! two files of these read back.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
 
 /// Name and value.
-pub(crate) type Header = (String, Option<Vec<u8>>);
+pub type Header = (String, Option<Vec<u8>>);
 
 /// What must come of an event, as its handler decides it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fate {
+pub enum Fate {
     /// Fails this many times, then succeeds.
     Fails(u32),
     /// Fails for good at the first attempt.
@@ -22,53 +22,69 @@ pub(crate) enum Fate {
 
 /// One event whose producer got an acknowledgement.
 #[derive(Clone, Debug)]
-pub(crate) struct Produced {
-    pub(crate) id: String,
-    pub(crate) fate: Fate,
-    pub(crate) record: Copy,
+pub struct Produced {
+    /// Its id.
+    pub id: String,
+    /// What must come of it.
+    pub fate: Fate,
+    /// As the producer wrote it, at the place that the acknowledgement told.
+    pub record: Copy,
 }
 
 /// One record of any topic.
 #[derive(Clone, Debug)]
-pub(crate) struct Copy {
-    pub(crate) partition: i32,
-    pub(crate) offset: i64,
-    pub(crate) timestamp_ms: i64,
-    pub(crate) key: Option<Vec<u8>>,
-    pub(crate) value: Option<Vec<u8>>,
-    pub(crate) headers: Vec<Header>,
+pub struct Copy {
+    /// Where.
+    pub partition: i32,
+    /// Where.
+    pub offset: i64,
+    /// As the broker tells it.
+    pub timestamp_ms: i64,
+    /// Raw.
+    pub key: Option<Vec<u8>>,
+    /// Raw.
+    pub value: Option<Vec<u8>>,
+    /// All, in order.
+    pub headers: Vec<Header>,
 }
 
 /// One stage: main first, the DLQ last.
 #[derive(Clone, Debug)]
-pub(crate) struct Stage {
-    pub(crate) name: String,
-    pub(crate) topic: String,
+pub struct Stage {
+    /// `main`, `retry-1` …, `dlq`.
+    pub name: String,
+    /// Its topic.
+    pub topic: String,
     /// 0 on main and on the DLQ.
-    pub(crate) delay_ms: u64,
+    pub delay_ms: u64,
     /// The topic's records.
-    pub(crate) copies: Vec<Copy>,
+    pub copies: Vec<Copy>,
     /// By partition: what the group committed, and the end of the log.
-    pub(crate) offsets: Vec<(i32, i64, i64)>,
+    pub offsets: Vec<(i32, i64, i64)>,
 }
 
 /// One execution, from the handler's file.
 #[derive(Clone, Debug)]
-pub(crate) struct Execution {
-    pub(crate) started_us: u64,
+pub struct Execution {
+    /// Unix microseconds.
+    pub started_us: u64,
     /// When it ended and how; `None`: killed or cancelled.
-    pub(crate) ended: Option<(u64, String)>,
-    pub(crate) stage: String,
-    pub(crate) attempt: u32,
-    pub(crate) fence: u64,
-    pub(crate) id: String,
+    pub ended: Option<(u64, String)>,
+    /// Name of the stage.
+    pub stage: String,
+    /// From 1.
+    pub attempt: u32,
+    /// As given to the handler.
+    pub fence: u64,
+    /// The event.
+    pub id: String,
     /// Partition and offset of the record that it was given, where the file says so.
-    pub(crate) read: Option<(i32, i64)>,
+    pub read: Option<(i32, i64)>,
 }
 
-/// How far a copy was when its process was killed.
+/// How far a copy was when its process was interrupted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum InHand {
+pub enum InHand {
     /// Redis had granted the claim.
     Claimed,
     /// Its next copy was with the producer, the answer not seen.
@@ -77,25 +93,44 @@ pub(crate) enum InHand {
     Acknowledged,
 }
 
-/// A copy that a process had claimed and not settled when it was killed.
+/// A copy that a process had claimed and not settled when it was interrupted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Held {
-    pub(crate) id: String,
-    pub(crate) hop: u64,
-    pub(crate) how: InHand,
+pub struct Held {
+    /// The event.
+    pub id: String,
+    /// Its moves so far.
+    pub hop: u64,
+    /// How far it was.
+    pub how: InHand,
     /// The fence of the claim.
-    pub(crate) fence: u64,
+    pub fence: u64,
     /// The lease does not end before, Unix microseconds.
-    pub(crate) leased_until_us: u64,
+    pub leased_until_us: u64,
 }
 
-/// What a killed process left.
+/// What came between a process and its work.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Cause {
+    /// SIGKILL: it is gone, its leases run out.
+    #[default]
+    Killed,
+    /// Stopped for longer than a lease, then woken: its leases run out, and it may finish what it had begun.
+    Frozen,
+    /// Cut off from Redis until its leases ran out.
+    CutOff,
+    /// Redis lost the keys: whatever was claimed may be claimed again at once.
+    Forgotten,
+}
+
+/// One blow to one process: what it had in hand then.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Kill {
+pub struct Interruption {
+    /// What befell it.
+    pub cause: Cause,
     /// What it had in hand.
-    pub(crate) in_hand: Vec<Held>,
+    pub in_hand: Vec<Held>,
     /// Settled by this process: event id, hop.
-    pub(crate) settled: Vec<(String, u64)>,
+    pub settled: Vec<(String, u64)>,
 }
 
 /// Reads the handler's file: `start|end <unix_us> <stage> <attempt> <fence> <event_id> <outcome>`, and behind the
@@ -103,7 +138,7 @@ pub(crate) struct Kill {
 ///
 /// # Errors
 /// The first line that is none.
-pub(crate) fn read_executions(file: &str) -> Result<Vec<Execution>, String> {
+pub fn read_executions(file: &str) -> Result<Vec<Execution>, String> {
     let mut executions: Vec<Execution> = Vec::new();
     let mut open: HashMap<(String, u32, u64), usize> = HashMap::new();
     for line in file.lines() {
@@ -137,10 +172,10 @@ pub(crate) fn read_executions(file: &str) -> Result<Vec<Execution>, String> {
     Ok(executions)
 }
 
-impl Kill {
+impl Interruption {
     /// One line a copy: `claimed|published|acknowledged <hop> <event_id> <fence> <leased_until_us>` or
     /// `settled <hop> <event_id>`.
-    pub(crate) fn write(&self) -> String {
+    pub fn write(&self) -> String {
         let mut file = String::new();
         for Held { id, hop, how, fence, leased_until_us } in &self.in_hand {
             let how = match how {
@@ -160,13 +195,13 @@ impl Kill {
     ///
     /// # Errors
     /// The first line that is none.
-    pub(crate) fn read(file: &str) -> Result<Self, String> {
-        let mut kill = Self::default();
+    pub fn read(file: &str) -> Result<Self, String> {
+        let mut read = Self::default();
         for line in file.lines() {
-            let bad = || format!("no line of a killed process: {line:?}");
+            let bad = || format!("no line of an interrupted process: {line:?}");
             let number = |text: &str| text.parse::<u64>().map_err(|_| bad());
             match line.split(' ').collect::<Vec<_>>()[..] {
-                ["settled", hop, id] => kill.settled.push((id.to_owned(), number(hop)?)),
+                ["settled", hop, id] => read.settled.push((id.to_owned(), number(hop)?)),
                 [how, hop, id, fence, until] => {
                     let how = match how {
                         "claimed" => InHand::Claimed,
@@ -175,11 +210,11 @@ impl Kill {
                         _ => return Err(bad()),
                     };
                     let (hop, fence, leased_until_us) = (number(hop)?, number(fence)?, number(until)?);
-                    kill.in_hand.push(Held { id: id.to_owned(), hop, how, fence, leased_until_us });
+                    read.in_hand.push(Held { id: id.to_owned(), hop, how, fence, leased_until_us });
                 }
                 _ => return Err(bad()),
             }
         }
-        Ok(kill)
+        Ok(read)
     }
 }

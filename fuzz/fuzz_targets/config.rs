@@ -1,0 +1,8 @@
+//! The configuration's YAML.
+#![no_main]
+
+#[allow(dead_code, reason = "each target calls one of them")]
+#[path = "../../tests/properties/subjects.rs"]
+mod subjects;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| subjects::config_loads_or_has_faults(data));

@@ -1,0 +1,81 @@
+//! What is looked up again and again, built once: executions, copies and interruptions by event.
+
+use std::collections::{BTreeSet, HashMap};
+
+use super::{Copy, Execution, Held, InHand, Interruption, Ledger, Produced, number, text};
+
+pub(super) struct Index<'a> {
+    pub(super) events: HashMap<&'a str, &'a Produced>,
+    pub(super) executions: HashMap<&'a str, Vec<&'a Execution>>,
+    /// By stage: the event's copies there; main's by the header, too, where there is one.
+    pub(super) copies: Vec<HashMap<&'a str, Vec<&'a Copy>>>,
+    held: HashMap<&'a str, Vec<(&'a Interruption, &'a Held)>>,
+    delays_ms: Vec<u64>,
+}
+
+impl<'a> Index<'a> {
+    pub(super) fn new(ledger: &'a Ledger) -> Self {
+        let mut index = Self {
+            events: ledger.produced.iter().map(|event| (event.id.as_str(), event)).collect(),
+            executions: HashMap::with_capacity(ledger.produced.len()),
+            copies: Vec::with_capacity(ledger.stages.len()),
+            held: HashMap::new(),
+            delays_ms: ledger.stages.iter().map(|stage| stage.delay_ms).collect(),
+        };
+        for execution in &ledger.executions {
+            index.executions.entry(&execution.id).or_default().push(execution);
+        }
+        for (at, stage) in ledger.stages.iter().enumerate() {
+            let mut copies: HashMap<&str, Vec<&Copy>> = HashMap::new();
+            // Nobody asks for main's by id.
+            for copy in stage.copies.iter().filter(|_| at > 0) {
+                if let Some(id) = text(&copy.headers, "x-ladder-event-id") {
+                    copies.entry(id).or_default().push(copy);
+                }
+            }
+            index.copies.push(copies);
+        }
+        for interruption in &ledger.interruptions {
+            for held in &interruption.in_hand {
+                index.held.entry(&held.id).or_default().push((interruption, held));
+            }
+        }
+        index
+    }
+
+    /// The attempts at which it was done, and its records in the DLQ.
+    pub(super) fn ends(&self, id: &str) -> (BTreeSet<u32>, usize) {
+        let executions = self.executions.get(id).map_or(&[][..], Vec::as_slice);
+        let done = executions.iter().filter(|e| e.is_done()).map(|e| e.attempt).collect();
+        let dead = self.copies.last().and_then(|dlq| dlq.get(id)).map_or(0, Vec::len);
+        (done, dead)
+    }
+
+    /// What interrupted processes had in hand of this event.
+    pub(super) fn held(&self, id: &str) -> &[(&'a Interruption, &'a Held)] {
+        self.held.get(id).map_or(&[], Vec::as_slice)
+    }
+
+    /// Interruptions that had this copy with the producer or acknowledged, and not recorded.
+    pub(super) fn moving(&self, id: &str, hop: u64) -> usize {
+        self.held(id).iter().filter(|(_, held)| held.hop == hop && held.how != InHand::Claimed).count()
+    }
+
+    /// Interruptions that may have lost what Redis should have been told of a move of this event. The broker's
+    /// acknowledgement can be given before the process sees it, so a copy with the producer counts.
+    pub(super) fn moving_any(&self, id: &str) -> usize {
+        self.held(id).iter().filter(|(_, held)| held.how != InHand::Claimed).count()
+    }
+
+    /// When the record that this execution was given fell due; `None`: no such record on the stage. By its header, but
+    /// not later than the broker's timestamp and twice the delay: a due further ahead is the work of a wrong clock.
+    pub(super) fn due_of(&self, execution: &Execution) -> Option<Result<u64, String>> {
+        let at = (execution.attempt as usize).checked_sub(1)?;
+        let copies = self.copies.get(at)?.get(execution.id.as_str())?;
+        let given = |c: &&&Copy| execution.read.is_none_or(|place| (c.partition, c.offset) == place);
+        let latest =
+            |c: &Copy| u64::try_from(c.timestamp_ms).map_or(u64::MAX, |stamped| stamped + 2 * self.delays_ms[at]);
+        let due = |c: &&Copy| number(&c.headers, "x-ladder-due").map(|due| due.min(latest(c)));
+        copies.iter().filter(given).map(due).min_by_key(|due| due.clone().unwrap_or(u64::MAX))
+    }
+}

@@ -1,0 +1,351 @@
+//! What really happened, written down by the simulated world itself, and the invariants that it is held against.
+//!
+//! Nothing here comes from the engine: executions are noted by the handler, copies by the broker, effects by the sink.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use super::world::{LEASE, LaneId, ProcessId, SECOND, Time};
+
+/// What a schedule must keep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Invariant {
+    /// Every event ends done or in the DLQ.
+    NothingLost,
+    /// No offset is committed past a copy that is neither executed with success nor moved on by an acknowledged copy.
+    NoHoleCommitted,
+    /// When everything works again, every record is finished and its offset committed.
+    ComesToAnEnd,
+    /// Nothing is left in the lanes.
+    LanesEmpty,
+    /// No claim is left in Redis, and what is finished is marked there.
+    StoreSettled,
+    /// Nothing starts before its due time by the clock of its instance.
+    NeverEarly,
+    /// A copy is not executed by two live instances at once (a freeze past the lease and lost keys excepted).
+    OneAtATime,
+    /// A copy is executed again only after a fault that explains it.
+    RepeatsExplained,
+    /// An event ends twice only for as many repeats and failed publishes as there were.
+    EndsExplained,
+    /// Attempts and hops stay within the ladder's bounds and grow one by one.
+    Bounded,
+    /// Within a stage and a partition, events of one key start one at a time and in their order.
+    KeyOrder,
+    /// A fence is above all earlier ones of its event.
+    FencesGrow,
+    /// Own headers occur once; the key, the value, the identity and others' headers pass untouched.
+    HeadersKept,
+    /// Nothing panics, the lane's own assertions included.
+    NoPanic,
+}
+
+/// One fault that was found.
+#[derive(Clone, Debug)]
+pub(crate) struct Violation {
+    pub(crate) invariant: Invariant,
+    pub(crate) at: Time,
+    pub(crate) what: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} at {:.3} s: {}", self.invariant, self.at as f64 / 1e6, self.what)
+    }
+}
+
+/// One copy of an event: its number, and its hop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct CopyId {
+    pub(crate) event: usize,
+    pub(crate) hop: u64,
+}
+
+impl fmt::Display for CopyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "e{}#{}", self.event, self.hop)
+    }
+}
+
+/// How an execution ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// With an outcome.
+    Returned,
+    /// The sink refused its fence.
+    Fenced,
+    /// Its lane cancelled it.
+    Cancelled,
+    /// Its process ended.
+    Died,
+}
+
+/// One run of the handler.
+#[derive(Clone, Debug)]
+pub(crate) struct Execution {
+    pub(crate) copy: CopyId,
+    pub(crate) process: ProcessId,
+    pub(crate) lane: LaneId,
+    pub(crate) key: Option<u64>,
+    pub(crate) started: Time,
+    pub(crate) fence: u64,
+    /// The one in its record.
+    pub(crate) carried_fence: u64,
+    /// When its effect happens, if it is going to have one.
+    pub(crate) effect_at: Option<Time>,
+    pub(crate) ended: Option<(Time, Ending)>,
+}
+
+/// What is known of one copy.
+#[derive(Default)]
+struct Copy {
+    executions: Vec<usize>,
+    /// It had its effect, or its next copy was appended.
+    resolved: bool,
+    /// Last loss of its key in the store.
+    forgotten: Option<Time>,
+    /// Last command about it that got no answer.
+    unanswered: Option<Time>,
+}
+
+/// What is known of one event.
+#[derive(Default)]
+pub(crate) struct Event {
+    pub(crate) effects: usize,
+    pub(crate) dead_letters: usize,
+    /// Executions of one copy beyond the first.
+    pub(crate) repeats: usize,
+    /// Appends to the DLQ that were told as failed, or doubled.
+    pub(crate) doubled: usize,
+}
+
+/// What a process went through.
+#[derive(Default)]
+pub(crate) struct Fate {
+    pub(crate) ended: Option<Time>,
+    pub(crate) freezes: Vec<(Time, Time)>,
+}
+
+impl Fate {
+    /// Its last act before it froze was to look at the lease, its first one after is to start the handler: nobody can tell.
+    pub(crate) fn wakes_at(&self, at: Time) -> bool {
+        self.freezes.iter().any(|(_, to)| *to == at)
+    }
+
+    fn froze_since(&self, since: Time) -> bool {
+        self.freezes.iter().any(|(_, to)| *to >= since)
+    }
+}
+
+/// What happens by design, so that schedules can be seen to reach it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) executions: u64,
+    pub(crate) hops: u64,
+    pub(crate) dead_letters: u64,
+    pub(crate) kills: u64,
+    pub(crate) freezes: u64,
+    pub(crate) repeats: u64,
+    pub(crate) steps: u64,
+}
+
+impl Counts {
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.executions += other.executions;
+        self.hops += other.hops;
+        self.dead_letters += other.dead_letters;
+        self.kills += other.kills;
+        self.freezes += other.freezes;
+        self.repeats += other.repeats;
+        self.steps += other.steps;
+    }
+}
+
+/// Everything.
+pub(crate) struct Ledger {
+    pub(crate) events: Vec<Event>,
+    pub(crate) executions: Vec<Execution>,
+    pub(crate) fates: Vec<Fate>,
+    pub(crate) violations: Vec<Violation>,
+    pub(crate) counts: Counts,
+    copies: BTreeMap<CopyId, Copy>,
+    /// Without deduplication, or with a store that may be passed over, copies are executed more than once by design.
+    pub(crate) strict: bool,
+    /// Clocks agree, so fences grow.
+    pub(crate) clocks_agree: bool,
+    /// Executions that have not ended.
+    live: Vec<usize>,
+}
+
+impl Ledger {
+    pub(crate) fn new(events: usize, strict: bool, clocks_agree: bool) -> Self {
+        Self {
+            events: (0..events).map(|_| Event::default()).collect(),
+            executions: Vec::new(),
+            fates: Vec::new(),
+            violations: Vec::new(),
+            counts: Counts::default(),
+            copies: BTreeMap::new(),
+            strict,
+            clocks_agree,
+            live: Vec::new(),
+        }
+    }
+
+    pub(crate) fn fail(&mut self, at: Time, invariant: Invariant, what: impl Into<String>) {
+        if self.violations.len() < 20 {
+            self.violations.push(Violation { invariant, at, what: what.into() });
+        }
+    }
+
+    /// A handler starts; the number of the execution.
+    pub(crate) fn start(&mut self, execution: Execution) -> usize {
+        let (at, copy) = (execution.started, execution.copy);
+        self.counts.executions += 1;
+        if self.strict {
+            self.check_repeat(&execution);
+        }
+        let earlier = self.copies.get(&copy).filter(|known| known.forgotten.is_none());
+        // After a refused fence the key is free at once, also for a claim of another worker that had no answer so far:
+        // its fence is up to a lease old, is refused in turn, and the next one is not.
+        let counts = |execution: &&Execution| !matches!(execution.ended, Some((_, Ending::Fenced)));
+        let highest = earlier.and_then(|known| {
+            known.executions.iter().map(|i| &self.executions[*i]).filter(counts).map(|execution| execution.fence).max()
+        });
+        // Equal ones are possible: a claim that was sent in the very millisecond in which the lease before it began.
+        let highest = highest.map_or(execution.carried_fence + 1, |highest| highest.max(execution.carried_fence + 1));
+        if self.clocks_agree && execution.fence < highest && !self.fates[execution.process].wakes_at(at) {
+            self.fail(
+                at,
+                Invariant::FencesGrow,
+                format!("{copy} starts with fence {} below {highest}", execution.fence),
+            );
+        }
+        if let Some(key) = execution.key
+            && let Some(other) = self
+                .live
+                .iter()
+                .map(|i| &self.executions[*i])
+                .find(|other| other.lane == execution.lane && other.key == Some(key))
+        {
+            let what = format!("{copy} starts while {} of the same key runs", other.copy);
+            self.fail(at, Invariant::KeyOrder, what);
+        }
+        let number = self.executions.len();
+        self.executions.push(execution);
+        self.live.push(number);
+        self.copies.entry(copy).or_default().executions.push(number);
+        number
+    }
+
+    fn check_repeat(&mut self, new: &Execution) {
+        let (at, copy) = (new.started, new.copy);
+        let Some(known) = self.copies.get(&copy) else { return };
+        let Some(last) = known.executions.last().map(|i| &self.executions[*i]) else { return };
+        // Its claim stood a little before it started.
+        let since = |fault: Option<Time>, last: &Execution| fault.is_some_and(|fault| fault + SECOND >= last.started);
+        // A lease counts from before its claim was sent, which may have been before a freeze.
+        let frozen = self.fates[last.process].froze_since(last.started.saturating_sub(LEASE.as_micros() as Time));
+        let forgotten = since(known.forgotten, last);
+        let mut faults = Vec::new();
+        for other in known.executions.iter().map(|i| &self.executions[*i]).filter(|e| e.ended.is_none()) {
+            let excused = self.fates[other.process].froze_since(other.started)
+                || self.fates[new.process].wakes_at(at)
+                || since(known.forgotten, other);
+            if !excused {
+                let what = format!("{copy} starts in process {} while it runs in {}", new.process, other.process);
+                faults.push((Invariant::OneAtATime, what));
+            }
+        }
+        let explained = frozen
+            || self.fates[new.process].wakes_at(at)
+            || forgotten
+            || self.fates[last.process].ended.is_some_and(|end| end >= last.started)
+            || since(known.unanswered, last)
+            || matches!(last.ended, Some((_, Ending::Fenced)));
+        if !explained {
+            let what =
+                format!("{copy} is executed again, by process {}; {} had it, unharmed", new.process, last.process);
+            faults.push((Invariant::RepeatsExplained, what));
+        }
+        self.counts.repeats += 1;
+        self.events[copy.event].repeats += 1;
+        for (invariant, what) in faults {
+            self.fail(at, invariant, what);
+        }
+    }
+
+    /// A handler ends.
+    pub(crate) fn end(&mut self, number: usize, at: Time, ending: Ending) {
+        let execution = &mut self.executions[number];
+        if execution.ended.is_some() {
+            return;
+        }
+        execution.ended = Some((at, ending));
+        self.live.retain(|live| *live != number);
+        // What returns has had its effect, however long the process was frozen in between.
+        if execution.effect_at.is_some_and(|effect| effect <= at || ending == Ending::Returned) {
+            let copy = execution.copy;
+            self.events[copy.event].effects += 1;
+            self.resolve(copy);
+        }
+    }
+
+    /// A process stands still: what its handlers were going to do, they do later.
+    pub(crate) fn freeze(&mut self, process: ProcessId, from: Time, to: Time) {
+        self.fates[process].freezes.push((from, to));
+        for execution in self.live_in(process) {
+            if let Some(effect) = self.executions[execution].effect_at.as_mut().filter(|effect| **effect > from) {
+                *effect += to - from;
+            }
+        }
+    }
+
+    /// When the copy before this one first came back from its handler.
+    pub(crate) fn first_return(&self, copy: CopyId) -> Option<Time> {
+        let before = self.copies.get(&CopyId { hop: copy.hop.checked_sub(1)?, ..copy })?;
+        before.executions.iter().filter_map(|i| self.executions[*i].ended).map(|(at, _)| at).min()
+    }
+
+    /// Executions of a process that have not ended.
+    pub(crate) fn live_in(&self, process: ProcessId) -> Vec<usize> {
+        self.live.iter().copied().filter(|i| self.executions[*i].process == process).collect()
+    }
+
+    pub(crate) fn resolve(&mut self, copy: CopyId) {
+        self.copies.entry(copy).or_default().resolved = true;
+    }
+
+    pub(crate) fn is_resolved(&self, copy: CopyId) -> bool {
+        self.copies.get(&copy).is_some_and(|copy| copy.resolved)
+    }
+
+    pub(crate) fn forgotten(&mut self, copy: CopyId, at: Time) {
+        self.copies.entry(copy).or_default().forgotten = Some(at);
+    }
+
+    pub(crate) fn was_forgotten(&self, copy: CopyId) -> bool {
+        self.copies.get(&copy).is_some_and(|copy| copy.forgotten.is_some())
+    }
+
+    pub(crate) fn unanswered(&mut self, copy: CopyId, at: Time) {
+        self.copies.entry(copy).or_default().unanswered = Some(at);
+    }
+
+    /// At the end: what became of every event.
+    pub(crate) fn check_ends(&mut self, at: Time) {
+        for number in 0..self.events.len() {
+            let event = &self.events[number];
+            let (done, dead) = (event.effects, event.dead_letters);
+            if done + dead == 0 {
+                self.fail(at, Invariant::NothingLost, format!("e{number} is neither done nor dead-lettered"));
+            } else if self.strict && done + dead > 1 + event.repeats + event.doubled {
+                let what = format!(
+                    "e{number} ended {done} times done and {dead} times dead, after {} repeats and {} doubled publishes",
+                    event.repeats, event.doubled
+                );
+                self.fail(at, Invariant::EndsExplained, what);
+            }
+        }
+    }
+}
