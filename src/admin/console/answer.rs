@@ -3,6 +3,7 @@
 use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::adapters::kafka::scan;
@@ -62,6 +63,11 @@ impl From<Refused> for Response {
     fn from(refused: Refused) -> Self {
         refused.into_response()
     }
+}
+
+/// Reads the body of a request.
+pub(super) fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refused> {
+    serde_json::from_slice(body).map_err(|error| Refused::bad(format!("the request cannot be read: {error}")))
 }
 
 /// Does what blocks its thread.

@@ -16,7 +16,7 @@ const PAGE: usize = 50;
 /// Letters on the longest page.
 const MAX_PAGE: usize = 200;
 /// Longest reason and name.
-const MAX_TEXT: usize = 500;
+pub(super) const MAX_TEXT: usize = 500;
 
 /// Which letters, as text; an empty text says nothing.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -168,7 +168,7 @@ impl OrderAsk {
         if self.reason.len() > MAX_TEXT || self.who.len() > MAX_TEXT {
             return Err(Refused::bad(format!("reason and name have at most {MAX_TEXT} bytes")));
         }
-        let order = Order { selection, who: self.who(), ..Order::default() };
+        let order = Order { selection, who: named(&self.who), ..Order::default() };
         if self.action == Action::Discard {
             let reason = Some(self.reason.trim().to_owned()).filter(|reason| !reason.is_empty());
             let reason = reason.ok_or_else(|| Refused::bad("reason: say why, for those who wonder later"))?;
@@ -191,10 +191,12 @@ impl OrderAsk {
         })
     }
 
-    fn who(&self) -> String {
-        let name: String = self.who.trim().chars().filter(|c| !c.is_control()).collect();
-        if name.is_empty() { format!("console of {}", who()) } else { format!("{name} (console of {})", who()) }
-    }
+}
+
+/// Who asks: the name as typed, and whose console it is.
+pub(super) fn named(typed: &str) -> String {
+    let name: String = typed.trim().chars().filter(|c| !c.is_control()).collect();
+    if name.is_empty() { format!("console of {}", who()) } else { format!("{name} (console of {})", who()) }
 }
 
 /// Another value for one letter, and where to send it.

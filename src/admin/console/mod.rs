@@ -1,7 +1,7 @@
 //! The web console: the ladder as it runs, and its dead letters, in a browser.
 //!
 //! [`access`] says who may, [`live`] looks at the stages for all who watch, [`shelf`] keeps what is known of one
-//! pipeline's DLQ, [`letters`] shows it, [`work`] plans and does what is asked for, [`ask`] reads what a browser sends,
+//! pipeline's DLQ, [`letters`] shows it, [`work`] plans and does what is asked for, [`pause`] stops stages, [`ask`] reads what a browser sends,
 //! [`answer`] what it is told when something cannot be, [`assets`] are the pages.
 //!
 //! Invariants
@@ -18,6 +18,7 @@ mod ask;
 mod assets;
 mod letters;
 mod live;
+mod pause;
 mod shelf;
 mod work;
 
@@ -204,6 +205,7 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/api/pipelines/{pipeline}/letters", get(letters::page))
         .route("/api/pipelines/{pipeline}/letters/{place}", get(letters::one))
         .route("/api/pipelines/{pipeline}/jobs", get(work::jobs))
+        .route("/api/pipelines/{pipeline}/stages/{stage}", post(pause::set))
         .route("/api/pipelines/{pipeline}/plans", post(work::plan))
         .route("/api/pipelines/{pipeline}/plans/{id}", get(work::look))
         .route("/api/pipelines/{pipeline}/plans/{id}/run", post(work::run))

@@ -45,7 +45,9 @@ pub(super) struct Shelf {
     pub(super) ladder: Arc<Ladder>,
     pub(super) decoder: Decoder,
     pub(super) works: Works,
-    properties: Properties,
+    pub(super) properties: Properties,
+    /// Where pauses are ordered.
+    pub(super) control_topic: String,
     id_source: IdSource,
     tracer: Option<Arc<dyn Tracer>>,
     desk: Mutex<Option<Arc<Desk>>>,
@@ -79,6 +81,7 @@ impl Shelf {
             decoder: wire::decoder(pipeline)?,
             works: Works::default(),
             properties: wire::properties(config),
+            control_topic: wire::topics(pipeline).control_topic(),
             id_source: wire::id_source(pipeline),
             tracer,
             desk: Mutex::default(),

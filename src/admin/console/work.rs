@@ -12,11 +12,10 @@ use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::Shared;
-use super::answer::{Refused, blocking};
+use super::answer::{Refused, blocking, read};
 use super::ask::{CorrectionAsk, OrderAsk};
 use super::shelf::{Shelf, lock, now_ms};
 use crate::adapters::kafka::scan::Progress;
@@ -217,10 +216,6 @@ impl Works {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
-}
-
-fn read<T: DeserializeOwned>(body: &Bytes) -> Result<T, Refused> {
-    serde_json::from_slice(body).map_err(|error| Refused::bad(format!("the request cannot be read: {error}")))
 }
 
 /// `POST …/plans`: begins a dry run.

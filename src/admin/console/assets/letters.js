@@ -1,6 +1,6 @@
 // Groups of like errors, and pages of letters.
 
-import { badge, count, duration, fill, h, number, say, trouble, when } from './dom.js';
+import { badge, count, fill, h, number, say, trouble, when } from './dom.js';
 import { get, of } from './server.js';
 
 /** Fields of a selection, in the words of the command line. */
@@ -17,7 +17,13 @@ export const FIELDS = [
   ['fingerprint', 'Fingerprint', '1f0c39a2b4d6'],
 ];
 
-const link = (pipeline, ...parts) => `#/dlq/${[pipeline, ...parts].map(encodeURIComponent).join('/')}`;
+const NAME = 'ladder-console-name';
+
+/** The name that jobs and pauses are kept under, as typed last. */
+export const name = () => localStorage.getItem(NAME) ?? '';
+export const rememberName = (typed) => localStorage.setItem(NAME, typed);
+
+export const link = (pipeline, ...parts) => `#/dlq/${[pipeline, ...parts].map(encodeURIComponent).join('/').replaceAll('%3A', ':')}`;
 
 /** The address of a page about a selection. */
 export function selectionLink(pipeline, page, select) {

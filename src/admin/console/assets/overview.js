@@ -1,6 +1,8 @@
 // The ladder of each pipeline, stage by stage, as it moves.
 
-import { badge, count, duration, fill, h, number, rate, say, svg } from './dom.js';
+import { announce, count, duration, fill, h, number, rate, say, svg, trouble } from './dom.js';
+import { of, post } from './server.js';
+import { name, rememberName } from './letters.js';
 
 /** Looks that the little curve shows: two minutes. */
 const CURVE = 60;
@@ -27,7 +29,7 @@ class Ladder {
   constructor(pipeline) {
     this.name = pipeline.name;
     const last = pipeline.stages.length - 1;
-    this.stages = pipeline.stages.map((stage, i) => (i === last ? new Dlq(pipeline.name, stage) : new Stage(stage)));
+    this.stages = pipeline.stages.map((stage, i) => (i === last ? new Dlq(pipeline.name, stage) : new Stage(pipeline.name, stage)));
     this.node = h('section', { class: 'ladder', 'aria-label': `Pipeline ${pipeline.name}` },
       h('h2', {}, pipeline.name, h('small', {}, ` ${pipeline.topic} · group ${pipeline.group}`)),
       h('ol', { class: 'stages' }, this.stages.map((stage) => stage.node)));
@@ -42,8 +44,13 @@ class Ladder {
 const figure = (word, value) => h('div', {}, h('dt', {}, word), value);
 
 class Stage {
-  constructor({ stage, topic, delay_ms }) {
+  constructor(pipeline, { stage, topic, delay_ms }) {
+    this.pipeline = pipeline;
+    this.stage = stage;
     this.topic = topic;
+    this.isFirst = delay_ms === null;
+    this.switch = h('button', { class: 'small', on: { click: () => this.toggle() } }, 'Pause …');
+    this.form = h('div', {});
     this.main = h('strong', { class: 'big' }, '–');
     this.overdue = h('dd', {}, '–');
     this.done = h('dd', { class: 'rate' }, '–');
@@ -52,10 +59,10 @@ class Stage {
     this.curve = svg('polyline', { points: '' });
     this.node = h('li', { class: 'stage', 'data-stage': stage },
       h('h3', {}, stage, delay_ms === null ? null : h('small', {}, ` after ${duration(delay_ms)}`)),
-      h('p', { class: 'figure' }, this.main, h('span', {}, ' waiting')),
+      h('p', { class: 'figure' }, this.main, h('span', {}, this.isFirst ? ' to do' : ' waiting')),
       svg('svg', { class: 'curve', viewBox: `0 0 ${CURVE - 1} 20`, preserveAspectRatio: 'none', 'aria-hidden': 'true' }, this.curve),
-      h('dl', {}, figure('overdue', this.overdue), figure('done', this.done), figure('instances', this.members)),
-      this.notes);
+      h('dl', {}, this.isFirst ? null : figure('overdue', this.overdue), figure('done', this.done), figure('instances', this.members)),
+      this.notes, this.form, h('p', { class: 'actions' }, this.switch));
   }
 
   show(stage) {
@@ -65,7 +72,9 @@ class Stage {
     }
     const about = stage.estimated ? '~' : '';
     const late = stage.overdue > 0 ? stage.oldest_overdue_ms : 0;
-    say(this.main, about + number(stage.waiting));
+    say(this.main, this.isFirst ? number(stage.lag) : about + number(stage.waiting));
+    this.paused = Boolean(stage.paused);
+    say(this.switch, this.paused ? 'Resume' : 'Pause …');
     say(this.overdue, stage.overdue > 0 ? `${about}${number(stage.overdue)}` : '0');
     say(this.done, rate(stage.done_per_second));
     say(this.members, number(stage.members));
@@ -89,6 +98,34 @@ class Stage {
       notes.push('its oldest events are deleted unhandled soon');
     }
     this.mark(kind, notes);
+  }
+
+  toggle() {
+    if (this.paused) return this.order(false, '');
+    if (this.form.childElementCount) return fill(this.form);
+    const id = `reason-${this.topic}`;
+    const reason = h('input', { id, maxlength: 200, placeholder: 'why, for the others' });
+    const who = h('input', { id: `${id}-who`, maxlength: 60, autocomplete: 'name', value: name() });
+    fill(this.form, h('form', { class: 'inline', on: { submit: (event) => {
+      event.preventDefault();
+      rememberName(who.value);
+      this.order(true, reason.value);
+    } } }, h('label', { for: id }, `Pause ${this.stage} in every instance`), reason,
+    h('label', { for: who.id }, 'Your name'), who, h('button', { class: 'primary' }, 'Pause')));
+    reason.focus();
+  }
+
+  async order(paused, reason) {
+    this.switch.disabled = true;
+    try {
+      await post(of(this.pipeline, 'stages', this.stage), { paused, reason, who: name() });
+      fill(this.form);
+      announce(`${this.stage} ${paused ? 'is paused' : 'goes on'}; its instances follow within 2 seconds`);
+    } catch (error) {
+      fill(this.form, trouble(error.message));
+    }
+    this.switch.disabled = false;
+    this.switch.focus();
   }
 
   mark(kind, notes) {

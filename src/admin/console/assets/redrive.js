@@ -1,14 +1,11 @@
 // Dealing with letters: the order, its dry run, its confirmation, its progress; and the jobs of everybody.
 
-import { badge, count, duration, fill, h, number, say, trouble, when } from './dom.js';
+import { badge, count, fill, h, number, say, trouble, when } from './dom.js';
 import { get, of, post } from './server.js';
-import { FIELDS, crumbs, input, selectionLink } from './letters.js';
+import { FIELDS, crumbs, input, link, name, rememberName } from './letters.js';
 import { targets } from './letter.js';
 
-const NAME = 'ladder-console-name';
 const EVERY_MS = 400;
-
-const link = (pipeline, ...parts) => `#/dlq/${[pipeline, ...parts].map(encodeURIComponent).join('/')}`;
 
 /** The form: which letters, where to, how fast. Its button makes the dry run. */
 export function order({ about, params: { pipeline }, query }) {
@@ -24,7 +21,7 @@ export function order({ about, params: { pipeline }, query }) {
   const to = h('select', { id: 'to' }, targets(stages).map(([value, word]) => h('option', { value }, word)));
   const reason = h('input', { id: 'reason', required: true, maxlength: 200, placeholder: 'test orders, cancelled by hand …' });
   const limit = h('input', { id: 'limit', type: 'number', min: 1, placeholder: 'all' });
-  const who = h('input', { id: 'who', maxlength: 60, autocomplete: 'name', value: localStorage.getItem(NAME) ?? '' });
+  const who = h('input', { id: 'who', maxlength: 60, autocomplete: 'name', value: name() });
   const field = (label, element, hint) => h('div', {}, h('label', { for: element.id }, label), element, hint ? h('small', {}, hint) : null);
 
   async function submit(event) {
@@ -33,7 +30,7 @@ export function order({ about, params: { pipeline }, query }) {
     const ask = { select, action: discard ? 'discard' : 'redrive', all, who: who.value };
     if (discard) ask.reason = reason.value;
     else Object.assign(ask, { to: to.value, rate: rate.value ? Number(rate.value) : null, stop_at: Number(share.value || 50) / 100 });
-    localStorage.setItem(NAME, who.value);
+    rememberName(who.value);
     button.disabled = true;
     fill(error);
     try {
