@@ -20,6 +20,8 @@ mod letters;
 mod live;
 mod pause;
 mod shelf;
+#[cfg(test)]
+mod tests;
 mod work;
 
 use std::io;
