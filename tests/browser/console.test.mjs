@@ -92,7 +92,7 @@ test('a dry run is shown, a double click redrives once, and the overview moves',
   await page.getByRole('link', { name: 'Redrive these' }).click();
   await page.getByRole('button', { name: 'Dry run' }).click();
   const plan = page.locator('#plan');
-  await plan.getByText('40 open letters would be redriven to start; nothing has moved yet.').waitFor();
+  await plan.getByText('40 open letters would be redriven to the first retry stage; nothing has moved yet.').waitFor();
   assert.equal(await plan.locator('.sample li').count(), 5);
   assert.match(await dlq.innerText(), /200/, 'a dry run moves nothing');
 

@@ -20,7 +20,13 @@ fn browser() -> (PathBuf, PathBuf) {
         "the browser tests need their package: `npm ci --prefix tests/browser` (with Node.js 20 or newer) installs it"
     );
     let named = std::env::var_os("CHROMIUM").map(PathBuf::from);
-    let usual = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"].map(PathBuf::from);
+    let usual = [
+        "/usr/bin/chromium",
+        "/usr/bin/chromium-browser",
+        "/usr/bin/google-chrome",
+        "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+    ]
+    .map(PathBuf::from);
     let chromium = named.into_iter().chain(usual).find(|path| path.is_file());
     let remedy = "the browser tests need Chromium: `apt-get install chromium`, or name one with CHROMIUM=/path";
     (folder, chromium.unwrap_or_else(|| panic!("{remedy}")))

@@ -137,7 +137,7 @@ export function plan({ params: { pipeline, id }, signal }) {
       const words = `${discard ? 'Discard' : 'Redrive'} ${count(job.planned, 'letter')}`;
       const go = h('button', { class: 'primary', id: 'go', disabled: job.planned === 0, on: { click: (event) => act(event.target, 'run') } }, words);
       say(status, job.planned
-        ? `${count(job.planned, 'open letter')} would be ${done}${job.to ? ` to ${job.to}` : ''}; nothing has moved yet.`
+        ? `${count(job.planned, 'open letter')} would be ${done}${job.to ? ` to ${place(job.to)}` : ''}; nothing has moved yet.`
         : 'Nothing to do: no open letter is selected.');
       fill(body, facts(seen), h('h2', {}, job.planned > seen.sample.length ? `The first ${seen.sample.length}` : 'Letters'), sample(pipeline, seen.sample),
         h('p', { class: 'actions' }, go, h('a', { class: 'button', href: link(pipeline) }, 'Leave it')));
@@ -175,12 +175,15 @@ export function plan({ params: { pipeline, id }, signal }) {
   return { title: `Plan · ${pipeline}`, nodes: [crumbs(pipeline, h('a', { href: link(pipeline, 'jobs') }, 'Jobs')), h('h1', {}, 'Plan'), main] };
 }
 
+/** A target in words. */
+const place = (to) => (to === 'start' ? 'the first retry stage' : to);
+
 function facts(seen) {
   const { job } = seen;
   const fact = (word, value) => h('div', {}, h('dt', {}, word), h('dd', {}, value));
   return h('dl', { class: 'facts' },
     fact('Letters', h('code', {}, job.selection)),
-    job.to ? fact('To', job.to) : null,
+    job.to ? fact('To', place(job.to)) : null,
     job.reason ? fact('Reason', job.reason) : null,
     seen.rate ? fact('At most', `${seen.rate} a second`) : null,
     job.to && seen.stop_at !== null ? fact('Stops when', `${Math.round(seen.stop_at * 100)} % come back`) : null,
@@ -223,7 +226,7 @@ export function jobs({ params: { pipeline }, signal }) {
 }
 
 function line(pipeline, job) {
-  const word = job.fate === 'redriven' ? `redrive to ${job.to ?? 'start'}` : 'discard';
+  const word = job.fate === 'redriven' ? `redrive to ${place(job.to ?? 'start')}` : 'discard';
   const name = job.plan ? h('a', { href: link(pipeline, 'plan', job.plan) }, job.id) : job.id;
   const state = job.interrupted ? [badge('interrupted', 'warn'), h('small', {}, ' ask for the same again to go on')]
     : job.state === 'running' ? badge('running', 'open')
