@@ -223,3 +223,29 @@ async fn the_live_stream_tells_of_depths_and_pauses() {
     live.until(|look| stage(look)["paused"].is_null()).await;
     assert_eq!(console.ask("POST", "stages/retry-9", &[], Some(r#"{"paused":true}"#)).await.status, 404);
 }
+
+#[tokio::test]
+async fn the_letters_of_a_group_are_the_same_whether_their_places_are_known_or_looked_for() {
+    let dlq = Dlq::new(3).await;
+    dlq.fill(300);
+    let console = Served::start(&dlq, &[]);
+    let ids = |page: &Value| -> Vec<String> {
+        page["letters"].as_array().unwrap().iter().map(|l| l["event_id"].as_str().unwrap().to_owned()).collect()
+    };
+    let groups = dlq.json(&["groups", "--json"]);
+    let fingerprint = groups[0]["fingerprint"].as_str().unwrap();
+    let path = format!("letters?fingerprint={fingerprint}&state=open&size=40");
+    let first = console.get(&path).await;
+    assert_eq!(first["total"], 300, "looked for");
+    let known = until(|| async {
+        let counted = console.get("groups").await["reading"] == false;
+        let page = console.get(&path).await;
+        (counted && page["total"] == 0).then_some(page)
+    });
+    let known = known.await;
+    assert_eq!((ids(&known), &known["next"]), (ids(&first), &first["next"]));
+    let next = format!("{path}&from={}", known["next"].as_str().unwrap());
+    let second = console.get(&next).await;
+    assert_eq!((ids(&second).len(), &second["next"]), (20, &Value::Null));
+    assert!(ids(&second).iter().all(|id| !ids(&known).contains(id)));
+}

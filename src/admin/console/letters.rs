@@ -36,6 +36,11 @@ pub(super) async fn page(
     let ask = PageAsk::read(query.as_deref(), now_ms())?;
     blocking(move || {
         let (desk, book) = (shelf.desk()?, shelf.book()?);
+        // Of a group it may be known where its letters are.
+        if let Some((letters, next)) = shelf.places(&ask, &book) {
+            let letters = page::at(&desk, &book, &letters)?;
+            return Ok(Json(Page { letters, next, ..Page::default() }));
+        }
         Ok(Json(page::page(&desk, &book, &ask.selection, ask.from, ask.size, BUDGET)?))
     })
     .await

@@ -6,13 +6,16 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::ask::PageAsk;
 use super::work::Works;
 use crate::adapters::kafka::Properties;
 use crate::adapters::kafka::scan::{Progress, Scan};
 use crate::admin::dlq::book::Book;
 use crate::admin::dlq::catalog::Catalog;
 use crate::admin::dlq::groups::Group;
+use crate::admin::dlq::page::Place;
 use crate::admin::dlq::redrive::{self, Desk};
+use crate::admin::dlq::select::Selection;
 use crate::admin::dlq::standing::{Depth, Standing};
 use crate::app::wire;
 use crate::config::{Config, Pipeline};
@@ -26,6 +29,8 @@ use crate::stage::ports::Tracer;
 const MAX_SHOWN: usize = 500;
 /// Groups that are older are counted again when somebody asks.
 const FRESH: Duration = Duration::from_secs(1);
+/// What was counted so long ago still tells where letters are.
+const KNOWN: Duration = Duration::from_secs(15);
 /// While the DLQ is read, what is known is told so often.
 const SLICE: Duration = Duration::from_secs(1);
 
@@ -65,6 +70,8 @@ struct Shown {
     error: Option<String>,
     groups: Vec<Group>,
     left_out: u64,
+    /// The version of the book that they were counted with.
+    version: Option<u64>,
     at: Option<Instant>,
     at_ms: i64,
 }
@@ -120,10 +127,14 @@ impl Shelf {
 
     /// What was dealt with until now. Blocks.
     pub(super) fn book(&self) -> Result<Arc<Book>, redrive::Error> {
+        self.versioned_book().map(|(book, _)| book)
+    }
+
+    fn versioned_book(&self) -> Result<(Arc<Book>, u64), redrive::Error> {
         let desk = self.desk()?;
         let mut standing = lock(&self.standing);
         standing.refresh(&desk)?;
-        Ok(Arc::clone(standing.book()))
+        Ok((Arc::clone(standing.book()), standing.version()))
     }
 
     /// Letters by fate, or why that cannot be told. Blocks.
@@ -132,6 +143,19 @@ impl Shelf {
         let mut standing = lock(&self.standing);
         standing.refresh(&desk).map_err(|error| error.to_string())?;
         Ok(standing.depth())
+    }
+
+    /// Where the letters of a page are, and the first of the next page, when that is known: a group's, with or without a
+    /// fate, while its letters are counted now and then.
+    pub(super) fn places(&self, ask: &PageAsk, book: &Book) -> Option<(Vec<Place>, Option<Place>)> {
+        let fingerprint = ask.selection.fingerprint?;
+        let plain = Selection { fingerprint: Some(fingerprint), state: ask.selection.state, ..Selection::default() };
+        let shown = lock(&self.shown);
+        let is_fresh = shown.at.is_some_and(|at| at.elapsed() < KNOWN);
+        let (catalog, _) = shown.catalog.as_ref().filter(|_| is_fresh && ask.selection == plain)?;
+        let mut places = catalog.places(fingerprint, plain.state, book, ask.from, ask.size + 1);
+        let next = if places.len() > ask.size { places.pop() } else { None };
+        Some((places, next))
     }
 
     /// The groups as far as they are known; has them counted again when that was a while ago.
@@ -176,7 +200,7 @@ impl Shelf {
         };
         let mut before = 0;
         loop {
-            let book = self.book()?;
+            let (book, version) = self.versioned_book()?;
             let (until, mut passed) = (Instant::now() + SLICE, Progress::default());
             let ended = catalog.refresh(&mut scan, &book, |progress| {
                 passed = progress;
@@ -185,9 +209,11 @@ impl Shelf {
                 if Instant::now() < until { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
             })?;
             before += passed.read;
-            let groups = catalog.groups(&book);
+            let is_known = lock(&self.shown).version == Some(version);
+            let groups = (catalog.take_changed() || !is_known).then(|| catalog.groups(&book));
             let mut shown = lock(&self.shown);
-            (shown.groups, shown.left_out) = (groups, catalog.left_out());
+            shown.groups = groups.unwrap_or_else(|| std::mem::take(&mut shown.groups));
+            (shown.left_out, shown.version) = (catalog.left_out(), Some(version));
             (shown.at, shown.at_ms) = (Some(Instant::now()), now_ms());
             if ended {
                 shown.catalog = Some((catalog, scan));

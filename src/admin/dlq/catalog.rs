@@ -7,8 +7,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
 
 use super::book::{Book, Fate};
+use super::fingerprint::Fingerprint;
 use super::groups::{self, Group, Groups};
 use super::letter::Glance;
+use super::page::Place;
 use crate::adapters::kafka::scan::{self, Bounds, Progress, Scan};
 
 /// Letters that are known: 32 MiB of group numbers.
@@ -23,6 +25,8 @@ pub struct Catalog {
     rows: BTreeMap<i32, Row>,
     /// What the broker deleted or what is too much to know.
     left_out: u64,
+    /// Letters came or went since it was asked.
+    has_changed: bool,
 }
 
 /// The letters of one partition.
@@ -49,11 +53,13 @@ impl Row {
         self.groups.push_back(group);
     }
 
-    /// Forgets what lies before.
-    fn begin_at(&mut self, low: i64) {
+    /// Forgets what lies before; whether there was any.
+    fn begin_at(&mut self, low: i64) -> bool {
+        let before = self.low;
         while self.low < low && self.groups.pop_front().is_some() {
             self.low += 1;
         }
+        self.low != before
     }
 }
 
@@ -74,11 +80,13 @@ impl Catalog {
         let starts = self.starts(scan.bounds());
         scan.from(&starts);
         let (mut glance, groups, rows) = (Glance::default(), &mut self.groups, &mut self.rows);
+        let has_changed = &mut self.has_changed;
         scan.run(
             |seen| {
                 glance.look(seen, book);
                 let group = u16::try_from(groups.add(&mut glance)).unwrap_or(NONE);
                 rows.entry(glance.partition).or_default().put(glance.offset, group);
+                *has_changed = true;
                 ControlFlow::Continue(())
             },
             progress,
@@ -89,10 +97,10 @@ impl Catalog {
     fn forget(&mut self, bounds: &BTreeMap<i32, Bounds>) {
         let is_other = |(partition, row): (&i32, &Row)| bounds.get(partition).is_none_or(|b| b.high < row.next());
         if self.rows.iter().any(is_other) {
-            *self = Self::default();
+            *self = Self { has_changed: true, ..Self::default() };
         }
         for (partition, row) in &mut self.rows {
-            row.begin_at(bounds[partition].low);
+            self.has_changed |= row.begin_at(bounds[partition].low);
         }
     }
 
@@ -106,7 +114,7 @@ impl Catalog {
             let low = b.high - known;
             self.left_out += u64::try_from(low - b.low).unwrap_or_default();
             let row = self.rows.entry(*partition).or_default();
-            row.begin_at(low);
+            self.has_changed |= row.begin_at(low);
             (*partition, if row.groups.is_empty() { low } else { row.next() })
         };
         bounds.iter().map(start).collect()
@@ -132,6 +140,45 @@ impl Catalog {
         groups.retain(|group| group.count > 0);
         groups::sort(&mut groups);
         groups
+    }
+
+    /// The next `count` letters of a group from a place on; with a fate, those of that fate. What came since the last
+    /// call of [`Catalog::refresh`] is not known.
+    pub fn places(
+        &self,
+        fingerprint: Fingerprint,
+        state: Option<Fate>,
+        book: &Book,
+        from: Option<Place>,
+        count: usize,
+    ) -> Vec<Place> {
+        let name = fingerprint.to_string();
+        let Some(wanted) = self.groups.as_slice().iter().position(|group| group.fingerprint == name) else {
+            return Vec::new();
+        };
+        let mut places = Vec::new();
+        for (&partition, row) in &self.rows {
+            let low = match from {
+                Some(from) if partition < from.partition => continue,
+                Some(from) if partition == from.partition => from.offset.max(row.low),
+                _ => row.low,
+            };
+            let skipped = usize::try_from(low - row.low).unwrap_or(usize::MAX);
+            let letters = (low..).zip(row.groups.iter().skip(skipped));
+            let matching = letters.filter(|(offset, group)| {
+                usize::from(**group) == wanted && state.is_none_or(|state| book.fate(partition, *offset) == state)
+            });
+            places.extend(matching.map(|(offset, _)| Place { partition, offset }).take(count - places.len()));
+            if places.len() == count {
+                break;
+            }
+        }
+        places
+    }
+
+    /// Whether letters came or went since this was asked last.
+    pub fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.has_changed)
     }
 
     /// Older letters that are not counted, because there are too many.
@@ -171,6 +218,32 @@ mod tests {
         assert_eq!(catalog.starts(&bounds(12)), BTreeMap::from([(0, 10)]), "only what is new");
         catalog.forget(&bounds(3));
         assert_eq!(catalog.starts(&bounds(3)), BTreeMap::from([(0, 0)]));
+    }
+
+    #[test]
+    fn the_letters_of_a_group_are_found_from_any_place_on() {
+        let mut catalog = Catalog::default();
+        let book = Book::default();
+        let glance = |error: &str| Glance::of(error);
+        for (partition, errors) in [(0, ["a: x", "b: y", "a: x"]), (2, ["a: x", "a: x", "b: y"])] {
+            for (offset, error) in (10..).zip(errors) {
+                let group = u16::try_from(catalog.groups.add(&mut glance(error))).unwrap();
+                catalog.rows.entry(partition).or_default().put(offset, group);
+            }
+        }
+        let find = |error: &str, from: Option<&str>, count| {
+            let from = from.map(|from| from.parse().unwrap());
+            let places = catalog.places(glance(error).fingerprint(), Some(Fate::Open), &book, from, count);
+            places.iter().map(Place::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(find("a: x", None, 9), ["0:10", "0:12", "2:10", "2:11"]);
+        assert_eq!(find("a: x", None, 3), ["0:10", "0:12", "2:10"]);
+        assert_eq!(find("a: x", Some("0:11"), 2), ["0:12", "2:10"]);
+        assert_eq!(find("a: x", Some("2:11"), 9), ["2:11"]);
+        assert_eq!(find("b: y", Some("0:12"), 9), ["2:12"]);
+        assert_eq!(find("c: z", None, 9), [""; 0]);
+        let redriven = catalog.places(glance("a: x").fingerprint(), Some(Fate::Redriven), &book, None, 9);
+        assert_eq!(redriven, []);
     }
 
     #[test]

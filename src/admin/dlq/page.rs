@@ -15,6 +15,9 @@ use super::redrive::{Desk, Error};
 use super::select::Selection;
 use crate::adapters::kafka::scan::Bounds;
 
+/// Letters further apart than this are fetched one by one.
+const SKIP: i64 = 5_000;
+
 /// Where a letter is: `3:1742`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
@@ -117,6 +120,37 @@ pub fn page(
         page.passed += span(low, bounds.high);
     }
     Ok(page)
+}
+
+/// The letters at these places, which are in order; those that are no longer there are left out. Reads what lies
+/// between two that are near each other, and skips what lies between two that are not.
+///
+/// # Errors
+/// When Kafka does not answer.
+pub fn at(desk: &Desk, book: &Book, places: &[Place]) -> Result<Vec<Summary>, Error> {
+    let mut scan = desk.scan()?;
+    let all = scan.bounds().clone();
+    let mut letters = Vec::with_capacity(places.len());
+    let near = |a: &Place, b: &Place| a.partition == b.partition && b.offset - a.offset <= SKIP;
+    for run in places.chunk_by(near) {
+        let (Some(first), Some(last)) = (run.first(), run.last()) else { continue };
+        let Some(bounds) = all.get(&first.partition) else { continue };
+        let (low, high) = (first.offset.max(bounds.low), (last.offset + 1).min(bounds.high));
+        let mut wanted = run.iter().peekable();
+        scan.within(BTreeMap::from([(first.partition, Bounds { low, high })]));
+        scan.run(
+            |seen| {
+                while wanted.next_if(|place| place.offset < seen.offset()).is_some() {}
+                if wanted.next_if(|place| place.offset == seen.offset()).is_some() {
+                    let fate = book.fate(seen.partition(), seen.offset());
+                    letters.push(Letter::new(seen.to_record(), fate, &desk.ladder, &desk.id_source).summary());
+                }
+                ControlFlow::Continue(())
+            },
+            |_| ControlFlow::Continue(()),
+        )?;
+    }
+    Ok(letters)
 }
 
 /// The letter at a place; `None` when there is none.

@@ -29,6 +29,8 @@ pub struct Standing {
     /// Where to go on in the book.
     next: BTreeMap<i32, i64>,
     book: Arc<Book>,
+    /// Grows with every change of the book.
+    version: u64,
     bounds: BTreeMap<i32, Bounds>,
 }
 
@@ -48,8 +50,10 @@ impl Standing {
         if self.next.iter().any(|(partition, next)| ends.get(partition).is_none_or(|end| end < next)) {
             // Another topic of the same name.
             (self.next, self.book) = (BTreeMap::new(), Arc::default());
+            self.version += 1;
         }
         if self.next != ends {
+            self.version += 1;
             pages.from(&self.next);
             let book = Arc::make_mut(&mut self.book);
             pages.run(
@@ -69,6 +73,11 @@ impl Standing {
     /// What was dealt with.
     pub fn book(&self) -> &Arc<Book> {
         &self.book
+    }
+
+    /// Another number for another book.
+    pub fn version(&self) -> u64 {
+        self.version
     }
 
     /// Letters by fate.

@@ -138,8 +138,8 @@ export function letters({ params: { pipeline, fingerprint }, query, signal }) {
         shown += page.letters.length;
         next = page.next;
         table.hidden = shown === 0;
-        const looked = page.total > 0 ? `${Math.floor((page.passed / page.total) * 100)} % looked through` : '';
-        say(status, next ? `${count(shown, 'letter')} so far, ${looked}` : shown ? count(shown, 'letter') : 'No letter matches.');
+        const looked = page.total > 0 ? `, ${Math.floor((page.passed / page.total) * 100)} % looked through` : '';
+        say(status, next ? `${count(shown, 'letter')} so far${looked}` : shown ? count(shown, 'letter') : 'No letter matches.');
       } while (next && shown < wanted);
     } catch (failed) {
       if (!signal.aborted) fill(error, trouble(failed.message));
