@@ -100,8 +100,7 @@ async fn a_plan_is_run_once_however_often_its_button_is_pressed() {
 
     let again = console.planned(&redrive("permanent")).await;
     assert_eq!((number(&again["job"], "planned"), number(&again, "already")), (0, 20));
-    let ids: BTreeSet<_> =
-        dlq.copies("retry-1").iter().map(|copy| copy.text("x-ladder-event-id").to_owned()).collect();
+    let ids: BTreeSet<_> = dlq.copies("retry-1").iter().map(|copy| copy.text("x-ladder-event-id").to_owned()).collect();
     assert_eq!((dlq.copies("retry-1").len(), ids.len()), (20, 20));
     let jobs = console.get("jobs").await;
     assert_eq!((&jobs["jobs"][0]["state"], number(&jobs["jobs"][0], "moved")), (&json!("done"), 20));
@@ -131,8 +130,7 @@ async fn a_job_that_died_with_its_console_is_gone_on_with_by_the_next() {
         console.run(&plan, json!({ "take_over": true })).await;
     }
     console.ended(&plan).await;
-    let ids: BTreeSet<_> =
-        dlq.copies("retry-1").iter().map(|copy| copy.text("x-ladder-event-id").to_owned()).collect();
+    let ids: BTreeSet<_> = dlq.copies("retry-1").iter().map(|copy| copy.text("x-ladder-event-id").to_owned()).collect();
     assert_eq!((dlq.copies("retry-1").len(), ids.len()), (100, 100), "each once");
 }
 

@@ -94,7 +94,8 @@ fn is_loopback(host: &str) -> bool {
         None => host.split(':').next(),
     };
     let Some(name) = name else { return false };
-    name.eq_ignore_ascii_case("localhost") || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+    name.eq_ignore_ascii_case("localhost")
+        || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 fn hash(text: &str) -> [u8; 32] {
@@ -129,7 +130,8 @@ mod tests {
         check("GET", &[host], Ok(()));
         check("GET", &[("host", "localhost:8080")], Ok(()));
         check("GET", &[("host", "[::1]:9480")], Ok(()));
-        for name in ["evil.example:9480", "127.0.0.1.evil.example", "localhost.evil.example:80", "10.0.0.1", "", "[::1"] {
+        for name in ["evil.example:9480", "127.0.0.1.evil.example", "localhost.evil.example:80", "10.0.0.1", "", "[::1"]
+        {
             check("GET", &[("host", name)], Err(Refusal::Host));
         }
         check("GET", &[], Err(Refusal::Host));

@@ -190,7 +190,6 @@ impl OrderAsk {
             ..order
         })
     }
-
 }
 
 /// Who asks: the name as typed, and whose console it is.

@@ -43,12 +43,18 @@ mod tests {
     #[test]
     fn no_page_runs_anything_inline_loads_from_elsewhere_or_writes_markup() {
         for (path, _, text) in FILES {
-            for wrong in ["style=", "onclick=", "onload=", "javascript:", "innerHTML", "outerHTML", "insertAdjacent", "eval("] {
+            for wrong in
+                ["style=", "onclick=", "onload=", "javascript:", "innerHTML", "outerHTML", "insertAdjacent", "eval("]
+            {
                 assert!(!text.contains(wrong), "{path} has {wrong}");
             }
             let urls = text.match_indices("://").map(|(at, _)| &text[at.saturating_sub(5)..]);
             for url in urls {
-                assert!(url.contains("://www.w3.org/2000/svg"), "{path} names another host: {}", &url[..url.len().min(60)]);
+                assert!(
+                    url.contains("://www.w3.org/2000/svg"),
+                    "{path} names another host: {}",
+                    &url[..url.len().min(60)]
+                );
             }
         }
     }

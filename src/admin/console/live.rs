@@ -100,7 +100,7 @@ async fn look(outside: &mut Outside, shelves: &[Arc<Shelf>], rates: &mut Rates) 
     let rates = rates.note(&status, Instant::now());
     let depths = depths.into_iter().map(|depth| match depth {
         Ok(Ok(depth)) => json!(depth),
-        Ok(Err(error)) => json!({ "error": error }),
+        Ok(Err(error)) => json!({ "error": error.to_string() }),
         Err(error) => json!({ "error": error.to_string() }),
     });
     let pipelines = status.pipelines.iter().zip(depths).map(|(pipeline, depth)| {

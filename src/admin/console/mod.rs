@@ -75,7 +75,9 @@ pub enum Error {
         address: String,
     },
     /// The address cannot be bound.
-    #[error("console.listen: cannot listen on {address}: {source}; end whoever holds it, or give another with --listen")]
+    #[error(
+        "console.listen: cannot listen on {address}: {source}; end whoever holds it, or give another with --listen"
+    )]
     Bind {
         /// As configured.
         address: String,
@@ -150,7 +152,8 @@ impl Console {
         let tracer = traces.as_ref().map(|traces| {
             Arc::new(OtelTracer::new(traces.queue(), wire::sampling(config), SERVICE)) as Arc<dyn Tracer>
         });
-        let shelves = config.pipelines.iter().map(|pipeline| Shelf::new(config, pipeline, tracer.clone()).map(Arc::new));
+        let shelves =
+            config.pipelines.iter().map(|pipeline| Shelf::new(config, pipeline, tracer.clone()).map(Arc::new));
         let shelves: Vec<_> = shelves.collect::<Result<_, wire::Error>>()?;
         let mut jaeger = config.telemetry.jaeger_url.url().clone();
         // A link is for everybody who sees the page.

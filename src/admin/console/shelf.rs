@@ -4,12 +4,14 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use axum::http::StatusCode;
 use serde_json::{Value, json};
 
+use super::answer::Refused;
 use super::ask::PageAsk;
 use super::work::Works;
 use crate::adapters::kafka::Properties;
-use crate::adapters::kafka::scan::{Progress, Scan};
+use crate::adapters::kafka::scan::{self, Progress, Scan};
 use crate::admin::dlq::book::Book;
 use crate::admin::dlq::catalog::Catalog;
 use crate::admin::dlq::groups::Group;
@@ -29,6 +31,8 @@ use crate::stage::ports::Tracer;
 const MAX_SHOWN: usize = 500;
 /// Groups that are older are counted again when somebody asks.
 const FRESH: Duration = Duration::from_secs(1);
+/// Kafka is not asked again so soon after it did not answer.
+const AWAY: Duration = Duration::from_secs(3);
 /// What was counted so long ago still tells where letters are.
 const KNOWN: Duration = Duration::from_secs(15);
 /// While the DLQ is read, what is known is told so often.
@@ -55,9 +59,43 @@ pub(super) struct Shelf {
     pub(super) control_topic: String,
     id_source: IdSource,
     tracer: Option<Arc<dyn Tracer>>,
-    desk: Mutex<Option<Arc<Desk>>>,
-    standing: Mutex<Standing>,
+    contact: Mutex<Contact>,
     shown: Mutex<Shown>,
+}
+
+/// What Kafka said last.
+#[derive(Default)]
+struct Contact {
+    desk: Option<Arc<Desk>>,
+    standing: Standing,
+    /// When it did not answer, and what came of it.
+    failed: Option<(Instant, Arc<str>)>,
+}
+
+/// Nothing is to be seen, and why.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    /// It was asked.
+    #[error(transparent)]
+    Dlq(#[from] redrive::Error),
+    /// It did not answer a moment ago.
+    #[error("{0}")]
+    Away(Arc<str>),
+}
+
+impl From<scan::Error> for Error {
+    fn from(error: scan::Error) -> Self {
+        Error::Dlq(error.into())
+    }
+}
+
+impl From<Error> for Refused {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Dlq(error) => error.into(),
+            Error::Away(why) => Refused::new(StatusCode::BAD_GATEWAY, &*why),
+        }
+    }
 }
 
 /// The groups as they were counted last.
@@ -91,8 +129,7 @@ impl Shelf {
             control_topic: wire::topics(pipeline).control_topic(),
             id_source: wire::id_source(pipeline),
             tracer,
-            desk: Mutex::default(),
-            standing: Mutex::default(),
+            contact: Mutex::default(),
             shown: Mutex::default(),
         })
     }
@@ -113,36 +150,50 @@ impl Shelf {
     }
 
     /// The desk, opened with the first call that Kafka answers. Blocks.
-    pub(super) fn desk(&self) -> Result<Arc<Desk>, redrive::Error> {
-        let mut desk = lock(&self.desk);
-        if let Some(desk) = &*desk {
+    pub(super) fn desk(&self) -> Result<Arc<Desk>, Error> {
+        if let Some(desk) = &lock(&self.contact).desk {
             return Ok(Arc::clone(desk));
         }
-        let (properties, ladder) = (self.properties.clone(), Arc::clone(&self.ladder));
-        let (clock, tracer) = (Arc::new(SystemClock), self.tracer.clone());
-        let opened = Arc::new(Desk::open(properties, ladder, self.id_source.clone(), clock, tracer)?);
-        *desk = Some(Arc::clone(&opened));
-        Ok(opened)
+        self.ask(|desk, _| Arc::clone(desk))
     }
 
     /// What was dealt with until now. Blocks.
-    pub(super) fn book(&self) -> Result<Arc<Book>, redrive::Error> {
-        self.versioned_book().map(|(book, _)| book)
+    pub(super) fn book(&self) -> Result<Arc<Book>, Error> {
+        self.ask(|_, standing| Arc::clone(standing.book()))
     }
 
-    fn versioned_book(&self) -> Result<(Arc<Book>, u64), redrive::Error> {
-        let desk = self.desk()?;
-        let mut standing = lock(&self.standing);
-        standing.refresh(&desk)?;
-        Ok((Arc::clone(standing.book()), standing.version()))
+    /// Letters by fate. Blocks.
+    pub(super) fn depth(&self) -> Result<Depth, Error> {
+        self.ask(|_, standing| standing.depth())
     }
 
-    /// Letters by fate, or why that cannot be told. Blocks.
-    pub(super) fn depth(&self) -> Result<Depth, String> {
-        let desk = self.desk().map_err(|error| error.to_string())?;
-        let mut standing = lock(&self.standing);
-        standing.refresh(&desk).map_err(|error| error.to_string())?;
-        Ok(standing.depth())
+    /// Looks at the book and the ends of the DLQ. Those who wait while Kafka does not answer are told so together, and
+    /// not one after the other.
+    fn ask<T>(&self, take: impl FnOnce(&Arc<Desk>, &Standing) -> T) -> Result<T, Error> {
+        let mut contact = lock(&self.contact);
+        if let Some((at, why)) = &contact.failed
+            && at.elapsed() < AWAY
+        {
+            return Err(Error::Away(Arc::clone(why)));
+        }
+        let looked = self.look(&mut contact);
+        contact.failed = looked.as_ref().err().map(|error| (Instant::now(), error.to_string().into()));
+        let desk = looked?;
+        Ok(take(&desk, &contact.standing))
+    }
+
+    fn look(&self, contact: &mut Contact) -> Result<Arc<Desk>, Error> {
+        let desk = match contact.desk.take() {
+            Some(desk) => desk,
+            None => {
+                let (properties, ladder) = (self.properties.clone(), Arc::clone(&self.ladder));
+                let (clock, tracer) = (Arc::new(SystemClock), self.tracer.clone());
+                Arc::new(Desk::open(properties, ladder, self.id_source.clone(), clock, tracer)?)
+            }
+        };
+        contact.desk = Some(Arc::clone(&desk));
+        contact.standing.refresh(&desk)?;
+        Ok(desk)
     }
 
     /// Where the letters of a page are, and the first of the next page, when that is known: a group's, with or without a
@@ -191,7 +242,7 @@ impl Shelf {
         }
     }
 
-    fn read_slices(&self) -> Result<(), redrive::Error> {
+    fn read_slices(&self) -> Result<(), Error> {
         let desk = self.desk()?;
         let kept = lock(&self.shown).catalog.take();
         let (mut catalog, mut scan) = match kept {
@@ -200,7 +251,7 @@ impl Shelf {
         };
         let mut before = 0;
         loop {
-            let (book, version) = self.versioned_book()?;
+            let (book, version) = self.ask(|_, standing| (Arc::clone(standing.book()), standing.version()))?;
             let (until, mut passed) = (Instant::now() + SLICE, Progress::default());
             let ended = catalog.refresh(&mut scan, &book, |progress| {
                 passed = progress;

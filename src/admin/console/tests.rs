@@ -44,7 +44,13 @@ impl Served {
     }
 
     #[track_caller]
-    fn check<'a>(&'a self, call: &'a str, headers: &'a [(&'a str, &'a str)], body: usize, expected: u16) -> impl Future<Output = ()> {
+    fn check<'a>(
+        &'a self,
+        call: &'a str,
+        headers: &'a [(&'a str, &'a str)],
+        body: usize,
+        expected: u16,
+    ) -> impl Future<Output = ()> {
         let (method, path) = call.split_once(' ').unwrap();
         async move {
             let response = self.ask(method.parse().unwrap(), path, headers, vec![b' '; body]).await;

@@ -17,11 +17,11 @@ use serde_json::{Value, json};
 use super::Shared;
 use super::answer::{Refused, blocking, read};
 use super::ask::{CorrectionAsk, OrderAsk};
-use super::shelf::{Shelf, lock, now_ms};
+use super::shelf::{Error, Shelf, lock, now_ms};
 use crate::adapters::kafka::scan::Progress;
 use crate::admin::dlq::book::{Job, JobState};
 use crate::admin::dlq::page::Place;
-use crate::admin::dlq::redrive::{Error, Order, Plan};
+use crate::admin::dlq::redrive::{self, Order, Plan};
 use crate::messages::Framing;
 
 /// Plans that are kept for their confirmation; the oldest go first.
@@ -98,10 +98,11 @@ impl Work {
 
     fn plan(&self, shelf: &Shelf) {
         let planned = shelf.desk().and_then(|desk| {
-            desk.plan(&self.order, |progress| {
+            let planned = desk.plan(&self.order, |progress| {
                 *lock(&self.phase) = Phase::Planning(progress);
                 if self.stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-            })
+            });
+            Ok(planned?)
         });
         *lock(&self.phase) = match planned {
             Ok(Some(plan)) => Phase::Planned(Box::new(plan)),
@@ -115,18 +116,19 @@ impl Work {
         let again = Box::new(plan.clone());
         let mut begun = false;
         let ended = shelf.desk().and_then(|desk| {
-            desk.execute(plan, &order, &self.stop, |job| {
+            let ended = desk.execute(plan, &order, &self.stop, |job| {
                 begun = true;
                 *lock(&self.phase) = Phase::Running(Box::new(job.clone()));
-            })
+            });
+            Ok(ended?)
         });
         *lock(&self.phase) = match ended {
             Ok(job) => Phase::Ended(Box::new(job)),
             Err(error) => {
                 tracing::warn!(pipeline = shelf.name, plan = self.id, %error, "a job of the console ended early");
-                let busy = matches!(error, Error::Busy { .. });
+                let busy = matches!(error, Error::Dlq(redrive::Error::Busy { .. }));
                 let error = match &error {
-                    Error::Busy { id, who, moved, planned } => {
+                    Error::Dlq(redrive::Error::Busy { id, who, moved, planned }) => {
                         format!("job {id} of {who} is at work on this DLQ: {moved} of {planned} letters")
                     }
                     _ => error.to_string(),
@@ -175,7 +177,8 @@ impl Works {
         let work = self.find(id)?;
         let works = lock(&self.0); // held, so that of two at once one is first
         if let Some(other) = works.iter().find(|other| lock(&other.phase).is_running()) {
-            let what = if other.id == id { "this plan is run already" } else { "another job of this console is at work" };
+            let what =
+                if other.id == id { "this plan is run already" } else { "another job of this console is at work" };
             return Err(Refused::conflict(what));
         }
         let mut phase = lock(&work.phase);

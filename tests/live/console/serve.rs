@@ -50,7 +50,8 @@ impl Served {
     pub(crate) fn start(dlq: &Dlq, env: &[(&str, &str)]) -> Self {
         let mut command = dlq.command(&["console", "--listen", "127.0.0.1:0"]);
         let log = std::fs::File::create(dlq.path("console.log")).expect("a log");
-        let mut child = command.envs(env.iter().copied()).stderr(log).stdout(Stdio::piped()).spawn().expect("it starts");
+        let mut child =
+            command.envs(env.iter().copied()).stderr(log).stdout(Stdio::piped()).spawn().expect("it starts");
         let mut line = String::new();
         BufReader::new(child.stdout.take().expect("its output")).read_line(&mut line).expect("a line");
         let url = line.trim().strip_prefix("console: ").unwrap_or_else(|| panic!("{line:?}")).trim_end_matches('/');

@@ -18,7 +18,8 @@ use crate::support::{brokers, client_config, create_topic, redis_url, unique};
 const LIMIT: Duration = Duration::from_secs(90);
 
 /// What a page must show as the text that it is.
-pub(crate) const MARKUP: &str = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\">";
+pub(crate) const MARKUP: &str =
+    "<script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\">";
 
 /// A kind of error; `#` in its text becomes the letter's number.
 pub(crate) struct Kind {

@@ -2,7 +2,7 @@
 
 import { announce, fill, h, say, trouble } from './dom.js';
 import { get, onTokenWanted, setToken, watch } from './server.js';
-import { overview } from './overview.js';
+import { away, overview } from './overview.js';
 import { groups, letters } from './letters.js';
 import { letter } from './letter.js';
 import { jobs, order, plan } from './redrive.js';
@@ -81,9 +81,9 @@ function links() {
 function tellLink() {
   if (!context.look) return;
   const seconds = Math.round((Date.now() - lookAt) / 1000);
-  const stale = seconds > 15;
-  link.className = `link ${stale || context.lost || context.look.error ? 'bad' : 'good'}`;
-  say(link, context.lost ?? (stale ? `no look for ${seconds} s: Kafka is slow or away` : 'live'));
+  const trouble = context.lost ?? (seconds > 15 ? `no look for ${seconds} s: Kafka is slow or away` : (away(context.look) ? 'no stage can be seen' : null));
+  link.className = `link ${trouble ? 'bad' : 'good'}`;
+  say(link, trouble || 'live');
 }
 
 onTokenWanted((why) => new Promise((resolve) => {

@@ -63,13 +63,13 @@ export function groups({ params: { pipeline }, signal }) {
       }
       table.hidden = seen.groups.length === 0;
       empty.hidden = !(seen.known && !seen.reading && seen.groups.length === 0);
-      const initial = seen.reading && (seen.total > 10000 || !seen.known);
+      const initial = seen.reading && (seen.total > 10000 || !seen.known) && !seen.error;
       bar.hidden = !initial;
       bar.max = Math.max(1, seen.total);
       bar.value = seen.read;
       const open = seen.groups.reduce((sum, group) => sum + group.open, 0);
       const kinds = count(seen.groups.length + seen.more_groups, 'kind');
-      say(status, initial ? `Reading the DLQ: ${number(seen.read)} of ${count(seen.total, 'letter')} …`
+      say(status, initial && seen.total ? `Reading the DLQ: ${number(seen.read)} of ${count(seen.total, 'letter')} …`
         : seen.known ? `${count(open, 'open letter')}, ${kinds} of errors` : seen.error ? '' : 'Reading the DLQ …');
       const notes = [];
       if (seen.more_groups) notes.push(`${count(seen.more_groups, 'smaller group')} with ${count(seen.more_letters, 'letter')} not shown.`);
@@ -101,7 +101,8 @@ function row(pipeline, group) {
   const href = group.fingerprint ? link(pipeline, 'group', group.fingerprint) : link(pipeline, 'letters');
   const done = [group.redriven ? `${number(group.redriven)} redriven` : '', group.discarded ? `${number(group.discarded)} discarded` : ''];
   return h('tr', { 'data-fingerprint': group.fingerprint },
-    h('td', { class: 'wide' }, badge(group.class), ' ', h('a', { class: 'error', href }, group.error || '(no text)')),
+    h('td', { class: 'wide' }, badge(group.class), ' ', h('a', { class: 'error', href }, group.error || '(no text)'),
+      group.sample.error === group.error ? null : h('small', { class: 'example' }, group.sample.error)),
     h('td', { 'data-label': 'open', class: `number ${group.open ? 'strong' : 'quiet'}` }, number(group.open)),
     h('td', { 'data-label': 'dealt with', class: 'quiet' }, done.filter(Boolean).join(', ') || '–'),
     h('td', { 'data-label': 'first' }, when(group.first_ms)),

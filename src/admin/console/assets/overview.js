@@ -13,11 +13,21 @@ const VERY_LATE_MS = 60000;
 /** Rates seen so far, by topic; kept while the tab lives. */
 const curves = new Map();
 
+/** Why nothing is to be seen of any stage, where that is so. */
+export function away(look) {
+  const stages = look.pipelines.flatMap((pipeline) => pipeline.stages);
+  return look.error ?? (stages.length && stages.every((stage) => stage.error) ? stages[0].error : null);
+}
+
 export function overview({ about, look, listeners }) {
   const ladders = about.pipelines.map((pipeline) => new Ladder(pipeline));
   const error = h('div', {});
+  let shown = null;
   const show = (next) => {
-    fill(error, next.error ? h('div', { class: 'notice bad', role: 'alert' }, h('p', {}, next.error)) : null);
+    const why = away(next);
+    if (why !== shown) fill(error, why ? trouble(`No stage can be seen, so what stands here may be old: ${why}`) : null);
+    shown = why;
+    if (why) return;
     for (const ladder of ladders) ladder.show(next.pipelines.find((p) => p.pipeline === ladder.name));
   };
   if (look) show(look);
