@@ -74,7 +74,7 @@ enum Command {
     /// Stop the dispatch of a stage in every instance, until `resume`
     ///
     /// Nothing is started any more; what runs is finished, what waits stays where it is and is charged no attempt. Kept in
-    /// the topic <topic>.<group>.control, so that restarts follow it, too. Instances follow within 2 seconds.
+    /// the pipeline's control topic, so that restarts follow it, too. Instances follow within 2 seconds.
     #[command(
         after_help = "Example:\n  pipeline pause --stage main --pipeline orders --reason 'billing is being migrated'"
     )]

@@ -1,6 +1,6 @@
 //! What people order the stages of a pipeline to do: pauses by command, kept in a compacted topic of one partition.
 //!
-//! One record per stage: key its name, value JSON ([`Order`]). [`write`] is the command's part, [`ControlReader`] that of
+//! One record per stage: key its name, value JSON ([`Order`]). [`write()`] is the command's part, [`ControlReader`] that of
 //! every process which follows. A reader joins no group and commits nothing: each reads the whole topic, which is as
 //! small as the ladder.
 //!

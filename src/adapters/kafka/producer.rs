@@ -162,10 +162,9 @@ impl KafkaPublisher {
 fn build(properties: &Properties, options: &Options) -> Result<BaseProducer<Context>, Error> {
     let mut config = properties.base();
     config
-        // Longer than a produce request usually takes: librdkafka sends one request at a time to a partition, and where a
-        // batch has lingered behind one that is under way, its broker thread spins until the answer. Nobody waits for
-        // these milliseconds: a hop has its delay before it.
-        .set("linger.ms", "10")
+        // 10 was tried: fewer requests, but a lane's window is full of events that linger, and fewer
+        // events a second come through (docs/performance.md).
+        .set("linger.ms", "2")
         .set("compression.type", "lz4")
         .set("partitioner", "murmur2_random")
         .set("queue.buffering.max.messages", "1000000")

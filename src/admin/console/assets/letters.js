@@ -98,7 +98,7 @@ export function groups({ params: { pipeline }, signal }) {
 }
 
 function row(pipeline, group) {
-  const href = group.fingerprint ? link(pipeline, 'group', group.fingerprint) : link(pipeline, 'letters');
+  const href = (group.fingerprint ? link(pipeline, 'group', group.fingerprint) : link(pipeline, 'letters')) + (group.open ? '?state=open' : '');
   const done = [group.redriven ? `${number(group.redriven)} redriven` : '', group.discarded ? `${number(group.discarded)} discarded` : ''];
   return h('tr', { 'data-fingerprint': group.fingerprint },
     h('td', { class: 'wide' }, badge(group.class), ' ', h('a', { class: 'error', href }, group.error || '(no text)'),
@@ -181,8 +181,7 @@ function finder(pipeline, select) {
     event.preventDefault();
     location.hash = selectionLink(pipeline, 'letters', Object.fromEntries(new FormData(form)));
   } } }, FIELDS.map((field) => input(field, select[field[0]])), h('p', { class: 'submit' }, h('button', {}, 'Find')));
-  const only = used && FIELDS.every(([name]) => name === 'fingerprint' || !select[name]);
-  return h('details', { open: !only && !used }, h('summary', {}, used ? 'Narrow the selection' : 'Selection'), form);
+  return h('details', { open: !used }, h('summary', {}, used ? 'Narrow the selection' : 'Selection'), form);
 }
 
 /** A labelled field. */

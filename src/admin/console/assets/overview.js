@@ -166,7 +166,7 @@ class Dlq {
     this.notes = h('div', { class: 'notes' });
     this.node = h('li', { class: 'stage last', 'data-stage': stage },
       h('h3', {}, h('a', { href: `#/dlq/${encodeURIComponent(pipeline)}` }, 'DLQ')),
-      h('p', { class: 'figure' }, this.open, h('span', {}, ' open letters')),
+      h('p', { class: 'figure' }, this.open, h('span', {}, ' open')),
       h('dl', {}, figure('arriving', this.come), figure('redriven', this.redriven), figure('discarded', this.discarded)),
       this.notes);
   }
