@@ -4,11 +4,16 @@
 //! metrics and as JSON, [`health`] judges it, [`retention`] warns before events are deleted unhandled, [`server`] answers
 //! over HTTP. Nothing of that changes anything.
 //!
+//! [`outside`] looks from anywhere, from Kafka alone.
+//!
 //! [`dlq`] is another matter: it reads the dead letters of a pipeline, from anywhere, and redrives them when told to.
+//! [`console`] shows all that in a browser.
 
+pub mod console;
 pub mod dlq;
 pub mod expose;
 pub mod health;
 pub mod monitor;
+pub mod outside;
 pub mod retention;
 pub mod server;

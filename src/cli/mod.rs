@@ -1,6 +1,7 @@
 //! The `pipeline` command line: one file per command, each thin over the modules below. Only this module prints.
 
 mod config;
+mod console;
 mod demo;
 mod dlq;
 pub mod pause;
@@ -90,6 +91,11 @@ enum Command {
     #[command(after_help = "Example:\n  pipeline trace 0198c0de-7a3c-7000-8000-000000000001")]
     Trace(trace::TraceArgs),
     Dlq(dlq::DlqArgs),
+    /// The ladder and its dead letters in a browser
+    ///
+    /// Serves pages on loopback (console.listen) until a signal; on any other address with a token (console.token) only.
+    #[command(after_help = "Example:\n  pipeline console --listen 127.0.0.1:9480")]
+    Console(console::ConsoleArgs),
     Prove(prove::ProveArgs),
     /// A worker process of `prove`
     #[command(hide = true)]
@@ -162,6 +168,9 @@ pub fn main() -> ExitCode {
     if let Some(Command::Prove(prove::ProveArgs { redis: Some(url), .. })) = &cli.command {
         sources = sources.flag("--redis", "redis.url", url);
     }
+    if let Some(Command::Console(console::ConsoleArgs { listen: Some(listen) })) = &cli.command {
+        sources = sources.flag("--listen", "console.listen", listen.clone());
+    }
     if let Some(Command::Config(args)) = &cli.command {
         let code = config::run(args, &sources, &mut std::io::stdout(), &mut std::io::stderr());
         return code.unwrap_or(ExitCode::FAILURE);
@@ -191,6 +200,11 @@ pub fn main() -> ExitCode {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(trace::Error::Write(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
                 Err(error) => fail(&error.to_string(), 1),
+            },
+            Some(Command::Console(_)) => match console::run(&config).await {
+                // At once: whoever still watches is not waited for.
+                Ok(()) => std::process::exit(0),
+                Err(error) => fail(&error.to_string(), error.exit_code()),
             },
             Some(Command::Dlq(args)) => match dlq::run(args, &config).await {
                 Ok(true) => ExitCode::SUCCESS,

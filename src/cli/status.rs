@@ -1,10 +1,9 @@
 //! `pipeline status`: every stage of the configured pipelines as Kafka alone shows it, whether it runs or not.
 //!
-//! `outside` looks, `table` writes it for a person; here it is printed and repeated. With `--watch` it goes on
+//! [`Outside`] looks, [`table`] writes it for a person; here it is printed and repeated. With `--watch` it goes on
 //! whatever Kafka does, until SIGINT or SIGTERM: on a terminal in place, on its alternate screen, which is left as it
 //! was found; elsewhere one look after the other.
 
-mod outside;
 mod table;
 
 use std::io::{self, IsTerminal, Write};
@@ -13,12 +12,13 @@ use std::time::{Duration, UNIX_EPOCH};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::adapters::kafka::admin::{self, Admin};
+use crate::admin::outside;
 use crate::app::wire;
 use crate::config::Config;
 use crate::stage::clock::{Clock, SystemClock};
 use crate::telemetry::duration;
 
-pub use outside::{Outside, PipelineStatus, StageLook, StageStatus, Status, Unseen};
+pub use crate::admin::outside::{Outside, PipelineStatus, StageLook, StageStatus, Status, Unseen};
 pub use table::table;
 
 /// How often `--watch` looks again.
@@ -43,35 +43,26 @@ pub struct StatusArgs {
 /// Why there is no status.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The cluster.
+    /// Looking.
     #[error(transparent)]
-    Admin(#[from] admin::Error),
-    /// A pipeline that cannot be built.
-    #[error(transparent)]
-    Wire(#[from] wire::Error),
-    /// `--pipeline` names none of the file's.
-    #[error("--pipeline {name}: no such pipeline; configured: {}", configured.join(", "))]
-    UnknownPipeline {
-        /// As given.
-        name: String,
-        /// Those that there are.
-        configured: Vec<String>,
-    },
+    Look(#[from] outside::Error),
     /// The output.
     #[error("output: {0}")]
     Output(#[from] io::Error),
-    /// The look was given up.
-    #[error("looking at kafka ended early: {0}")]
-    Ended(#[from] tokio::task::JoinError),
+}
+
+impl From<admin::Error> for Error {
+    fn from(error: admin::Error) -> Self {
+        Error::Look(error.into())
+    }
 }
 
 impl Error {
     /// The process's exit code for this error: 64 flags or configuration, 69 not reachable, else 1.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Error::Admin(e) => e.exit_code(),
-            Error::Wire(_) | Error::UnknownPipeline { .. } => 64,
-            Error::Output(_) | Error::Ended(_) => 1,
+            Error::Look(e) => e.exit_code(),
+            Error::Output(_) => 1,
         }
     }
 }

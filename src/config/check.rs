@@ -10,12 +10,15 @@ use super::kafka_properties::{refused, reserved};
 use super::keys::{EventId, Handler, HttpHandler, Keys, PipelineKeys};
 use super::model::{Config, Dlq, Endpoint, Idempotency, Pipeline, Properties, Retry, ladder_length};
 use super::report::{At, Report};
+use super::secret::MASK;
 use super::text::show_duration;
 
 /// Longest ladder.
 pub const MAX_RETRIES: usize = 16;
 /// Longest name that Kafka takes for a topic.
 const MAX_TOPIC: usize = 249;
+/// Shortest token of the console: shorter ones can be guessed.
+const MIN_TOKEN: usize = 16;
 const MIN_DONE_TTL: Duration = Duration::from_secs(24 * 3600);
 
 /// The typed configuration, or none after faults were reported.
@@ -36,6 +39,7 @@ pub(super) fn build(keys: &Keys, report: &mut Report<'_>) -> Option<Config> {
         instance: keys.instance.clone(),
         admin: keys.admin.clone(),
         telemetry: keys.telemetry.clone(),
+        console: keys.console.clone(),
     })
 }
 
@@ -120,6 +124,21 @@ fn check_process(keys: &Keys, report: &mut Report<'_>) {
         && address.replace("localhost", "127.0.0.1").parse::<SocketAddr>().is_err()
     {
         report.fault(&listen, "not an address", "ip:port, like `127.0.0.1:9464` or `0.0.0.0:9464`");
+    }
+    if keys.console.listen.replace("localhost", "127.0.0.1").parse::<SocketAddr>().is_err() {
+        let at = At::of(&["console", "listen"]);
+        report.fault(&at, "not an address", "ip:port, like `127.0.0.1:9480` or `0.0.0.0:9480`");
+    }
+    if let Some(token) = &keys.console.token
+        && token.reveal().chars().count() < MIN_TOKEN
+    {
+        let at = At::of(&["console"]).key(if token.file.is_some() { "token_file" } else { "token" });
+        report.fault_with(
+            &at,
+            Some(MASK.to_owned()),
+            "too short",
+            format!("at least {MIN_TOKEN} characters, like those of `openssl rand -hex 24`"),
+        );
     }
     if let Some(endpoint) = &keys.telemetry.otlp_endpoint {
         check_http_url(endpoint, &At::of(&["telemetry"]).key("otlp_endpoint"), "http://localhost:4317", report);

@@ -14,7 +14,7 @@ use super::choices::{
 };
 use super::report::{At, Report};
 use super::schema::{Entry, KeyDoc, Out, Setting, section};
-use super::secret::{Endpoint, Properties};
+use super::secret::{Endpoint, Properties, Secret};
 use super::settings::{ByteSize, Ratio, chosen, map};
 use super::yaml::Node;
 
@@ -35,6 +35,8 @@ section! {
         admin: Admin = "{}";
         /// Traces and logs.
         telemetry: Telemetry = "{}";
+        /// The web console.
+        console: Console = "{}";
     }
 }
 
@@ -77,6 +79,18 @@ section! {
     pub struct Admin {
         /// Address, like `0.0.0.0:9464`. Without one: 127.0.0.1, port 9464 + index of the stage, or a free port.
         listen: Option<String> = "null";
+    }
+}
+
+section! {
+    /// The web console.
+    pub struct Console {
+        /// Address. One that is not on loopback needs a token.
+        listen: String = "127.0.0.1:9480";
+        /// What a browser has to present, at least 16 characters; none on loopback only. `token_file` names a file that holds it.
+        token: Option<Secret> = "null";
+        /// Whether pages show values, keys and headers that are not the ladder's own.
+        show_values: bool = "true";
     }
 }
 

@@ -8,10 +8,10 @@ pub use super::choices::{
     CompatHeaders, Framing, HttpBody, LogFormat, OnUnavailable, Order, StatusClass, Store, Tombstones,
 };
 pub use super::keys::{
-    Admin, Brake, Breaker, Classify, EventId, Handler, HttpHandler, Kafka, LogHandler, Redis, SimulateHandler,
+    Admin, Brake, Breaker, Classify, Console, EventId, Handler, HttpHandler, Kafka, LogHandler, Redis, SimulateHandler,
     Telemetry, Window,
 };
-pub use super::secret::{Endpoint, Properties};
+pub use super::secret::{Endpoint, Properties, Secret};
 pub use super::settings::{ByteSize, Ratio};
 
 /// The whole configuration. `Debug` shows no secret.
@@ -29,6 +29,8 @@ pub struct Config {
     pub admin: Admin,
     /// Traces and logs.
     pub telemetry: Telemetry,
+    /// The web console.
+    pub console: Console,
 }
 
 impl Config {

@@ -112,6 +112,33 @@ impl fmt::Debug for Endpoint {
     }
 }
 
+/// A text that nobody is shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret {
+    pub(super) text: String,
+    /// The file that it was read from (`<key>_file`).
+    pub(super) file: Option<String>,
+}
+
+impl Secret {
+    /// The text: for who checks or sends it, not for people.
+    pub fn reveal(&self) -> &str {
+        &self.text
+    }
+}
+
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self { text, file: None }
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(MASK)
+    }
+}
+
 /// Names with values, some of them secret: librdkafka properties, HTTP headers. `Debug` masks the secret ones and all
 /// that came from files.
 #[derive(Clone, Default, PartialEq, Eq)]

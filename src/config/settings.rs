@@ -9,7 +9,7 @@ use reqwest::Url;
 
 use super::report::{At, Report};
 use super::schema::{Entry, KeyDoc, Out, Setting, file_text, open};
-use super::secret::{self, Endpoint, Properties, Property};
+use super::secret::{self, Endpoint, Properties, Property, Secret};
 use super::text::{parse_duration, parse_ratio, parse_size, show_duration, show_size};
 use super::yaml::Node;
 
@@ -272,6 +272,25 @@ impl Setting for Endpoint {
     }
     fn show(&self) -> Out {
         text(self.to_string())
+    }
+    fn file(&self) -> Option<&str> {
+        self.file.as_deref()
+    }
+}
+
+impl Setting for Secret {
+    const FROM_FILE: bool = true;
+    fn expects() -> String {
+        "a secret text, from the environment or from a file".to_owned()
+    }
+    fn read(value: &Value, at: &At, report: &mut Report<'_>) -> Option<Self> {
+        String::read(value, at, report).map(Self::from)
+    }
+    fn read_file(name: String, text: String, _at: &At, _report: &mut Report<'_>) -> Option<Self> {
+        Some(Self { text: text.trim().to_owned(), file: Some(name) })
+    }
+    fn show(&self) -> Out {
+        text(secret::MASK)
     }
     fn file(&self) -> Option<&str> {
         self.file.as_deref()

@@ -1,7 +1,7 @@
 //! `pipeline dlq` as a person uses it: the real binary on a real Kafka, judged by a plain consumer that knows nothing
 //! of redrives.
 
-mod setup;
+pub(crate) mod setup;
 
 use std::collections::BTreeMap;
 

@@ -13,6 +13,7 @@ mod proxy;
 #[allow(dead_code, reason = "the other tests that share it use the rest")]
 #[path = "../support/redis_server.rs"]
 mod redis_server;
+mod console;
 mod dlq;
 mod real_run;
 mod crash_points;

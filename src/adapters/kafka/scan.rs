@@ -160,6 +160,20 @@ impl Scan {
         Ok(())
     }
 
+    /// Asks for the bounds again; what was narrowed is whole again.
+    ///
+    /// # Errors
+    /// When Kafka does not answer or the topic is gone.
+    pub fn renew(&mut self) -> Result<(), Error> {
+        self.bounds.clear();
+        self.look()
+    }
+
+    /// Reads these partitions only, between these bounds.
+    pub fn within(&mut self, bounds: BTreeMap<i32, Bounds>) {
+        self.bounds = bounds;
+    }
+
     /// The bounds of each partition.
     pub fn bounds(&self) -> &BTreeMap<i32, Bounds> {
         &self.bounds

@@ -55,29 +55,33 @@ pub struct Sample {
 /// Counts letters.
 #[derive(Debug, Default)]
 pub struct Groups {
-    groups: HashMap<String, Group>,
+    groups: Vec<Group>,
+    /// Where in `groups` each is, by class and folded error.
+    places: HashMap<String, usize>,
     /// Class and folded error of the letter at hand.
     key: String,
     max: Option<usize>,
 }
 
 impl Groups {
-    /// Counts one letter.
-    pub fn add(&mut self, glance: &mut Glance) {
+    /// Counts one letter and returns its group's number; groups are numbered as they come.
+    pub fn add(&mut self, glance: &mut Glance) -> usize {
         glance.folded();
         self.key.clear();
         self.key.push_str(glance.class());
         self.key.push('\0');
         self.key.push_str(glance.folded());
-        if !self.groups.contains_key(&self.key) {
-            if self.groups.len() >= self.max.unwrap_or(MAX_GROUPS) {
-                self.key.clear(); // the group of all others
-            }
-            if !self.groups.contains_key(&self.key) {
-                self.groups.insert(self.key.clone(), Group::new(&self.key, glance.at_ms));
-            }
+        let mut place = self.places.get(&self.key).copied();
+        if place.is_none() && self.groups.len() >= self.max.unwrap_or(MAX_GROUPS) {
+            self.key.clear(); // the group of all others
+            place = self.places.get(&self.key).copied();
         }
-        let Some(group) = self.groups.get_mut(&self.key) else { return };
+        let place = place.unwrap_or_else(|| {
+            self.places.insert(self.key.clone(), self.groups.len());
+            self.groups.push(Group::new(&self.key, glance.at_ms));
+            self.groups.len() - 1
+        });
+        let group = &mut self.groups[place];
         group.count += 1;
         match glance.fate {
             Some(Fate::Redriven) => group.redriven += 1,
@@ -92,14 +96,25 @@ impl Groups {
             glance.event_id.clone_into(&mut sample.event_id);
             glance.text().clone_into(&mut sample.error);
         }
+        place
+    }
+
+    /// By number.
+    pub fn as_slice(&self) -> &[Group] {
+        &self.groups
     }
 
     /// The groups, those with the most open letters first.
     pub fn sorted(self) -> Vec<Group> {
-        let mut groups: Vec<Group> = self.groups.into_values().collect();
-        groups.sort_by(|a, b| (b.open, b.count, &a.fingerprint).cmp(&(a.open, a.count, &b.fingerprint)));
+        let mut groups = self.groups;
+        sort(&mut groups);
         groups
     }
+}
+
+/// Those with the most open letters first.
+pub(super) fn sort(groups: &mut [Group]) {
+    groups.sort_by(|a, b| (b.open, b.count, &a.fingerprint).cmp(&(a.open, a.count, &b.fingerprint)));
 }
 
 impl Group {

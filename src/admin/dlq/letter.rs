@@ -54,6 +54,12 @@ impl Glance {
         self.class_length = self.error.find(':').unwrap_or_default();
     }
 
+    #[cfg(test)]
+    pub(super) fn of(error: &str) -> Self {
+        let class_length = error.find(':').unwrap_or_default();
+        Self { error: error.to_owned(), class_length, ..Self::default() }
+    }
+
     /// The class in `x-ladder-error`.
     pub fn class(&self) -> &str {
         &self.error[..self.class_length]

@@ -7,12 +7,10 @@ use std::path::PathBuf;
 use super::Error;
 use crate::admin::dlq::book::Fate;
 use crate::admin::dlq::fingerprint::Fingerprint;
+use crate::admin::dlq::order::{START, target, who};
 use crate::admin::dlq::redrive::Order;
 use crate::admin::dlq::select::{self, Selection};
 use crate::ladder::rungs::Ladder;
-
-/// The default of `--to`.
-const START: &str = "start";
 
 /// Find, understand, send back and put aside what is on a pipeline's DLQ.
 #[derive(Clone, Debug, clap::Args)]
@@ -203,7 +201,7 @@ impl RedriveArgs {
         }
         let order = Order {
             selection: self.select.selection(now_ms)?,
-            target: Some(target(&self.to, ladder)?),
+            target: Some(target(&self.to, ladder).map_err(|why| Error::Usage(format!("--to {}: {why}", self.to)))?),
             to: Some(self.to.clone()),
             reason: None,
             rate: self.rate,
@@ -249,29 +247,6 @@ impl DiscardArgs {
     }
 }
 
-/// The rung that `--to` names.
-fn target(to: &str, ladder: &Ladder) -> Result<usize, Error> {
-    let retries: Vec<_> = ladder.rungs().iter().filter(|rung| rung.delay.is_some()).collect();
-    if to == START {
-        return match retries.first() {
-            Some(first) => Ok(first.index),
-            None => Err(Error::Usage(
-                "this ladder has no retry stage to begin with; --to main sends letters to the main topic, where other \
-                 groups read them as new events"
-                    .to_owned(),
-            )),
-        };
-    }
-    let known = ladder.rungs().iter().filter(|rung| rung.index < ladder.dlq().index);
-    match known.clone().find(|rung| *rung.name == *to) {
-        Some(rung) => Ok(rung.index),
-        None => {
-            let names: Vec<_> = known.map(|rung| rung.name.to_string()).collect();
-            Err(Error::Usage(format!("--to {to}: no such stage; one of {START}, {}", names.join(", "))))
-        }
-    }
-}
-
 /// `50%` or `0.5`.
 fn share(text: &str) -> Result<f64, String> {
     let (number, unit) = match text.trim().strip_suffix('%') {
@@ -284,35 +259,9 @@ fn share(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Who asks, as far as the system tells.
-fn who() -> String {
-    let user = ["USER", "LOGNAME"].into_iter().find_map(|name| std::env::var(name).ok().filter(|v| !v.is_empty()));
-    let host = std::fs::read_to_string("/etc/hostname").ok();
-    let host = host.as_deref().map(str::trim).filter(|host| !host.is_empty()).unwrap_or("unknown host");
-    format!("{}@{host}", user.as_deref().unwrap_or("unknown"))
-}
-
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
-    use crate::ladder::rungs::LadderSpec;
-
-    #[test]
-    fn the_target_is_a_stage_before_the_dlq() {
-        let spec = || LadderSpec::new("orders", "billing", "shop");
-        let ladder = Ladder::new(spec().retry(Duration::from_secs(1)).retry(Duration::from_secs(2))).unwrap();
-        let check = |to: &str, index: usize| assert_eq!(target(to, &ladder).unwrap(), index, "{to}");
-        check("start", 1);
-        check("retry-2", 2);
-        check("main", 0);
-        let error = target("dlq", &ladder).unwrap_err().to_string();
-        assert_eq!(error, "--to dlq: no such stage; one of start, main, retry-1, retry-2");
-        let bare = Ladder::new(spec()).unwrap();
-        assert!(target("start", &bare).unwrap_err().to_string().contains("--to main"));
-        assert_eq!(target("main", &bare).unwrap(), 0);
-    }
 
     #[test]
     fn a_share_is_a_percentage_or_a_fraction() {

@@ -11,21 +11,25 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use rdkafka::{Offset, TopicPartitionList};
 use serde_json::Value;
 
-pub(super) use retry_ladder::messages::shop::v1::OrderPlaced;
+pub(crate) use retry_ladder::messages::shop::v1::OrderPlaced;
 
 use crate::support::{brokers, client_config, create_topic, redis_url, unique};
 
 const LIMIT: Duration = Duration::from_secs(90);
 
+/// What a page must show as the text that it is.
+pub(crate) const MARKUP: &str =
+    "<script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\">";
+
 /// A kind of error; `#` in its text becomes the letter's number.
-pub(super) struct Kind {
+pub(crate) struct Kind {
     class: &'static str,
     text: &'static str,
-    pub(super) folded: &'static str,
+    pub(crate) folded: &'static str,
 }
 
 /// The letters take them in turn.
-pub(super) const KINDS: [Kind; 5] = [
+pub(crate) const KINDS: [Kind; 5] = [
     Kind { class: "poison", text: "byte #", folded: "poison: byte #" },
     Kind { class: "permanent", text: "order # not found", folded: "permanent: order # not found" },
     Kind { class: "exhausted", text: "503 from 10.0.0.#:80", folded: "exhausted: # from #" },
@@ -34,23 +38,23 @@ pub(super) const KINDS: [Kind; 5] = [
 ];
 
 impl Kind {
-    pub(super) fn of(class: &str) -> &'static Self {
+    pub(crate) fn of(class: &str) -> &'static Self {
         KINDS.iter().find(|kind| kind.class == class).expect("a class of the sample")
     }
 }
 
-pub(super) fn number(value: &Value, key: &str) -> u64 {
+pub(crate) fn number(value: &Value, key: &str) -> u64 {
     value[key].as_u64().unwrap_or_else(|| panic!("{key} in {value}"))
 }
 
 /// A record as a plain consumer sees it.
-pub(super) struct Copy {
-    pub(super) value: Vec<u8>,
-    pub(super) headers: Vec<(String, Vec<u8>)>,
+pub(crate) struct Copy {
+    pub(crate) value: Vec<u8>,
+    pub(crate) headers: Vec<(String, Vec<u8>)>,
 }
 
 impl Copy {
-    pub(super) fn text(&self, name: &str) -> &str {
+    pub(crate) fn text(&self, name: &str) -> &str {
         let mut found = self.headers.iter().filter(|(n, _)| n == name);
         let (_, value) = found.next().unwrap_or_else(|| panic!("no {name}"));
         assert!(found.next().is_none(), "{name} twice");
@@ -58,14 +62,14 @@ impl Copy {
     }
 }
 
-pub(super) struct Dlq {
+pub(crate) struct Dlq {
     topic: String,
     partitions: i32,
     dir: tempfile::TempDir,
 }
 
 impl Dlq {
-    pub(super) async fn new(partitions: i32) -> Self {
+    pub(crate) async fn new(partitions: i32) -> Self {
         let dlq = Self { topic: unique("dlq"), partitions, dir: tempfile::tempdir().expect("a folder") };
         dlq.configure("fail_ratio: 0");
         create_topic(&dlq.topic, partitions, &[]).await;
@@ -78,7 +82,7 @@ impl Dlq {
         dlq
     }
 
-    fn configure(&self, simulate: &str) {
+    pub(crate) fn configure(&self, simulate: &str) {
         let text = format!(
             "kafka: {{ brokers: \"{}\" }}\nredis: {{ url: \"{}\", prefix: {} }}\npipelines:\n  orders:\n    topic: {}\n    \
              group: g\n    message: shop.v1.OrderPlaced\n    retries: [{{ delay: 100ms }}]\n    allow_unsafe_topics: true\n    \
@@ -92,27 +96,33 @@ impl Dlq {
         std::fs::write(self.path("topics.yaml"), text).expect("written");
     }
 
-    pub(super) fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    fn of(&self, stage: &str) -> String {
+    pub(crate) fn of(&self, stage: &str) -> String {
         format!("{}.g.{stage}", self.topic)
     }
 
     /// Letters as the ladder writes them: number `n` on partition `n` modulo their count, its kind by turns.
-    pub(super) fn fill(&self, letters: usize) {
+    pub(crate) fn fill(&self, letters: usize) {
         let producer: BaseProducer = client_config().set("linger.ms", "5").create().expect("producer");
         for n in 0..letters {
             let kind = &KINDS[n % KINDS.len()];
             let (id, key, number) = (format!("event-{n}"), format!("key-{n}"), n.to_string());
-            let order = OrderPlaced { unique_id: id.clone(), quantity: n as u32, ..OrderPlaced::default() };
+            let order = OrderPlaced {
+                unique_id: id.clone(),
+                quantity: n as u32,
+                item_id: MARKUP.into(),
+                ..OrderPlaced::default()
+            };
             let value = if kind.class == "poison" { vec![0xff; 3] } else { order.encode_to_vec() };
             let error = format!("{}: {}", kind.class, kind.text.replace('#', &number));
             let history = format!(r#"[{{"s":0,"t":1,"ms":2,"e":"permanent","m":"history of {id}"}}]"#);
             let origin = format!("{}:0:{n}:1", self.topic);
             let pairs = [
                 ("number", number.as_str()),
+                ("markup", MARKUP),
                 ("x-ladder-event-id", id.as_str()),
                 ("x-ladder-stage", "0"),
                 ("x-ladder-attempt", "1"),
@@ -136,7 +146,7 @@ impl Dlq {
         producer.flush(LIMIT).expect("flush");
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_pipeline"));
         command.arg("--config").arg(self.path("topics.yaml")).args(args).env_remove("PIPELINE_PROFILE");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -144,26 +154,26 @@ impl Dlq {
     }
 
     /// `pipeline dlq` with these arguments, to its end.
-    pub(super) fn run(&self, args: &[&str]) -> Output {
+    pub(crate) fn run(&self, args: &[&str]) -> Output {
         self.pipeline(&[&["dlq"], args].concat())
     }
 
     /// `pipeline` with these arguments, to its end.
-    pub(super) fn pipeline(&self, args: &[&str]) -> Output {
+    pub(crate) fn pipeline(&self, args: &[&str]) -> Output {
         self.command(args).output().expect("it runs")
     }
 
-    pub(super) fn start(&self, args: &[&str]) -> Child {
+    pub(crate) fn start(&self, args: &[&str]) -> Child {
         self.command(&[&["dlq"], args].concat()).stderr(Stdio::null()).spawn().expect("it starts")
     }
 
-    pub(super) fn json(&self, args: &[&str]) -> Value {
+    pub(crate) fn json(&self, args: &[&str]) -> Value {
         let output = self.run(args);
         assert!(output.status.success(), "{output:?}");
         serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"))
     }
 
-    pub(super) fn lines(&self, args: &[&str]) -> Vec<Value> {
+    pub(crate) fn lines(&self, args: &[&str]) -> Vec<Value> {
         let output = self.run(args);
         assert!(output.status.success(), "{output:?}");
         let text = String::from_utf8(output.stdout).expect("text");
@@ -171,7 +181,7 @@ impl Dlq {
     }
 
     /// What a plain consumer reads on a stage's topic.
-    pub(super) fn copies(&self, stage: &str) -> Vec<Copy> {
+    pub(crate) fn copies(&self, stage: &str) -> Vec<Copy> {
         let topic = self.of(stage);
         let consumer: BaseConsumer = client_config()
             .set("group.id", unique("plain"))
@@ -199,7 +209,7 @@ impl Dlq {
         copies
     }
 
-    pub(super) fn wait_for_copies(&self, stage: &str, count: usize) {
+    pub(crate) fn wait_for_copies(&self, stage: &str, count: usize) {
         let begun = Instant::now();
         while self.copies(stage).len() < count {
             assert!(begun.elapsed() < LIMIT, "{count} copies on {stage} within {LIMIT:?}");
@@ -207,7 +217,7 @@ impl Dlq {
     }
 
     /// As `pipeline status` sees it from outside.
-    pub(super) fn until_nothing_lags(&self) {
+    pub(crate) fn until_nothing_lags(&self) {
         let begun = Instant::now();
         loop {
             let output = self.command(&["status", "--json"]).output().expect("it runs");
@@ -222,7 +232,7 @@ impl Dlq {
     }
 
     /// A process that runs all stages.
-    pub(super) fn worker(&self, simulate: &str) -> Worker<'_> {
+    pub(crate) fn worker(&self, simulate: &str) -> Worker<'_> {
         self.configure(simulate);
         let log = std::fs::File::create(self.path("worker.log")).expect("a log");
         let child = self.command(&[]).stdout(log.try_clone().expect("a log")).stderr(log).spawn().expect("starts");
@@ -230,7 +240,7 @@ impl Dlq {
     }
 
     /// Ids of the events that the handler says it did, sorted.
-    pub(super) fn done(&self) -> Vec<String> {
+    pub(crate) fn done(&self) -> Vec<String> {
         let text = std::fs::read_to_string(self.path("executions")).unwrap_or_default();
         let words = text.lines().map(|line| line.split(' ').collect::<Vec<_>>());
         let mut done: Vec<_> = words.filter(|w| w.last() == Some(&"done")).map(|w| w[5].to_owned()).collect();
@@ -239,13 +249,13 @@ impl Dlq {
     }
 }
 
-pub(super) struct Worker<'d> {
+pub(crate) struct Worker<'d> {
     dlq: &'d Dlq,
     child: Child,
 }
 
 impl Worker<'_> {
-    pub(super) fn until_done(&self, count: usize) {
+    pub(crate) fn until_done(&self, count: usize) {
         let begun = Instant::now();
         while self.dlq.done().len() < count {
             let log = || std::fs::read_to_string(self.dlq.path("worker.log")).unwrap_or_default();

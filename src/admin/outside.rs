@@ -10,12 +10,11 @@ use futures::future::{join, join_all};
 use serde::Serialize;
 use tokio::task::JoinHandle;
 
-use super::Error;
+use super::retention::Alarm;
 use crate::adapters::kafka::Properties;
 use crate::adapters::kafka::admin::{self, Admin, Connection, Retention};
 use crate::adapters::kafka::control::{self, ControlReader, Order, Orders};
 use crate::adapters::kafka::lag::{self, Ask, LogReader};
-use crate::admin::retention::Alarm;
 use crate::app::wire;
 use crate::config::Config;
 use crate::ladder::event::Timestamp;
@@ -23,6 +22,39 @@ use crate::stage::clock::{Clock, SystemClock};
 
 /// Longest wait for what is ordered.
 const ORDERS_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why there is no look.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The cluster.
+    #[error(transparent)]
+    Admin(#[from] admin::Error),
+    /// A pipeline that cannot be built.
+    #[error(transparent)]
+    Wire(#[from] wire::Error),
+    /// A pipeline was asked for that is none of the file's.
+    #[error("--pipeline {name}: no such pipeline; configured: {}", configured.join(", "))]
+    UnknownPipeline {
+        /// As given.
+        name: String,
+        /// Those that there are.
+        configured: Vec<String>,
+    },
+    /// The look was given up.
+    #[error("looking at kafka ended early: {0}")]
+    Ended(#[from] tokio::task::JoinError),
+}
+
+impl Error {
+    /// The process's exit code for this error: 64 flags or configuration, 69 not reachable, else 1.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Error::Admin(e) => e.exit_code(),
+            Error::Wire(_) | Error::UnknownPipeline { .. } => 64,
+            Error::Ended(_) => 1,
+        }
+    }
+}
 
 /// One look at all pipelines.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -107,6 +139,12 @@ pub struct StageStatus {
     /// On the DLQ: every record that it holds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub depth: Option<u64>,
+    /// Sum of the group's positions: what it grows by between two looks was dealt with.
+    #[serde(skip)]
+    pub position: u64,
+    /// Sum of the log's ends: what it grows by between two looks has come.
+    #[serde(skip)]
+    pub end: u64,
 }
 
 /// What to look at for one stage; the connection stays between looks.
@@ -146,6 +184,8 @@ impl Source {
             StageStatus { stage: self.stage.clone(), topic: self.topic.clone(), members, ..StageStatus::default() };
         for backlog in &backlogs {
             status.lag += backlog.lag();
+            status.position += u64::try_from(backlog.from).unwrap_or_default();
+            status.end += u64::try_from(backlog.high).unwrap_or_default();
             if self.is_last {
                 status.waiting += backlog.depth();
             } else {
