@@ -20,7 +20,7 @@ use crate::prove::{self, Error, Options, Progress, Watch, report::Report};
 /// Makes topics and keys of its own (removed at the end), starts worker processes of itself, produces events at a steady
 /// rate while a seeded plan of faults strikes the workers and their way to Redis (a proxy; your Redis itself is not
 /// touched), waits until everything has come to its end, reads every topic back with a plain consumer, and holds what
-/// the handlers wrote down to ten invariants. Needs about 2 KB of memory per event.
+/// the handlers wrote down to ten invariants. Needs about 4 KB of memory per event.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Examples:
   pipeline prove --brokers localhost:9092 --redis redis://localhost:6379/0

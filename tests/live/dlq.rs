@@ -94,10 +94,12 @@ async fn a_letter_is_shown_decoded_and_what_cannot_be_decoded_in_hexadecimal() {
 async fn a_redrive_that_is_killed_twice_sends_each_letter_once_and_leaves_the_rest() {
     let dlq = Dlq::new(4).await;
     dlq.fill(LETTERS * 2);
-    let redrive = ["redrive", "--class", "expired", "--rate", "300", "--yes", "--take-over"];
+    let redrive = ["redrive", "--class", "expired", "--yes", "--take-over"];
     let wanted = 240;
+    // Slow, so that even a busy machine sees each kill in the middle.
+    let slowly = [&redrive[..], &["--rate", "20"]].concat();
     for share in [wanted / 5, wanted / 2] {
-        let mut killed = dlq.start(&redrive);
+        let mut killed = dlq.start(&slowly);
         dlq.wait_for_copies("retry-1", share);
         killed.kill().unwrap();
         killed.wait().unwrap();
@@ -203,4 +205,22 @@ async fn a_redrive_stops_when_its_copies_come_back() {
     assert!(job["state"]["stopped"].as_str().unwrap().contains("came back to the DLQ"), "{job}");
     assert!(number(&job, "relapsed") >= 20 && number(&job, "moved") < number(&job, "planned"), "{job}");
     assert!(dlq.copies("retry-1").len() < 240);
+}
+
+#[tokio::test]
+async fn a_redrive_to_a_paused_stage_moves_nothing_until_it_is_resumed() {
+    let dlq = Dlq::new(2).await;
+    dlq.fill(20);
+    let pause = dlq.pipeline(&["pause", "--stage", "retry-1", "--reason", "the bank is down"]);
+    assert!(pause.status.success(), "{pause:?}");
+    let stopped = dlq.run(&["redrive", "--yes"]);
+    assert_eq!(stopped.status.code(), Some(1), "{stopped:?}");
+    let told = String::from_utf8_lossy(&stopped.stderr);
+    assert!(told.contains("retry-1 is paused") && told.contains("the bank is down"), "{told}");
+    assert_eq!(dlq.copies("retry-1").len(), 0);
+    let resume = dlq.pipeline(&["resume", "--stage", "retry-1"]);
+    assert!(resume.status.success(), "{resume:?}");
+    let done = dlq.run(&["redrive", "--yes"]);
+    assert!(done.status.success(), "{done:?}");
+    assert_eq!(dlq.copies("retry-1").len(), 20);
 }

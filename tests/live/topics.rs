@@ -253,10 +253,10 @@ async fn creators_that_race_all_succeed_and_each_topic_is_created_once() {
     let mut created = 0;
     for (code, out, err) in results {
         assert_eq!((code, err.as_str()), (0, ""), "{out}");
-        assert_eq!(out.lines().count(), 5, "{out}");
+        assert_eq!(out.lines().count(), 6, "{out}");
         created += out.matches("created").count();
     }
-    assert_eq!(created, 5);
+    assert_eq!(created, 6);
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@
 
 mod batch;
 mod pace;
+mod paused;
 mod relapse;
 
 use std::collections::{BTreeMap, HashMap};
@@ -31,6 +32,7 @@ use crate::stage::clock::Clock;
 use crate::stage::ports::Tracer;
 use batch::Batch;
 use pace::Pace;
+use paused::Paused;
 use relapse::Relapses;
 
 /// Letters shown with a plan.
@@ -230,12 +232,17 @@ impl Desk {
         // Nothing of another job can be written from here on, and all that it wrote can be read.
         let book = self.book()?;
         let mut relapses = Relapses::watch(self, order, &job)?;
+        let mut paused = Paused::follow(self, order);
         let mut pace = Pace::new(order.rate);
         let mut batch = Batch::new(self, order, &writer);
         batch.heartbeat(&mut job)?;
 
         let mut scan = self.scan()?;
         scan.until(&job.until);
+        let mut halted = paused.since();
+        if halted.is_some() {
+            scan.until(&BTreeMap::new()); // not a letter
+        }
         let ended = self.each(
             &mut scan,
             order,
@@ -260,13 +267,14 @@ impl Desk {
                     batch.write(&mut job)?;
                     job.relapsed = relapses.count()?;
                     told(&job);
+                    halted = paused.since();
                 }
-                let go_on = !last && !stop.load(Ordering::Relaxed) && !relapses.too_many(&job);
+                let go_on = !last && !stop.load(Ordering::Relaxed) && !relapses.too_many(&job) && halted.is_none();
                 Ok(if go_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
             },
         )?;
 
-        if ended && !stop.load(Ordering::Relaxed) {
+        if ended && halted.is_none() && !stop.load(Ordering::Relaxed) {
             batch.write(&mut job)?;
         }
         job.relapsed = relapses.count()?;
@@ -274,6 +282,8 @@ impl Desk {
             JobState::Stopped("interrupted; asking for the same again goes on with the rest".to_owned())
         } else if relapses.too_many(&job) && job.moved < job.planned {
             JobState::Stopped(format!("{} of {} copies came back to the DLQ", job.relapsed, job.moved))
+        } else if let Some(why) = halted.filter(|_| job.moved < job.planned) {
+            JobState::Stopped(why)
         } else {
             JobState::Done
         };

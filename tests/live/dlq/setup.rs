@@ -76,8 +76,8 @@ impl Dlq {
         for stage in ["retry-1", "dlq"] {
             create_topic(&dlq.of(stage), partitions, &[]).await;
         }
-        for kept in ["redrive", "control"] {
-            create_topic(&dlq.of(kept), 1, &[("cleanup.policy", "compact")]).await;
+        for notes in ["redrive", "control"] {
+            create_topic(&dlq.of(notes), 1, &[("cleanup.policy", "compact")]).await;
         }
         dlq
     }
@@ -155,7 +155,12 @@ impl Dlq {
 
     /// `pipeline dlq` with these arguments, to its end.
     pub(crate) fn run(&self, args: &[&str]) -> Output {
-        self.command(&[&["dlq"], args].concat()).output().expect("it runs")
+        self.pipeline(&[&["dlq"], args].concat())
+    }
+
+    /// `pipeline` with these arguments, to its end.
+    pub(crate) fn pipeline(&self, args: &[&str]) -> Output {
+        self.command(args).output().expect("it runs")
     }
 
     pub(crate) fn start(&self, args: &[&str]) -> Child {
