@@ -1,6 +1,6 @@
 //! `pipeline status`: every stage of the configured pipelines as Kafka alone shows it, whether it runs or not.
 //!
-//! [`Outside`] looks, [`table`] writes it for a person; here it is printed and repeated. With `--watch` it goes on
+//! [`Outside`] looks, `table` writes it for a person; here it is printed and repeated. With `--watch` it goes on
 //! whatever Kafka does, until SIGINT or SIGTERM: on a terminal in place, on its alternate screen, which is left as it
 //! was found; elsewhere one look after the other.
 

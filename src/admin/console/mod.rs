@@ -1,8 +1,8 @@
 //! The web console: the ladder as it runs, and its dead letters, in a browser.
 //!
-//! [`access`] says who may, [`live`] looks at the stages for all who watch, [`shelf`] keeps what is known of one
-//! pipeline's DLQ, [`letters`] shows it, [`work`] plans and does what is asked for, [`pause`] stops stages, [`ask`] reads what a browser sends,
-//! [`answer`] what it is told when something cannot be, [`assets`] are the pages.
+//! `access` says who may, `live` looks at the stages for all who watch, `shelf` keeps what is known of one pipeline's
+//! DLQ, `letters` shows it, `work` plans and does what is asked for, `pause` stops stages, `ask` reads what a browser
+//! sends, `answer` what it is told when something cannot be, `assets` are the pages.
 //!
 //! Invariants
 //! - Nothing is decided here about a letter: the book in Kafka does that, so a double click, a second console, the
