@@ -84,7 +84,8 @@ fn create(brokers: &str, ladder: &Ladder) {
     let topics = ladder.rungs().iter().map(|rung| (rung.topic.to_string(), PARTITIONS));
     let topics: Vec<_> = topics.chain([(ladder.redrive_topic().to_string(), 1)]).collect();
     let new: Vec<_> = topics.iter().map(|(name, n)| NewTopic::new(name, *n, TopicReplication::Fixed(1))).collect();
-    let made = futures::executor::block_on(client.create_topics(&new, &AdminOptions::new())).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let made = runtime.block_on(client.create_topics(&new, &AdminOptions::new())).unwrap();
     assert!(made.iter().all(Result::is_ok), "{made:?}");
 }
 
