@@ -139,7 +139,9 @@ fn wait(ctx: &StageContext, tracer: &dyn Tracer, held: &mut Held) {
         return;
     }
     let (context, parent) = (trace.process.child(), trace.parent);
-    let delay = ctx.rung().delay.unwrap_or_default();
+    // A redriven copy was due when it was written.
+    let redriven = held.envelope.redrives > 0 && held.envelope.attempt == 0;
+    let delay = ctx.rung().delay.filter(|_| !redriven).unwrap_or_default();
     let start = written(due, delay, held.record.timestamp_ms).min(held.started);
     tracer.write(&span(ctx, held, SpanKind::Wait, context, parent, start, held.started));
 }

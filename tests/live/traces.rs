@@ -381,6 +381,31 @@ async fn one_event_is_one_trace_over_three_processes() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redrive_goes_on_in_the_event_s_trace_and_waits_for_nothing() {
+    let collector = service("OTEL_EXPORTER_OTLP_ENDPOINT");
+    let sink = Sink::start(|call| if call.stage == "main" { 422 } else { 200 }).await;
+    let pipeline = Pipeline::new(&sink, &collector, &DELAYS);
+    let stages = ["main", "retry-1"].map(|stage| pipeline.run(stage));
+    pipeline.produce(&["again"]);
+    until("the dead letter", async || (!pipeline.headers(&pipeline.rung("dlq")).is_empty()).then_some(())).await;
+    let done = pipeline.command(&["dlq", "redrive", "--yes"]).stdin(Stdio::null()).output().unwrap();
+    assert!(done.status.success(), "{done:?}");
+    let call = until("its execution", async || sink.find("again", "retry-1")).await;
+    for stage in stages {
+        stage.end().await;
+    }
+    let [one, dlq] = ["retry-1", "dlq"].map(|name| pipeline.rung(name));
+    let [root, process] = ["send", "process"].map(|what| format!("{what} {}", pipeline.topic));
+    let [wait, sent, again] = ["wait", "send", "process"].map(|what| format!("{what} {one}"));
+    let dead = format!("send {dlq}");
+    let spans = trace(trace_id(&call.traceparent), 6).await;
+    let tree =
+        [(root.as_str(), "-"), (&process, &root), (&dead, &process), (&sent, &dead), (&wait, &sent), (&again, &sent)];
+    check_tree(&spans, &tree);
+    assert!(find(&spans, &wait).start_us + 1_000 >= find(&spans, &sent).start_us, "nobody waits before it is sent");
+}
+
 /// The same traces as `pipeline trace` shows them.
 fn check_printed(pipeline: &Pipeline, twice: &Call, quiet: &Call) {
     // The word before each span's name is how deep it stands; behind the name, what must be told of it.

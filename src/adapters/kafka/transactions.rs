@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rdkafka::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::DeliveryResult;
+use rdkafka::message::{DeliveryResult, Message as _};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
 
 use super::{Properties, raw};
@@ -67,9 +67,12 @@ impl ProducerContext for Context {
     type DeliveryOpaque = ();
 
     fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
-        if let Err((error, _)) = result {
-            self.refused.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| error.clone());
-        }
+        let error = match result {
+            Err((error, _)) => error.clone(),
+            Ok(message) if message.offset() < 0 => KafkaError::MessageProduction(RDKafkaErrorCode::Unknown),
+            Ok(_) => return,
+        };
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
     }
 }
 
@@ -98,6 +101,9 @@ impl Transactions {
             .set("enable.idempotence", "true")
             .set("acks", "all")
             .set("linger.ms", "1")
+            // One request at a time: of several, librdkafka takes a refused one for written when a later one was
+            // (see `super::producer`).
+            .set("max.in.flight.requests.per.connection", "1")
             .set("transactional.id", id)
             .set("transaction.timeout.ms", &timeout)
             .set("message.timeout.ms", &timeout);
@@ -150,7 +156,12 @@ impl Transactions {
         }
     }
 
+    /// Commits when every record has an offset of its own.
     fn commit(&self) -> Result<(), KafkaError> {
+        self.producer.flush(TIMEOUT)?;
+        if let Some(refused) = &*self.producer.context().refused.lock().unwrap_or_else(PoisonError::into_inner) {
+            return Err(refused.clone());
+        }
         let begun = Instant::now();
         loop {
             match self.producer.commit_transaction(TIMEOUT) {
