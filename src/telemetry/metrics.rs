@@ -117,7 +117,7 @@ metrics! {
     PROCESS_OPEN_FDS = "process_open_fds" Gauge "files" []
         "Open files, sockets included.";
     PROCESS_MAX_FDS = "process_max_fds" Gauge "files" []
-        "Most files that may be open.";
+        "Most files that may be open; absent when there is no limit.";
     PROCESS_THREADS = "process_threads" Gauge "threads" []
         "Threads of this process.";
     PROCESS_START = "process_start_time_seconds" Gauge "seconds" []
