@@ -17,8 +17,8 @@ use crate::telemetry::trace_tree::StoredSpan;
 pub const TIMEOUT: Duration = Duration::from_secs(10);
 /// Traces that one search returns at most.
 pub const MOST: usize = 20;
-/// Who writes spans of events: the stages, and `pipeline produce`.
-const SERVICES: [&str; 2] = ["retry-ladder", "retry-ladder-produce"];
+/// Who writes spans of events: the stages, `pipeline produce`, and what redrives: `pipeline dlq` and the console.
+const SERVICES: [&str; 4] = ["retry-ladder", "retry-ladder-produce", "retry-ladder-dlq", "retry-ladder-console"];
 
 /// Jaeger did not answer a question.
 #[derive(Debug, thiserror::Error)]

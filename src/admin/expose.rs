@@ -32,16 +32,23 @@ pub fn metrics(stages: &[(&StageView, Figures)]) -> Exposition {
             out.add(&m::PAUSED, &[pipeline, stage, reason.as_str()], u8::from(paused.contains(reason)));
         }
     }
-    if let Some(process) = ProcessStats::read() {
-        out.add(&m::PROCESS_CPU, &[], process.cpu_seconds);
-        out.add(&m::PROCESS_RESIDENT, &[], process.resident_bytes);
-        out.add(&m::PROCESS_VIRTUAL, &[], process.virtual_bytes);
-        out.add(&m::PROCESS_OPEN_FDS, &[], process.open_fds);
-        out.add(&m::PROCESS_MAX_FDS, &[], process.max_fds);
-        out.add(&m::PROCESS_THREADS, &[], process.threads);
-        out.add(&m::PROCESS_START, &[], process.start_seconds);
+    if let Some(stats) = ProcessStats::read() {
+        process(&mut out, &stats);
     }
     out
+}
+
+/// What the system says of the process.
+fn process(out: &mut Exposition, process: &ProcessStats) {
+    out.add(&m::PROCESS_CPU, &[], process.cpu_seconds);
+    out.add(&m::PROCESS_RESIDENT, &[], process.resident_bytes);
+    out.add(&m::PROCESS_VIRTUAL, &[], process.virtual_bytes);
+    out.add(&m::PROCESS_OPEN_FDS, &[], process.open_fds);
+    if let Some(max) = process.max_fds {
+        out.add(&m::PROCESS_MAX_FDS, &[], max);
+    }
+    out.add(&m::PROCESS_THREADS, &[], process.threads);
+    out.add(&m::PROCESS_START, &[], process.start_seconds);
 }
 
 /// What became of the spans of the process.
@@ -157,4 +164,23 @@ pub fn status(view: &StageView, figures: &Figures) -> Value {
 
 fn millis(d: std::time::Duration) -> u64 {
     u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_may_open_any_number_of_files_tells_no_limit() {
+        #[track_caller]
+        fn check(max_fds: Option<u64>, sample: Option<&str>) {
+            let mut out = Exposition::default();
+            process(&mut out, &ProcessStats { open_fds: 7, max_fds, ..ProcessStats::default() });
+            let text = out.render();
+            assert!(text.contains("\nprocess_open_fds 7\n"), "{text}");
+            assert_eq!(text.lines().find(|line| line.starts_with("process_max_fds")), sample, "{text}");
+        }
+        check(Some(1024), Some("process_max_fds 1024"));
+        check(None, None);
+    }
 }

@@ -94,7 +94,7 @@ enum Command {
     /// The ladder and its dead letters in a browser
     ///
     /// Serves pages on loopback (console.listen) until a signal; on any other address with a token (console.token) only.
-    #[command(after_help = "Example:\n  pipeline console --listen 127.0.0.1:9480")]
+    #[command(after_help = "Example:\n  pipeline console --listen 127.0.0.1:9490")]
     Console(console::ConsoleArgs),
     Prove(prove::ProveArgs),
     /// A worker process of `prove`

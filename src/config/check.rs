@@ -127,7 +127,7 @@ fn check_process(keys: &Keys, report: &mut Report<'_>) {
     }
     if keys.console.listen.replace("localhost", "127.0.0.1").parse::<SocketAddr>().is_err() {
         let at = At::of(&["console", "listen"]);
-        report.fault(&at, "not an address", "ip:port, like `127.0.0.1:9480` or `0.0.0.0:9480`");
+        report.fault(&at, "not an address", "ip:port, like `127.0.0.1:9490` or `0.0.0.0:9490`");
     }
     if let Some(token) = &keys.console.token
         && token.reveal().chars().count() < MIN_TOKEN

@@ -86,7 +86,7 @@ section! {
     /// The web console.
     pub struct Console {
         /// Address. One that is not on loopback needs a token.
-        listen: String = "127.0.0.1:9480";
+        listen: String = "127.0.0.1:9490";
         /// What a browser has to present, at least 16 characters; none on loopback only. `token_file` names a file that holds it.
         token: Option<Secret> = "null";
         /// Whether pages show values, keys and headers that are not the ladder's own.

@@ -69,7 +69,7 @@ metrics! {
     EARLY = "ladder_early_total" Counter "executions" ["pipeline", "stage"]
         "Executions before their due time; anything but 0 is a bug.";
     WAITING = "ladder_waiting_events" Gauge "events" ["pipeline", "stage"]
-        "Events that are not due yet, on the partitions of this instance; on the dlq stage all dead letters. Exact for the events in memory, an estimate from the log for those beyond.";
+        "Events that are not due yet, on the partitions of this instance; on the dlq stage all records of the DLQ, redriven and discarded ones too. Exact for the events in memory, an estimate from the log for those beyond.";
     OVERDUE = "ladder_overdue_events" Gauge "events" ["pipeline", "stage"]
         "Events that are due and not started, on the partitions of this instance. Exact for the events in memory, an estimate from the log for those beyond.";
     OVERDUE_SECONDS = "ladder_overdue_seconds" Gauge "seconds" ["pipeline", "stage"]
@@ -117,7 +117,7 @@ metrics! {
     PROCESS_OPEN_FDS = "process_open_fds" Gauge "files" []
         "Open files, sockets included.";
     PROCESS_MAX_FDS = "process_max_fds" Gauge "files" []
-        "Most files that may be open.";
+        "Most files that may be open; absent when there is no limit.";
     PROCESS_THREADS = "process_threads" Gauge "threads" []
         "Threads of this process.";
     PROCESS_START = "process_start_time_seconds" Gauge "seconds" []

@@ -14,8 +14,8 @@ pub struct ProcessStats {
     pub virtual_bytes: u64,
     /// Open files.
     pub open_fds: u64,
-    /// Most files that may be open; 0 for no limit.
-    pub max_fds: u64,
+    /// Most files that may be open; `None` for no limit.
+    pub max_fds: Option<u64>,
     /// Threads.
     pub threads: u64,
     /// Start in seconds since the Unix epoch.
@@ -50,7 +50,7 @@ impl ProcessStats {
             resident_bytes: line(status, "VmRSS:")? * 1024,
             virtual_bytes: line(status, "VmSize:")? * 1024,
             open_fds: 0,
-            max_fds: line(limits, "Max open files").unwrap_or_default(),
+            max_fds: line(limits, "Max open files"),
             threads: line(status, "Threads:")?,
             start_seconds: line(boot, "btime")? as f64 + ticks(22)? / TICKS,
         })
@@ -73,11 +73,15 @@ mod tests {
             resident_bytes: 1 << 20,
             virtual_bytes: 2 << 20,
             open_fds: 0,
-            max_fds: 1024,
+            max_fds: Some(1024),
             threads: 9,
             start_seconds: 1_700_000_010.0,
         };
         assert_eq!(stats, expected);
+
+        let unlimited = limits.replace("1024 ", "unlimited ");
+        let stats = ProcessStats::parse(stat, status, &unlimited, "cpu 1 2\nbtime 1700000000\n").unwrap();
+        assert_eq!(stats, ProcessStats { max_fds: None, ..expected });
     }
 
     #[test]

@@ -125,12 +125,12 @@ mod tests {
         fn check(method: &str, headers: &[(&'static str, &str)], expected: Result<(), Refusal>) {
             assert_eq!(judge(None, method, headers), expected, "{method} {headers:?}");
         }
-        let host = ("host", "127.0.0.1:9480");
+        let host = ("host", "127.0.0.1:9490");
         let own = (OWN, "1");
         check("GET", &[host], Ok(()));
         check("GET", &[("host", "localhost:8080")], Ok(()));
-        check("GET", &[("host", "[::1]:9480")], Ok(()));
-        for name in ["evil.example:9480", "127.0.0.1.evil.example", "localhost.evil.example:80", "10.0.0.1", "", "[::1"]
+        check("GET", &[("host", "[::1]:9490")], Ok(()));
+        for name in ["evil.example:9490", "127.0.0.1.evil.example", "localhost.evil.example:80", "10.0.0.1", "", "[::1"]
         {
             check("GET", &[("host", name)], Err(Refusal::Host));
         }
@@ -141,8 +141,8 @@ mod tests {
 
         check("POST", &[host], Err(Refusal::Origin));
         check("POST", &[host, own], Ok(()));
-        check("POST", &[host, own, ("origin", "http://127.0.0.1:9480"), ("sec-fetch-site", "same-origin")], Ok(()));
-        for origin in ["http://evil.example", "http://127.0.0.1:3000", "http://localhost:9480", "null"] {
+        check("POST", &[host, own, ("origin", "http://127.0.0.1:9490"), ("sec-fetch-site", "same-origin")], Ok(()));
+        for origin in ["http://evil.example", "http://127.0.0.1:3000", "http://localhost:9490", "null"] {
             check("POST", &[host, own, ("origin", origin)], Err(Refusal::Origin));
         }
         check("POST", &[host, own, ("sec-fetch-site", "cross-site")], Err(Refusal::Origin));

@@ -68,7 +68,7 @@ pub enum Error {
     #[error(
         "console.listen: {address} is not on loopback and console.token is not set: anybody who reaches it could redrive; \
          set PIPELINE_CONSOLE__TOKEN (or console.token_file) to 16 characters or more, like those of `openssl rand -hex \
-         24`, or listen on 127.0.0.1:9480 and use `ssh -L 9480:127.0.0.1:9480`"
+         24`, or listen on 127.0.0.1:9490 and use `ssh -L 9490:127.0.0.1:9490`"
     )]
     Exposed {
         /// As configured.

@@ -89,7 +89,9 @@ fn notes_of(stage: &StageStatus) -> Vec<String> {
     let mut notes = Vec::new();
     let name = &stage.stage;
     if let Some(depth) = stage.depth {
-        notes.push(format!("dead letters in the DLQ: {depth}"));
+        notes.push(format!(
+            "records in the DLQ: {depth} (open, redriven and discarded; `pipeline dlq groups` tells them apart)"
+        ));
     } else if stage.lag > 0 && stage.members == 0 {
         notes.push(format!("! {name}: nobody runs it; `pipeline --stage {name}` does"));
     }
@@ -141,7 +143,7 @@ mod tests {
              \x20 main     orders.main           0        0               -    0        2\n\
              \x20 retry-1  orders.retry-1     ~120       ~7           1m 5s  127        2\n\
              \x20 dlq      orders.dlq            -        -               -    3        2\n\
-             \x20 dead letters in the DLQ: 3\n\
+             \x20 records in the DLQ: 3 (open, redriven and discarded; `pipeline dlq groups` tells them apart)\n\
              \n\
              ~ estimated from the log: exact while dues rise with offsets and every offset holds an event\n"
         );

@@ -64,7 +64,7 @@ fn wrong_types_are_faults() {
     pipeline("allow_unsafe_topics: maybe", "allow_unsafe_topics", &["`true` or `false`"]);
     pipeline("group: 7", "group", &["not a text", "quotes"]);
     beside("admin: {listen: here}", "admin.listen", &["0.0.0.0:9464"]);
-    beside("console: {listen: here}", "console.listen", &["127.0.0.1:9480"]);
+    beside("console: {listen: here}", "console.listen", &["127.0.0.1:9490"]);
     beside("console: {token: hunter2}", "console.token", &["***", "at least 16 characters"]);
     beside("instance: a b", "instance", &["a b", "letters"]);
     beside("telemetry: {otlp_endpoint: localhost}", "telemetry.otlp_endpoint", &["not a url"]);
