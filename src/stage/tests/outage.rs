@@ -250,6 +250,29 @@ async fn a_stage_whose_events_always_fail_does_not_keep_another_from_being_tried
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_target_that_dies_again_in_the_ramp_costs_the_breakers_window_though_another_stage_was_up() {
+    let (outage, target) = (breaker(), Arc::new(Target::default()));
+    target.set_down(true);
+    let (main, retry_1) = (target.rig(&outage, MAIN, 4), target.rig(&outage, RETRY_1, 4));
+    let _lane = main.lane(records(0..500));
+    main.until("it opens", || paused(&main, PauseReason::Breaker)).await;
+    // The probe is the one event of retry-1, which is idle from then on.
+    outage.command("main", Some("a probe of retry-1"));
+    main.pass(MS * 30).await;
+    target.set_down(false);
+    let other = retry_1.lane([retry(RETRY_1, 0, Duration::ZERO)]);
+    retry_1.position(&other, 1).await;
+    assert!(!paused(&main, PauseReason::Breaker));
+    target.set_down(true);
+    let before = target.failed();
+    outage.command("main", None);
+    main.until("it opens again", || paused(&main, PauseReason::Breaker)).await;
+    main.pass(MS * 30).await; // those that ran
+    let burnt = target.failed() - before;
+    assert!((10..=10 + 4).contains(&burnt), "{burnt}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_fifth_of_failures_does_not_open_it() {
     let rig = Rig::behind(Some(&breaker()), MAIN, as_usual, |event| -> BoxFuture<'static, Outcome> {
         Box::pin(async move {
