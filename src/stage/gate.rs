@@ -315,7 +315,8 @@ impl Outage {
                 Change::Breaker(BreakerChange::Closed) => {
                     tracing::debug!(pipeline, "events start in full number again");
                 }
-                Change::Brake(BrakeChange::Stopped { dead, entered, cool_down }) => tracing::warn!(
+                // A person must look: nothing in it gets better by waiting.
+                Change::Brake(BrakeChange::Stopped { dead, entered, cool_down }) => tracing::error!(
                     pipeline,
                     dead,
                     entered,
