@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use super::*;
 use crate::ladder::brake::BrakeSettings;
 use crate::ladder::breaker::BreakerSettings;
+use crate::stage::context::Tombstones;
 use crate::stage::gate::OutageSettings;
 use crate::stage::stats::PauseReason;
 
@@ -342,6 +343,23 @@ async fn too_many_dead_letters_stop_the_pipeline_until_one_event_succeeds() {
     assert_eq!(rig.stats().done.get() + rig.stats().dead_letters(), 500);
     assert!(!paused(&rig, PauseReason::Brake) && rig.stats().dead_letters() == dead + 1);
     rig.is_at_rest();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tombstone_that_is_skipped_does_not_release_the_brake() {
+    let brake = BrakeSettings { min_events: 50, ..BrakeSettings::default() };
+    let outage = guard(OutageSettings { breaker: None, brake: Some(brake) });
+    let bad = |_| -> BoxFuture<'static, Outcome> { Box::pin(async { Outcome::Failed(Failure::permanent("a bug")) }) };
+    let rig = Rig::behind(Some(&outage), MAIN, |s| s.tombstones = Tombstones::Skip, bad);
+    let lane = rig.lane(records(0..50));
+    rig.until("it stops", || paused(&rig, PauseReason::Brake)).await;
+    rig.position(&lane, 50).await;
+    // After 5 min the tombstones are skipped one by one, then an event is tried, dies, and the rest waits on.
+    lane.hand_over((50..70).map(|n| Record { value: None, ..record(n) }).collect());
+    lane.hand_over(records(70..100));
+    rig.pass(SECOND * 301).await;
+    assert_eq!((lane.position(), rig.handler.count()), (Some(71), 51));
+    assert!(paused(&rig, PauseReason::Brake));
 }
 
 #[tokio::test(start_paused = true)]
