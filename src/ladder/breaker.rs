@@ -11,7 +11,8 @@
 //! Invariants
 //! - Only a run without a single success opens it: a few bad events among good ones never do, however often they fail.
 //! - While it is open nothing may start; while it probes one event may run; while it ramps up, one more for each success.
-//! - A stage whose events always fail does not end the ramp of others: a stage whose last event succeeded vetoes it.
+//! - A stage whose events always fail does not end the ramp of others: a stage whose last event succeeded vetoes it, until
+//!   a run without any success is long enough to open a closed breaker.
 //! - Any answer of the target that is no transient failure is a success: a 4xx shows that it is up.
 //!
 //! It counts nobody's permits and knows stages by number only. Results of executions that began before the probing did are not
@@ -212,28 +213,34 @@ impl Breaker {
             }
             (State::Closed, Answer::Failed(wish)) => {
                 self.count(now);
-                let s = &self.settings;
                 let over = now.saturating_sub(self.run_since);
-                let trips = (self.run >= s.consecutive_failures && over >= s.min_time)
-                    || (self.run >= s.slow_failures && over >= s.slow_time);
-                if !trips {
+                if !self.trips(over) {
                     return None;
                 }
                 // Down again so soon after it came back: as if the probe had failed.
                 let relapse = self.closed_at.is_some_and(|at| now.saturating_sub(at) < self.cool_down * 2);
-                let cool_down = if relapse { self.longer() } else { s.cool_down };
+                let cool_down = if relapse { self.longer() } else { self.settings.cool_down };
                 Some(self.opened(now, over, cool_down, wish))
             }
             (State::Ramping { limit, .. }, Answer::Failed(wish)) => {
                 self.count(now);
+                let over = now.saturating_sub(self.run_since);
                 let limit = u32::try_from(limit).unwrap_or(u32::MAX).max(LEAST_RUN);
-                if self.run < limit.min(self.settings.consecutive_failures) || self.up != 0 {
+                let all_fail = self.up == 0 && self.run >= limit.min(self.settings.consecutive_failures);
+                // The veto of a stage that has been idle since its success must not outlast what would open a closed one.
+                if !all_fail && !self.trips(over) {
                     return None;
                 }
-                let over = now.saturating_sub(self.run_since);
                 Some(self.opened(now, over, self.longer(), wish))
             }
         }
+    }
+
+    /// Whether the failures since the last success, which took this long, are enough to open a closed one.
+    fn trips(&self, over: Duration) -> bool {
+        let s = &self.settings;
+        (self.run >= s.consecutive_failures && over >= s.min_time)
+            || (self.run >= s.slow_failures && over >= s.slow_time)
     }
 
     fn count(&mut self, now: Duration) {

@@ -271,7 +271,7 @@ impl Outage {
         if let Some(breaker) = inner.breaker.as_mut().filter(|_| is_current) {
             changes.extend(breaker.concluded(now.boot, member, answer).map(Change::Breaker));
         }
-        inner.members[member].unread += u64::from(execution.is_none());
+        inner.members[member].unread += u64::from(execution.is_none() && matches!(end, End::Dead(_)));
         let has_main = inner.members.iter().any(|member| member.is_main);
         let entered = inner.entered();
         if let Some(brake) = &mut inner.brake {
@@ -280,6 +280,8 @@ impl Outage {
                     brake.dead_letter(now.boot, entered)
                 }
                 _ if !is_current && execution.is_some() => None,
+                // A tombstone that was skipped shows nothing; what cannot be read is what it may have stopped for.
+                End::Done if execution.is_none() => None,
                 End::Dead(_) => brake.probed(now.boot, Probe::Dead, entered),
                 End::Done => brake.probed(now.boot, Probe::Done, entered),
                 End::Retried => brake.probed(now.boot, Probe::Retried, entered),
@@ -315,7 +317,8 @@ impl Outage {
                 Change::Breaker(BreakerChange::Closed) => {
                     tracing::debug!(pipeline, "events start in full number again");
                 }
-                Change::Brake(BrakeChange::Stopped { dead, entered, cool_down }) => tracing::warn!(
+                // A person must look: nothing in it gets better by waiting.
+                Change::Brake(BrakeChange::Stopped { dead, entered, cool_down }) => tracing::error!(
                     pipeline,
                     dead,
                     entered,

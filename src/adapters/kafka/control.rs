@@ -93,11 +93,12 @@ pub enum Error {
 }
 
 impl Error {
-    /// The process's exit code for this error: 64 settings, 69 missing or not readable in time, else 1.
+    /// The process's exit code for this error: 64 settings, 69 missing, not reachable or not readable in time, else 1.
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::Config(_) => 64,
             Error::Missing { .. } | Error::Slow { .. } => 69,
+            Error::Request { source, .. } if may_pass(source) => 69,
             Error::Request { .. } | Error::Thread(_) => 1,
         }
     }
@@ -151,13 +152,16 @@ impl ControlReader {
     /// Reads up to the end as it is now: all orders that were not read yet, the newest of each stage last. Blocks.
     ///
     /// # Errors
-    /// When Kafka does not answer, or the end was not reached in time. A missing topic is no error.
+    /// When Kafka does not answer, or the end was not reached in time. A missing topic is no error. What may pass is
+    /// asked again until `timeout`; one request more may take its own few seconds.
     pub fn catch_up(&mut self, timeout: Duration) -> Result<Vec<Read>, Error> {
         let begun = Instant::now();
-        self.look_for_missing()?;
+        let until = begun + timeout;
+        self.look_for_missing(until)?;
         let mut ends = BTreeMap::new();
         for (topic, next) in &self.assigned {
-            let (_, end) = self.consumer.fetch_watermarks(topic, 0, TIMEOUT).map_err(|e| failed("end of", topic, e))?;
+            let (_, end) = answer(until, || self.consumer.fetch_watermarks(topic, 0, TIMEOUT))
+                .map_err(|e| failed("end of", topic, e))?;
             if end > *next {
                 ends.insert(topic.clone(), end);
             }
@@ -189,12 +193,12 @@ impl ControlReader {
         }
     }
 
-    fn look_for_missing(&mut self) -> Result<(), Error> {
+    fn look_for_missing(&mut self, until: Instant) -> Result<(), Error> {
         self.looked = Instant::now();
         let mut found = false;
         for topic in self.missing.clone() {
-            let metadata =
-                self.consumer.fetch_metadata(Some(&topic), TIMEOUT).map_err(|e| failed("look for", &topic, e))?;
+            let metadata = answer(until, || self.consumer.fetch_metadata(Some(&topic), TIMEOUT))
+                .map_err(|e| failed("look for", &topic, e))?;
             let is_there = |t: &rdkafka::metadata::MetadataTopic| t.name() == topic && !t.partitions().is_empty();
             if metadata.topics().iter().any(is_there) {
                 self.missing.remove(&topic);
@@ -212,6 +216,37 @@ impl ControlReader {
         }
         self.consumer.assign(&list).map_err(|e| failed("read", "orders", e))
     }
+}
+
+/// Asks at least once, and again until then while what is wrong may pass.
+fn answer<T>(until: Instant, ask: impl Fn() -> Result<T, KafkaError>) -> Result<T, KafkaError> {
+    loop {
+        match ask() {
+            Err(error) if may_pass(&error) && Instant::now() < until => {
+                tracing::debug!(%error, "kafka is asked again");
+                std::thread::sleep(POLL);
+            }
+            answer => return answer,
+        }
+    }
+}
+
+/// Whether it may be well by itself: a broker that is away, an election.
+fn may_pass(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode as Code;
+    !matches!(
+        error.rdkafka_error_code(),
+        None | Some(
+            Code::UnknownTopic
+                | Code::UnknownTopicOrPartition
+                | Code::InvalidTopic
+                | Code::InvalidArgument
+                | Code::Authentication
+                | Code::SaslAuthenticationFailed
+                | Code::TopicAuthorizationFailed
+                | Code::ClusterAuthorizationFailed
+        )
+    )
 }
 
 fn failed(action: &'static str, topic: &str, source: KafkaError) -> Error {
@@ -301,7 +336,7 @@ impl Follower {
                     orders.drain(..).for_each(&obey);
                     if !reader.missing.is_empty()
                         && reader.looked.elapsed() >= LOOK_AGAIN
-                        && let Err(error) = reader.look_for_missing()
+                        && let Err(error) = reader.look_for_missing(Instant::now())
                     {
                         tracing::debug!(%error, "topics for orders are looked for again");
                     }
@@ -352,6 +387,9 @@ impl ProducerContext for Answers {
 
 #[cfg(test)]
 mod tests {
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+
     use super::*;
 
     fn order(paused: bool, reason: Option<&str>) -> Order {
@@ -386,5 +424,29 @@ mod tests {
         let paused: Vec<_> = newest["a"].iter().map(|(stage, order)| (stage.as_str(), order.paused)).collect();
         assert_eq!(paused, [("dlq", true), ("main", false)]);
         assert!(newest["b"]["main"].paused);
+    }
+
+    #[test]
+    fn a_request_that_fails_for_now_is_made_again_until_the_time_is_over() {
+        let cluster = MockCluster::new(1).unwrap();
+        cluster.create_topic("orders", 1, 1).unwrap();
+        let reader = || {
+            let properties = Properties::new(cluster.bootstrap_servers());
+            ControlReader::new(&properties, "g", ["orders".to_owned()]).unwrap()
+        };
+        // Each look makes two requests, and the consumer itself some.
+        let fails = |error, times| cluster.request_errors(RDKafkaApiKey::ListOffsets, &vec![error; times]);
+        fails(RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN, 8);
+        assert!(reader().catch_up(Duration::from_secs(60)).unwrap().is_empty());
+        // Its time is over, or it will not pass.
+        for (error, timeout, exit_code) in [
+            (RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN, 0, 69),
+            (RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED, 60, 1),
+        ] {
+            fails(error, 100);
+            let refused = reader().catch_up(Duration::from_secs(timeout)).unwrap_err();
+            assert!(matches!(refused, Error::Request { .. }) && refused.exit_code() == exit_code, "{refused}");
+            cluster.clear_request_errors(RDKafkaApiKey::ListOffsets);
+        }
     }
 }

@@ -152,6 +152,33 @@ fn a_stage_that_always_fails_does_not_end_the_ramp_of_another() {
 }
 
 #[test]
+fn a_target_that_dies_again_in_the_ramp_opens_the_breaker_though_another_stage_now_idle_was_up() {
+    let ramping = || {
+        let mut breaker = probing();
+        breaker.concluded(ms(2_000), 1, Answer::Up);
+        breaker
+    };
+    // Stage 1 has nothing to do from here on.
+    for (pause, failures) in [(250, 5), (15_000, 3)] {
+        let mut breaker = ramping();
+        let run: Vec<_> = (0..failures).map(|n| (3_000 + n * pause, FAILED)).collect();
+        let (last, before) = run.split_last().unwrap();
+        assert_eq!(told(&mut breaker, before), None);
+        let over = ms((failures - 1) * pause);
+        let opened = BreakerChange::Opened { failures: failures as u32, over, cool_down: ms(2_000) };
+        assert_eq!(told(&mut breaker, &[*last]), Some(opened));
+    }
+    // While it is not idle its successes hold the ramp, however often the other fails.
+    let mut breaker = Breaker { full: 1_000, ..ramping() };
+    for n in 0..100 {
+        breaker.concluded(ms(3_000 + n * 900), 1, Answer::Up);
+        for wait in [100, 200, 300, 400, 500, 600] {
+            assert_eq!(breaker.concluded(ms(3_000 + n * 900 + wait), 0, FAILED), None);
+        }
+    }
+}
+
+#[test]
 fn a_relapse_soon_after_it_closed_goes_on_with_the_longer_cool_down() {
     for (pause, cool_down) in [(500, 2_000), (60_000, 1_000)] {
         let mut breaker = probing();

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use super::*;
 use crate::ladder::brake::BrakeSettings;
 use crate::ladder::breaker::BreakerSettings;
+use crate::stage::context::Tombstones;
 use crate::stage::gate::OutageSettings;
 use crate::stage::stats::PauseReason;
 
@@ -250,6 +251,29 @@ async fn a_stage_whose_events_always_fail_does_not_keep_another_from_being_tried
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_target_that_dies_again_in_the_ramp_costs_the_breakers_window_though_another_stage_was_up() {
+    let (outage, target) = (breaker(), Arc::new(Target::default()));
+    target.set_down(true);
+    let (main, retry_1) = (target.rig(&outage, MAIN, 4), target.rig(&outage, RETRY_1, 4));
+    let _lane = main.lane(records(0..500));
+    main.until("it opens", || paused(&main, PauseReason::Breaker)).await;
+    // The probe is the one event of retry-1, which is idle from then on.
+    outage.command("main", Some("a probe of retry-1"));
+    main.pass(MS * 30).await;
+    target.set_down(false);
+    let other = retry_1.lane([retry(RETRY_1, 0, Duration::ZERO)]);
+    retry_1.position(&other, 1).await;
+    assert!(!paused(&main, PauseReason::Breaker));
+    target.set_down(true);
+    let before = target.failed();
+    outage.command("main", None);
+    main.until("it opens again", || paused(&main, PauseReason::Breaker)).await;
+    main.pass(MS * 30).await; // those that ran
+    let burnt = target.failed() - before;
+    assert!((10..=10 + 4).contains(&burnt), "{burnt}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_fifth_of_failures_does_not_open_it() {
     let rig = Rig::behind(Some(&breaker()), MAIN, as_usual, |event| -> BoxFuture<'static, Outcome> {
         Box::pin(async move {
@@ -319,6 +343,23 @@ async fn too_many_dead_letters_stop_the_pipeline_until_one_event_succeeds() {
     assert_eq!(rig.stats().done.get() + rig.stats().dead_letters(), 500);
     assert!(!paused(&rig, PauseReason::Brake) && rig.stats().dead_letters() == dead + 1);
     rig.is_at_rest();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tombstone_that_is_skipped_does_not_release_the_brake() {
+    let brake = BrakeSettings { min_events: 50, ..BrakeSettings::default() };
+    let outage = guard(OutageSettings { breaker: None, brake: Some(brake) });
+    let bad = |_| -> BoxFuture<'static, Outcome> { Box::pin(async { Outcome::Failed(Failure::permanent("a bug")) }) };
+    let rig = Rig::behind(Some(&outage), MAIN, |s| s.tombstones = Tombstones::Skip, bad);
+    let lane = rig.lane(records(0..50));
+    rig.until("it stops", || paused(&rig, PauseReason::Brake)).await;
+    rig.position(&lane, 50).await;
+    // After 5 min the tombstones are skipped one by one, then an event is tried, dies, and the rest waits on.
+    lane.hand_over((50..70).map(|n| Record { value: None, ..record(n) }).collect());
+    lane.hand_over(records(70..100));
+    rig.pass(SECOND * 301).await;
+    assert_eq!((lane.position(), rig.handler.count()), (Some(71), 51));
+    assert!(paused(&rig, PauseReason::Brake));
 }
 
 #[tokio::test(start_paused = true)]
