@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 use super::journal::Blow;
 use super::ledger::Cause;
@@ -87,10 +87,14 @@ impl Crew {
     /// SIGSTOP.
     pub(super) fn freeze(&mut self, worker: usize, fault: usize) -> io::Result<()> {
         let Some(running) = &mut self.running[worker] else { return Ok(()) };
+        signal(&running.process, Signal::STOP)?;
+        // A busy machine lets it go on for a while, and what it claims in that while is in its hand, too.
+        let stopped = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        waitid(WaitId::Pid(pid(&running.process)?), stopped)?;
         let blow = Blow { cause: Cause::Frozen, from_us: now_us(), to_us: u64::MAX };
         self.lives[running.life].blows.push((fault, blow));
         running.frozen = true;
-        signal(&running.process, Signal::STOP)
+        Ok(())
     }
 
     /// SIGCONT.
@@ -173,9 +177,12 @@ fn wait(mut process: Child, deadline: Instant) -> io::Result<Option<ExitStatus>>
 }
 
 fn signal(process: &Child, signal: Signal) -> io::Result<()> {
+    Ok(kill_process(pid(process)?, signal)?)
+}
+
+fn pid(process: &Child) -> io::Result<Pid> {
     let pid = i32::try_from(process.id()).ok().and_then(Pid::from_raw);
-    let pid = pid.ok_or_else(|| io::Error::other("a process without a pid"))?;
-    Ok(kill_process(pid, signal)?)
+    pid.ok_or_else(|| io::Error::other("a process without a pid"))
 }
 
 /// The last lines of a log.
