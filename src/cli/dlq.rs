@@ -25,7 +25,7 @@ use crate::admin::dlq::redrive::{self, Desk, Order};
 use crate::admin::dlq::select::Selection;
 use crate::admin::dlq::view::View;
 use crate::app::wire;
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::messages::Decoder;
 use crate::stage::clock::{Clock as _, SystemClock};
 use crate::stage::ports::Tracer;
@@ -82,7 +82,7 @@ impl Error {
 /// # Errors
 /// When Kafka does not answer, a flag cannot be used, or the output is closed.
 pub(crate) async fn run(args: DlqArgs, config: &Config) -> Result<bool, Error> {
-    let pipeline = choose(config, args.pipeline.as_deref())?.clone();
+    let pipeline = super::choose(config, args.pipeline.as_deref()).map_err(Error::Usage)?.clone();
     let decoder = wire::decoder(&pipeline)?;
     let traces = wire::traces(config, "retry-ladder-dlq")?;
     let tracer = traces.as_ref().map(|traces| {
@@ -113,17 +113,6 @@ pub(crate) async fn run(args: DlqArgs, config: &Config) -> Result<bool, Error> {
         }
     }
     done
-}
-
-fn choose<'c>(config: &'c Config, name: Option<&str>) -> Result<&'c config::Pipeline, Error> {
-    let configured = || config.pipelines.iter().map(|p| p.name.as_str()).collect::<Vec<_>>().join(", ");
-    match (name, config.pipelines.as_slice()) {
-        (None, [only]) => Ok(only),
-        (None, _) => Err(Error::Usage(format!("--pipeline is missing; configured: {}", configured()))),
-        (Some(name), _) => config
-            .pipeline(name)
-            .ok_or_else(|| Error::Usage(format!("no pipeline is called `{name}`; configured: {}", configured()))),
-    }
 }
 
 struct Command {

@@ -257,18 +257,22 @@ async fn topics(args: &topics::TopicsArgs, config: &Config) -> ExitCode {
     }
 }
 
-async fn produce(args: produce::ProduceArgs, config: &Config) -> ExitCode {
+/// The pipeline that `--pipeline` names; without it the only one.
+fn choose<'c>(config: &'c Config, name: Option<&str>) -> Result<&'c crate::config::Pipeline, String> {
     let configured = || config.pipelines.iter().map(|p| p.name.as_str()).collect::<Vec<_>>().join(", ");
-    let pipeline = match (&args.pipeline, config.pipelines.as_slice()) {
-        (None, [only]) => only,
-        (None, _) => return fail(&format!("--pipeline is missing; configured: {}", configured()), config::EXIT_CONFIG),
-        (Some(name), _) => match config.pipeline(name) {
-            Some(pipeline) => pipeline,
-            None => {
-                let message = format!("no pipeline is called `{name}`; configured: {}", configured());
-                return fail(&message, config::EXIT_CONFIG);
-            }
-        },
+    match (name, config.pipelines.as_slice()) {
+        (None, [only]) => Ok(only),
+        (None, _) => Err(format!("--pipeline is missing; configured: {}", configured())),
+        (Some(name), _) => {
+            config.pipeline(name).ok_or_else(|| format!("no pipeline is called `{name}`; configured: {}", configured()))
+        }
+    }
+}
+
+async fn produce(args: produce::ProduceArgs, config: &Config) -> ExitCode {
+    let pipeline = match choose(config, args.pipeline.as_deref()) {
+        Ok(pipeline) => pipeline,
+        Err(why) => return fail(&why, config::EXIT_CONFIG),
     };
     let decoder = match wire::decoder(pipeline) {
         Ok(decoder) => decoder,

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::ladder::headers::{TRACEPARENT, TRACESTATE};
+use crate::ladder::headers::{NextHeader, NextHeaders, TRACEPARENT, TRACESTATE};
 use crate::telemetry::trace_context::TraceContext;
 
 /// A record as the broker delivered it.
@@ -26,6 +26,16 @@ impl Record {
     /// The headers as the codec in [`crate::ladder::headers`] takes them.
     pub fn headers(&self) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> + Clone {
         self.headers.iter().map(|(name, value)| (name.as_ref(), value.as_deref()))
+    }
+
+    /// The headers of a copy made from this record, without copying what both share.
+    pub fn headers_of_copy(&self, next: NextHeaders) -> Vec<(Bytes, Option<Bytes>)> {
+        let values = Bytes::from(next.values);
+        let header = |header| match header {
+            NextHeader::Inbound(index) => self.headers[index].clone(),
+            NextHeader::Own { name, value } => (Bytes::from_static(name.as_bytes()), Some(values.slice(value))),
+        };
+        next.headers.into_iter().map(header).collect()
     }
 
     /// The first header of this name that has a value.

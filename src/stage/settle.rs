@@ -3,8 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-
 use super::context::{StageContext, StageSettings};
 use super::gate::End;
 use super::held::Held;
@@ -12,7 +10,7 @@ use super::ports::Outgoing;
 use super::trace::EventTrace;
 use crate::ladder::brake::DeadLetter;
 use crate::ladder::event::{Action, Mark, Outcome, Timestamp};
-use crate::ladder::headers::{self, Envelope, Move, NextHeader, Trace};
+use crate::ladder::headers::{self, Envelope, Move, Trace};
 use crate::ladder::lane::Verdict;
 use crate::ladder::route;
 
@@ -88,17 +86,12 @@ pub(super) fn next_copy(ctx: &StageContext, held: &Held, fence: u64) -> Option<O
         },
         held.shrink,
     )?;
-    let values = Bytes::from(next.values);
-    let headers = next.headers.into_iter().map(|header| match header {
-        NextHeader::Inbound(index) => held.record.headers[index].clone(),
-        NextHeader::Own { name, value } => (Bytes::from_static(name.as_bytes()), Some(values.slice(value))),
-    });
     Some(Outgoing {
         topic: Arc::clone(&target.topic),
         partition: ctx.next_partition(target.index, held.record.partition),
         key: held.record.key.clone(),
         value: held.record.value.clone(),
-        headers: headers.collect(),
+        headers: held.record.headers_of_copy(next),
     })
 }
 

@@ -36,6 +36,22 @@ impl Properties {
         self.common.get("client.id").map_or("retry-ladder", String::as_str)
     }
 
+    /// For a consumer that only looks: it joins no group, commits nothing and creates no topic. librdkafka wants a group's
+    /// name all the same.
+    pub(super) fn onlooker(&self, group: &str) -> ClientConfig {
+        let mut config = self.base();
+        for (key, value) in &self.consumer {
+            config.set(key, value);
+        }
+        config
+            .set("group.id", group)
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            .set("auto.offset.reset", "earliest")
+            .set("allow.auto.create.topics", "false");
+        config
+    }
+
     pub(super) fn base(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", &self.brokers).set("client.id", self.client_id());

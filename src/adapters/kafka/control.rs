@@ -104,6 +104,11 @@ impl Error {
     }
 }
 
+/// The topic that keeps the orders of a pipeline.
+pub fn topic(main: &str, group: &str) -> String {
+    format!("{main}.{group}.control")
+}
+
 /// The orders of one topic, by stage.
 pub type Orders = BTreeMap<String, Order>;
 
@@ -127,17 +132,8 @@ impl ControlReader {
     /// # Errors
     /// When librdkafka refuses the properties.
     pub fn new(properties: &Properties, group: &str, topics: impl IntoIterator<Item = String>) -> Result<Self, Error> {
-        let mut config = properties.base();
-        for (key, value) in &properties.consumer {
-            config.set(key, value);
-        }
-        config
-            .set("group.id", group)
-            .set("enable.auto.commit", "false")
-            .set("enable.auto.offset.store", "false")
-            .set("auto.offset.reset", "earliest")
-            .set("allow.auto.create.topics", "false")
-            .set("enable.partition.eof", "false");
+        let mut config = properties.onlooker(group);
+        config.set("enable.partition.eof", "false");
         let context = Quiet(Connection::new("reader of orders"));
         let consumer = BaseConsumer::from_config_and_context(&config, context).map_err(Error::Config)?;
         let missing = topics.into_iter().collect();

@@ -362,16 +362,8 @@ impl Tail {
 }
 
 fn config(properties: &Properties) -> ClientConfig {
-    let mut config = properties.base();
-    for (key, value) in &properties.consumer {
-        config.set(key, value);
-    }
+    let mut config = properties.onlooker(&format!("{}-scan", properties.client_id()));
     config
-        .set("group.id", format!("{}-scan", properties.client_id()))
-        .set("enable.auto.commit", "false")
-        .set("enable.auto.offset.store", "false")
-        .set("auto.offset.reset", "earliest")
-        .set("allow.auto.create.topics", "false")
         .set("enable.partition.eof", "true")
         .set("isolation.level", "read_committed")
         .set("queued.min.messages", "100000")

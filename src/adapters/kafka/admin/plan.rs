@@ -64,7 +64,7 @@ impl PipelineTopics {
 
     /// The compacted topic in which pauses by command are kept.
     pub fn control_topic(&self) -> String {
-        format!("{}.{}.control", self.topic, self.group)
+        crate::adapters::kafka::control::topic(&self.topic, &self.group)
     }
 }
 

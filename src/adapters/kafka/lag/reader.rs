@@ -65,16 +65,8 @@ impl LogReader {
     /// # Errors
     /// When librdkafka refuses the properties.
     pub fn new(properties: &Properties, topic: &str, group: &str) -> Result<Self, Error> {
-        let mut config = properties.base();
-        for (key, value) in &properties.consumer {
-            config.set(key, value);
-        }
+        let mut config = properties.onlooker(group);
         config
-            .set("group.id", group)
-            .set("enable.auto.commit", "false")
-            .set("enable.auto.offset.store", "false")
-            .set("auto.offset.reset", "earliest")
-            .set("allow.auto.create.topics", "false")
             .set("enable.partition.eof", "true")
             // One record at a time is looked at: nothing is to be fetched ahead.
             .set("queued.min.messages", "1")

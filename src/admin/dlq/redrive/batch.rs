@@ -10,7 +10,7 @@ use crate::adapters::kafka::transactions::{self, Transactions};
 use crate::admin::dlq::book::{self, Job};
 use crate::admin::dlq::letter::Letter;
 use crate::ladder::event::Timestamp;
-use crate::ladder::headers::{self, NextHeader, Redrive, Trace};
+use crate::ladder::headers::{self, Redrive, Trace};
 use crate::stage::ports::{Outgoing, Span, SpanKind, TraceContext};
 
 /// A transaction that failed for a reason that may pass is tried again so often.
@@ -120,11 +120,6 @@ impl<'d> Batch<'d> {
             trace: traceparent.as_deref().map(|parent| Trace { parent, state: record.trace_state() }),
         };
         let next = headers::redriven(record.headers(), &redrive)?;
-        let values = Bytes::from(next.values);
-        let headers = next.headers.into_iter().map(|header| match header {
-            NextHeader::Inbound(index) => record.headers[index].clone(),
-            NextHeader::Own { name, value } => (Bytes::from_static(name.as_bytes()), Some(values.slice(value))),
-        });
         let dlq = self.desk.ladder.dlq().index;
         let partition = (self.desk.partitions_of(target) == self.desk.partitions_of(dlq)).then_some(record.partition);
         let corrected = self.order.corrected.get(&(record.partition, record.offset)).cloned();
@@ -133,7 +128,7 @@ impl<'d> Batch<'d> {
             partition,
             key: record.key.clone(),
             value: corrected.or_else(|| record.value.clone()),
-            headers: headers.collect(),
+            headers: record.headers_of_copy(next),
         };
         if let Some(context) = context.filter(|context| context.is_sampled()) {
             let event_id = Arc::clone(&letter.envelope.event_id);

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{Desk, Order};
-use crate::adapters::kafka::control::ControlReader;
+use crate::adapters::kafka::control::{self, ControlReader};
 
 /// How often it is looked for.
 const EVERY: Duration = Duration::from_secs(1);
@@ -21,7 +21,7 @@ pub(super) struct Paused {
 impl Paused {
     /// Of the rung that the order sends letters to. Where pauses cannot be read there are none.
     pub(super) fn follow(desk: &Desk, order: &Order) -> Self {
-        let topic = format!("{}.{}.control", desk.ladder.topic(), desk.ladder.group());
+        let topic = control::topic(desk.ladder.topic(), desk.ladder.group());
         let rung = order.target.and_then(|target| desk.ladder.rung(target));
         let reader = rung.and_then(|rung| {
             let reader = ControlReader::new(&desk.properties, &rung.group_id, [topic.clone()]);
