@@ -268,14 +268,11 @@ impl StageConsumer {
             .set("fetch.queue.backoff.ms", "20")
             .set("fetch.wait.max.ms", "50")
             .set("topic.metadata.refresh.interval.ms", "60000");
+        // Fetched ahead for each partition: enough to keep its lane busy, and little memory with hundreds of them.
+        config.set("queued.min.messages", "2000").set("queued.max.messages.kbytes", "1024");
         if options.delayed {
-            // Records that are not due are held by the lane; what the client fetches ahead is thrown away at a pause.
-            config
-                .set("fetch.message.max.bytes", "262144")
-                .set("queued.min.messages", "10000")
-                .set("queued.max.messages.kbytes", "8192");
-        } else {
-            config.set("queued.max.messages.kbytes", "16384");
+            // What is not due yet is held by the lane; what was fetched beyond its window is thrown away at a pause.
+            config.set("fetch.message.max.bytes", "262144");
         }
         for (key, value) in &properties.consumer {
             config.set(key, value);
