@@ -13,11 +13,12 @@ use tokio::sync::{Semaphore, oneshot};
 
 use crate::adapters::kafka::Properties;
 use crate::adapters::kafka::consumer::{self, StageConsumer};
+use crate::ladder::gate::OutageSettings;
 use crate::ladder::headers::CopyKeys;
 use crate::ladder::rungs::Ladder;
 use crate::stage::clock::{Clock, SystemClock};
 use crate::stage::context::{Decode, Partitions, StageContext, StageSettings};
-use crate::stage::gate::{Outage, OutageSettings};
+use crate::stage::gate::Outage;
 use crate::stage::lanes::LaneView;
 use crate::stage::ports::{Handler, IdempotencyStore, Publisher, Tracer};
 use crate::stage::stats::StageStats;

@@ -7,11 +7,23 @@ use super::{Dedup, Delivery, Effects, Finish, Lane, MAX_BACKOFF, Slot, State, Ve
 use crate::ladder::event::{Mark, Now};
 
 impl<T> Lane<T> {
+    /// Its claim is given back, so that whoever may start it can.
+    pub(super) fn not_started(&mut self, slot: Slot, fx: &mut Effects<T>) {
+        if !self.is_running(slot) {
+            return; // given up in the same moment
+        }
+        self.permit_back(slot, fx);
+        match self.entry(slot).leased {
+            true => self.release(slot, fx),
+            false => self.back_to_ready(slot),
+        }
+    }
+
     pub(super) fn returned(&mut self, now: Now, slot: Slot, verdict: Verdict, fx: &mut Effects<T>) {
         if !self.is_running(slot) {
             return; // it was cancelled in the same moment: its outcome no longer counts, its permit is back already
         }
-        fx.permits += 1;
+        self.permit_back(slot, fx);
         match verdict {
             Verdict::Done => {
                 self.key_returned(now, slot);

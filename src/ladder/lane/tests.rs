@@ -57,7 +57,7 @@ impl Rig {
     }
 
     fn permits(&mut self, n: usize) -> &Effects<i64> {
-        self.step(Input::Permits(n))
+        self.step(Input::Permits(n, 0))
     }
 
     fn claimed(&mut self, slot: Slot, reply: ClaimReply) -> &Effects<i64> {
@@ -476,14 +476,4 @@ fn the_bytes_of_events_in_flight_pause_too_and_are_given_back() {
     let slot = rig.permits(1).start[0];
     rig.step(Input::Returned(slot, Verdict::Done));
     assert!(!rig.lane.paused());
-}
-
-#[test]
-fn a_held_lane_starts_nothing_until_it_is_let_go() {
-    let mut rig = Rig::new(Order::None, Dedup::Off);
-    rig.arrive(1, None, Duration::ZERO);
-    rig.step(Input::Hold(true));
-    assert_eq!(rig.lane.wanted(rig.now()), 0);
-    rig.step(Input::Hold(false));
-    assert_eq!(rig.lane.wanted(rig.now()), 1);
 }

@@ -199,15 +199,3 @@ async fn a_poll_thread_that_outruns_its_lane_is_told_to_pause_at_once() {
     rig.position(&lane, 21).await;
     assert!(!lane.paused());
 }
-
-#[tokio::test(start_paused = true)]
-async fn a_held_lane_starts_nothing_until_it_is_let_go() {
-    let rig = Rig::new(MAIN, as_usual, done);
-    let lane = rig.open();
-    lane.command(LaneCommand::Hold(true));
-    lane.hand_over(records(0..3));
-    rig.pass(SECOND * 60).await;
-    assert_eq!((rig.handler.count(), lane.position()), (0, Some(0)));
-    lane.command(LaneCommand::Hold(false));
-    rig.position(&lane, 3).await;
-}
