@@ -27,7 +27,7 @@ use super::context::StageContext;
 use super::held::{self, Held};
 use super::lanes::{LaneCommand, LaneEnds, LaneHandle};
 use super::ports::{AckSink, PublishError};
-use super::process::{Execution, Names, Prepared, prepare};
+use super::process::{Execution, Names, Prepared, message_of, prepare};
 use super::stats::Attempt;
 use super::{settle, trace};
 use crate::ladder::event::{Mark, Now, Outcome};
@@ -45,11 +45,12 @@ pub(super) fn open(ctx: Arc<StageContext>, partition: i32, runtime: &tokio::runt
     let state = Arc::clone(handle.state());
     runtime.spawn(async move {
         let run = Task::new(&ctx, ends).run();
-        if AssertUnwindSafe(run).catch_unwind().await.is_err() {
+        if let Err(panic) = AssertUnwindSafe(run).catch_unwind().await {
             // What it held is not done, so nothing is lost. The poll thread sees that the lane has ended, and ends the stage.
             state.halt();
             tracing::error!(
-                topic = %ctx.rung().topic, partition,
+                pipeline = &**ctx.ladder.pipeline(), stage = &*ctx.rung().name, topic = %ctx.rung().topic, partition,
+                panic = message_of(&*panic),
                 "the task of a partition panicked, which is a bug; its stage ends, start it again"
             );
         }

@@ -87,7 +87,10 @@ impl<T> Lane<T> {
     }
 
     pub(super) fn settled(&mut self, now: Now, slot: Slot, recorded: bool, fx: &mut Effects<T>) {
-        let State::Settling(mark) = self.entry(slot).state else { return };
+        let State::Settling(mark) = self.entry(slot).state else {
+            debug_assert!(false, "nothing else ends a settlement");
+            return;
+        };
         if recorded || self.config.dedup == Dedup::BestEffort {
             self.finish(slot, Finish::Settled(mark), fx);
         } else {
