@@ -439,7 +439,8 @@ impl<'a> Task<'a> {
         if !self.lane.may_start(begin, slot) {
             return begin;
         }
-        if !self.ctx.gate.may_start(self.lane.grant(slot)) {
+        // Since it was let through and found due the gate may have been shut, and the wall clock set back.
+        if self.lane.due(slot) > begin.wall || !self.ctx.gate.may_start(self.lane.grant(slot)) {
             self.step_at(begin, Input::NotStarted(slot));
             return begin;
         }

@@ -76,21 +76,21 @@ impl World {
             .filter(|lane| lane.process == process && matches!(lane.line, Line::AtGate { .. }))
             .map(|lane| lane.id)
             .collect();
-        for id in waiting {
+        let at_work = Some(self.at_work).filter(|id| self.places[*id] == process);
+        for id in waiting.into_iter().chain(at_work) {
             self.after(0, Event::Pass(id));
         }
     }
 
     /// `Outage::concluded`: an execution, or an event that no handler saw, has come to an end.
-    pub(crate) fn concluded(&mut self, lane: &SimLane, execution: Option<(Grant, Time)>, answer: Answer, end: End) {
+    pub(crate) fn concluded(&mut self, lane: &SimLane, execution: Option<Grant>, answer: Answer, end: End) {
         if self.broken == Some(Broken::SuccessUntold) && answer == Answer::Up {
             return;
         }
         let now = self.clock(lane.process).boot;
         let here = &mut self.processes[lane.process];
         let executions = here.executions.clone();
-        let grant = execution.map(|(grant, _)| grant);
-        let changes = here.gates.concluded(now, lane.rung, grant, answer, end, |rung| executions[rung]);
+        let changes = here.gates.concluded(now, lane.rung, execution, answer, end, |rung| executions[rung]);
         let calls = here.gates.is_restricted() || !changes.is_empty();
         self.changed(lane.process, changes);
         if calls {
@@ -102,28 +102,29 @@ impl World {
         for change in changes {
             self.note(|| format!("process {process}: {change:?}"));
             let until = |cool_down: Duration| Some(self.now + cool_down.as_micros() as Time);
+            let executions = self.ledger.executions.len();
             let fate = &mut self.ledger.fates[process];
             match change {
                 Change::Breaker(BreakerChange::Opened { cool_down, .. } | BreakerChange::ProbeFailed { cool_down }) => {
                     self.ledger.counts.openings += 1;
-                    fate.shut(0, until(cool_down));
+                    fate.shut(0, until(cool_down), executions);
                 }
-                Change::Breaker(BreakerChange::Ramping | BreakerChange::Closed) => fate.shut(0, None),
+                Change::Breaker(BreakerChange::Ramping | BreakerChange::Closed) => fate.shut(0, None, executions),
                 Change::Brake(BrakeChange::Stopped { cool_down, .. } | BrakeChange::ProbeFailed { cool_down }) => {
                     self.ledger.counts.stops += 1;
-                    fate.shut(1, until(cool_down));
+                    fate.shut(1, until(cool_down), executions);
                 }
-                Change::Brake(BrakeChange::Released) => fate.shut(1, None),
+                Change::Brake(BrakeChange::Released) => fate.shut(1, None, executions),
             }
         }
     }
 
     /// The execution of an event shows that the target is up: with enough of them the breaker has to be closed.
-    pub(crate) fn check_reopened(&mut self, process: ProcessId, started: Time, answer: Answer) {
+    pub(crate) fn check_reopened(&mut self, process: ProcessId, execution: usize, answer: Answer) {
         let gates = &self.processes[process].gates;
         let open = gates.is_restricted() && !gates.is_braked();
         let fate = &mut self.ledger.fates[process];
-        fate.answered(started, answer == Answer::Up);
+        fate.answered(execution, answer == Answer::Up);
         let full = self.concurrency * self.ladder.dlq().index;
         if open && fate.successes > full + 2 {
             let what = format!("the breaker of process {process} is open after {} successes", fate.successes);
@@ -275,15 +276,16 @@ impl SimLane {
         self.permits_back(world, count, latest);
     }
 
-    /// Whether a handler may be started that was let through; if not, its claim is given back.
+    /// Whether a handler may be started that was let through when it was due; if not, its claim is given back.
     pub(crate) fn still_may_start(&mut self, world: &mut World, slot: u32) -> bool {
         let grant = self.lane.grant(slot);
-        if world.processes[self.process].gates.may_start(self.rung, grant)
-            || world.broken == Some(Broken::ClaimsStartAnyway)
-        {
+        let is_open = world.processes[self.process].gates.may_start(self.rung, grant)
+            || world.broken == Some(Broken::ClaimsStartAnyway);
+        let is_due = self.lane.due(slot) <= world.clock(self.process).wall;
+        if is_open && is_due {
             return true;
         }
-        if world.broken == Some(Broken::FailsAtTheGate) {
+        if !is_open && world.broken == Some(Broken::FailsAtTheGate) {
             self.conclude(world, slot, Outcome::Failed(Failure::transient("the circuit is open")), None);
         } else {
             self.input(world, Input::NotStarted(slot));

@@ -185,15 +185,17 @@ impl SimLane {
         if world.ledger.executions[execution].ended.is_some() {
             return;
         }
+        if world.broken == Some(Broken::CancelUnheard) && !self.lane.is_running(slot) {
+            return world.ledger.end(execution, world.now, Ending::Cancelled);
+        }
         let ending = if outcome == Outcome::Fenced { Ending::Fenced } else { Ending::Returned };
         world.ledger.end(execution, world.now, ending);
-        let started = world.ledger.executions[execution].started;
         let poison = world.plans[self.lane.get(slot).record.copy.event].poison;
-        self.conclude(world, slot, outcome, (!poison).then_some(started));
+        self.conclude(world, slot, outcome, (!poison).then_some(execution));
     }
 
-    /// `executed`: when the handler was started, `None`: none saw it.
-    pub(crate) fn conclude(&mut self, world: &mut World, slot: Slot, outcome: Outcome, executed: Option<Time>) {
+    /// `execution`: its number, `None`: no handler saw the event.
+    pub(crate) fn conclude(&mut self, world: &mut World, slot: Slot, outcome: Outcome, execution: Option<usize>) {
         let now = world.clock(self.process);
         let answer = Answer::of(&outcome);
         let grant = self.lane.grant(slot);
@@ -225,9 +227,9 @@ impl SimLane {
         let begun = world.processes[self.process].begun;
         let failed = held.failed.as_ref().map(|(_, action)| action);
         let end = gate::end(verdict, failed, self.rung, held.envelope.origin.timestamp_ms, begun);
-        world.concluded(self, executed.map(|at| (grant, at)), answer, end);
-        if let Some(started) = executed {
-            world.check_reopened(self.process, started, answer);
+        world.concluded(self, execution.map(|_| grant), answer, end);
+        if let Some(execution) = execution {
+            world.check_reopened(self.process, execution, answer);
         }
         self.step_at(world, now, Input::Returned(slot, verdict));
     }

@@ -141,8 +141,8 @@ pub(crate) struct Fate {
     paused: BTreeSet<usize>,
     /// Until when breaker and brake said to be shut; until they say otherwise, one event at a time is tried from then on.
     shut_until: [Option<Time>; 2],
-    /// Since when results say how the target is.
-    tried_since: Time,
+    /// Number of the first execution since one of them was shut last: the first that says how the target is now.
+    tried_from: usize,
     /// Successes since then, without a failure between.
     pub(crate) successes: usize,
 }
@@ -162,20 +162,18 @@ impl Fate {
     /// A resume by command ends every cool-down.
     pub(crate) fn resumed(&mut self, at: Time) {
         self.shut_until.iter_mut().flatten().for_each(|until| *until = at.min(*until));
-        self.tried_since = self.tried_since.min(at);
     }
 
-    /// Breaker (0) or brake (1) is shut until then, or open.
-    pub(crate) fn shut(&mut self, which: usize, until: Option<Time>) {
+    /// Breaker (0) or brake (1) is shut until then, or open; `executions` so far.
+    pub(crate) fn shut(&mut self, which: usize, until: Option<Time>, executions: usize) {
         self.shut_until[which] = until;
-        if let Some(until) = until {
-            self.tried_since = self.tried_since.max(until);
-            self.successes = 0;
+        if until.is_some() {
+            (self.tried_from, self.successes) = (executions, 0);
         }
     }
 
-    pub(crate) fn answered(&mut self, started: Time, up: bool) {
-        if started >= self.tried_since {
+    pub(crate) fn answered(&mut self, execution: usize, up: bool) {
+        if execution >= self.tried_from {
             self.successes = if up { self.successes + 1 } else { 0 };
         }
     }
@@ -305,16 +303,16 @@ impl Ledger {
     fn check_gate(&mut self, new: &Execution) {
         let fate = &self.fates[new.process];
         let shut = fate.shut_until.into_iter().flatten().max();
-        let live = || self.live.iter().map(|i| &self.executions[*i]).filter(|other| other.process == new.process);
+        let live = || self.live.iter().filter(|i| self.executions[**i].process == new.process);
         let (at, copy, process) = (new.started, new.copy, new.process);
         let mut faults = Vec::new();
-        if live().filter(|other| other.rung == new.rung).count() >= self.concurrency {
+        if live().filter(|i| self.executions[**i].rung == new.rung).count() >= self.concurrency {
             faults.push((Invariant::PermitsKept, "without a permit"));
         }
         if !fate.wakes_at(at) {
             if fate.paused.contains(&new.rung) || shut.is_some_and(|until| at < until) {
                 faults.push((Invariant::StoppedStarts, "while it is stopped"));
-            } else if shut.is_some_and(|until| live().any(|other| other.started >= until)) {
+            } else if shut.is_some() && live().any(|i| *i >= fate.tried_from) {
                 faults.push((Invariant::OneIsTried, "while another is tried"));
             }
         }

@@ -155,7 +155,6 @@ fn broken_builds_fail_for_the_right_reason() {
         (Broken::NoAnswerIsYes, RepeatsExplained),
         (Broken::CancelUnheard, OneAtATime),
         (Broken::ClaimsStartAnyway, StoppedStarts),
-        (Broken::ClaimsStartAnyway, OneIsTried),
         (Broken::FailsAtTheGate, AttemptsPaid),
         (Broken::TriedUncounted, OneIsTried),
         (Broken::OpeningUnheard, ComesToAnEnd),

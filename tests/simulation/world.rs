@@ -155,6 +155,8 @@ pub(crate) struct World {
     pub(crate) freeze_in: Option<u32>,
     queue: BinaryHeap<Reverse<Queued>>,
     sequence: u64,
+    /// The lane to which something happens now, and which is not in `lanes` meanwhile.
+    pub(crate) at_work: LaneId,
 }
 
 struct Queued {
@@ -264,6 +266,7 @@ impl World {
             kill_in: None,
             freeze_in: None,
             queue: BinaryHeap::new(),
+            at_work: 0,
             sequence: 0,
             rng,
         };
@@ -481,6 +484,7 @@ impl World {
     /// Something happens to a lane; then whatever follows from its new state is set.
     fn with(&mut self, id: LaneId, happens: impl FnOnce(&mut Self, &mut SimLane)) {
         let Some(mut lane) = self.lanes[id].take() else { return };
+        self.at_work = id;
         happens(self, &mut lane);
         if !self.processes[lane.process].alive {
             return; // killed in the middle

@@ -81,7 +81,7 @@ pub enum Input<T> {
     Claimed(Vec<(Slot, Option<ClaimReply>)>, Duration),
     /// Replies to renewals sent at `sent`: still ours, lost, or no answer.
     Renewed(Vec<(Slot, ClaimId, Option<bool>)>, Duration),
-    /// The handler that was to be started was not: the gate was shut meanwhile.
+    /// The handler that was to be started was not: the gate was shut meanwhile, or the wall clock set back.
     NotStarted(Slot),
     /// The handler came back.
     Returned(Slot, Verdict),
