@@ -12,6 +12,15 @@ use retry_ladder::ladder::rungs::{Ladder, LadderSpec};
 use retry_ladder::messages::{Decoder, Framing};
 use retry_ladder::telemetry::trace_context::TraceContext;
 
+/// Every subject by the name of its fuzz target, which calls the function of that name in this file.
+pub(crate) const SUBJECTS: [(&str, &str, fn(&[u8])); 5] = [
+    ("headers", "headers_read_and_round_trip", headers_read_and_round_trip),
+    ("config", "config_loads_or_has_faults", config_loads_or_has_faults),
+    ("framing", "framing_finds_the_payload", framing_finds_the_payload),
+    ("retry_after", "retry_after_is_bounded", retry_after_is_bounded),
+    ("traceparent", "traceparent_survives", traceparent_survives),
+];
+
 /// Takes numbers and byte strings off the front of the input; zeros and nothing at its end.
 struct Input<'a>(&'a [u8]);
 
