@@ -14,7 +14,7 @@ impl<T> Lane<T> {
         }
         self.permit_back(slot, fx);
         match self.entry(slot).leased {
-            true => self.release(slot, fx),
+            true => self.release(slot, true, fx),
             false => self.back_to_ready(slot),
         }
     }
@@ -38,7 +38,7 @@ impl<T> Lane<T> {
                 self.entry_mut(slot).state = State::Publishing;
                 fx.publish.push(slot);
             }
-            Verdict::Fenced if self.entry(slot).leased => self.release(slot, fx),
+            Verdict::Fenced if self.entry(slot).leased => self.release(slot, false, fx),
             Verdict::Fenced => self.park(now, slot),
             Verdict::Halt => self.halt(slot),
         }

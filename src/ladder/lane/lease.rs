@@ -63,7 +63,7 @@ impl<T> Lane<T> {
         if early || self.draining {
             // The end, or the wall clock was set back while the claim was under way: never early.
             self.permit_back(slot, fx);
-            self.release(slot, fx);
+            self.release(slot, true, fx);
         } else if now.boot >= until {
             // The answer took longer than the lease: somebody else may hold it by now.
             fx.leases_lost += 1;
@@ -167,16 +167,22 @@ impl<T> Lane<T> {
         entry
     }
 
-    pub(super) fn release(&mut self, slot: Slot, fx: &mut Effects<T>) {
+    /// `ready`: it may start again at once.
+    pub(super) fn release(&mut self, slot: Slot, ready: bool, fx: &mut Effects<T>) {
         let entry = self.entry_mut(slot);
-        entry.state = State::Releasing;
+        entry.state = State::Releasing(ready);
         entry.leased = false;
         fx.release.extend(entry.claim.take().map(|claim| (slot, claim)));
     }
 
     pub(super) fn released(&mut self, now: Now, slot: Slot) {
-        if self.entry(slot).state == State::Releasing {
-            self.park(now, slot);
+        match self.entry(slot).state {
+            State::Releasing(true) if !self.draining => {
+                self.give_up(slot).state = State::Waiting;
+                self.admit(now, slot);
+            }
+            State::Releasing(_) => self.park(now, slot),
+            _ => {}
         }
     }
 

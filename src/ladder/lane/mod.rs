@@ -52,8 +52,8 @@ enum State {
     Settling(Mark),
     /// To be settled again when its timer fires.
     Resettle(Mark),
-    /// Its claim is being released; then it waits again, or is forgotten when draining.
-    Releasing,
+    /// Its claim is being released; then it is ready again or (`false`) parked, or forgotten when draining.
+    Releasing(bool),
     /// Stays for ever: the partition is halted.
     Halted,
 }

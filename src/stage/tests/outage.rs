@@ -10,7 +10,6 @@ use super::*;
 use crate::ladder::brake::BrakeSettings;
 use crate::ladder::breaker::BreakerSettings;
 use crate::ladder::gate::OutageSettings;
-use crate::ladder::lane::Dedup;
 use crate::stage::context::Tombstones;
 use crate::stage::stats::PauseReason;
 
@@ -416,24 +415,21 @@ async fn a_pause_by_command_lets_what_runs_finish_and_keeps_what_waits() {
 
 #[tokio::test(start_paused = true)]
 async fn a_claim_that_is_granted_after_the_pause_is_given_back_and_its_event_starts_after_the_resume() {
-    for dedup in [Dedup::Required, Dedup::BestEffort] {
-        let rig = Rig::new(MAIN, |s| s.dedup = dedup, done);
-        // Without the store's answer `BestEffort` starts unclaimed, and so it must not.
-        let fault = if dedup == Dedup::Required { Fault::Slow(SECOND) } else { Fault::Down };
-        rig.store.fail(|f| f.claim = fault);
-        let lane = rig.lane(records(0..3));
-        rig.until("the claims are sent", || rig.store.calls("claim") == 1).await;
-        rig.ctx.gate.outage().command("main", Some("deploy"));
-        rig.pass(SECOND * 5).await;
-        let released = if dedup == Dedup::Required { 3 } else { 0 };
-        assert_eq!((rig.handler.count(), rig.store.records.len()), (0, 0), "{dedup:?}");
-        assert_eq!((rig.stats().released.get(), rig.stats().executions.get()), (released, 0));
-        rig.store.all(Fault::None);
-        rig.ctx.gate.outage().command("main", None);
-        rig.position(&lane, 3).await;
-        assert!(rig.handler.count() == 3 && rig.handler.events().iter().all(|event| event.attempt == 1));
-        rig.is_at_rest();
-    }
+    let rig = Rig::new(MAIN, as_usual, done);
+    rig.store.fail(|f| f.claim = Fault::Slow(SECOND));
+    let lane = rig.lane(records(0..3));
+    rig.until("the claims are sent", || rig.store.calls("claim") == 1).await;
+    rig.ctx.gate.outage().command("main", Some("deploy"));
+    rig.pass(SECOND * 5).await;
+    assert_eq!((rig.handler.count(), rig.store.records.len()), (0, 0));
+    assert_eq!((rig.stats().released.get(), rig.stats().executions.get()), (3, 0));
+    rig.store.all(Fault::None);
+    let at = rig.clock.elapsed();
+    rig.ctx.gate.outage().command("main", None);
+    rig.position(&lane, 3).await;
+    assert!(rig.clock.elapsed() - at < MS * 100, "it is not parked");
+    assert!(rig.handler.count() == 3 && rig.handler.events().iter().all(|event| event.attempt == 1));
+    rig.is_at_rest();
 }
 
 #[tokio::test(start_paused = true)]

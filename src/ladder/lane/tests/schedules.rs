@@ -110,6 +110,9 @@ impl World {
             }
             3 if !self.running.is_empty() => {
                 let slot = self.running.swap_remove(pick(self.running.len()));
+                if dice.is_multiple_of(8) {
+                    return self.feed(Input::NotStarted(slot));
+                }
                 let verdict = [Verdict::Done, Verdict::Publish, Verdict::Fenced][usize::from(dice >> 4) % 3];
                 self.feed(Input::Returned(slot, verdict))
             }
