@@ -12,8 +12,11 @@ use retry_ladder::ladder::rungs::{Ladder, LadderSpec};
 use retry_ladder::messages::{Decoder, Framing};
 use retry_ladder::telemetry::trace_context::TraceContext;
 
-/// Every subject by the name of its fuzz target, which calls the function of that name in this file.
-pub(crate) const SUBJECTS: [(&str, &str, fn(&[u8])); 5] = [
+/// The name of a fuzz target, and of the function in this file that it calls.
+type Subject = (&'static str, &'static str, fn(&[u8]));
+
+/// All of them.
+pub(crate) const SUBJECTS: [Subject; 5] = [
     ("headers", "headers_read_and_round_trip", headers_read_and_round_trip),
     ("config", "config_loads_or_has_faults", config_loads_or_has_faults),
     ("framing", "framing_finds_the_payload", framing_finds_the_payload),
