@@ -1,6 +1,6 @@
 //! What is looked up again and again, built once: executions, copies and interruptions by event.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::{Copy, Execution, Held, InHand, Interruption, Ledger, Produced, number, text};
 
@@ -56,15 +56,33 @@ impl<'a> Index<'a> {
         self.held.get(id).map_or(&[], Vec::as_slice)
     }
 
-    /// Interruptions that had this copy with the producer or acknowledged, and not recorded.
+    /// Claims of this copy that were interrupted when it was with the producer or acknowledged, and not recorded: what
+    /// Redis should have been told of its move may be lost. The broker's acknowledgement can be given before the process
+    /// sees it, so a copy with the producer counts. However many things befell one claim, it moves the copy once.
     pub(super) fn moving(&self, id: &str, hop: u64) -> usize {
-        self.held(id).iter().filter(|(_, held)| held.hop == hop && held.how != InHand::Claimed).count()
+        let moving = self.held(id).iter().filter(|(_, held)| held.hop == hop && held.how != InHand::Claimed);
+        moving.map(|(_, held)| held.fence).collect::<BTreeSet<_>>().len()
     }
 
-    /// Interruptions that may have lost what Redis should have been told of a move of this event. The broker's
-    /// acknowledgement can be given before the process sees it, so a copy with the producer counts.
-    pub(super) fn moving_any(&self, id: &str) -> usize {
-        self.held(id).iter().filter(|(_, held)| held.how != InHand::Claimed).count()
+    /// Ends of this event beyond the one that it must have, as far as no interruption of the very move explains them: by
+    /// hop, how many there are, and how many are explained.
+    ///
+    /// A copy ends (done, or in the DLQ) and goes on to the next stage, or ends twice, only if what became of it first was
+    /// not recorded.
+    pub(super) fn unexplained_ends(&self, id: &str) -> Vec<(u64, usize, usize)> {
+        let executions = self.executions.get(id).map_or(&[][..], Vec::as_slice);
+        let done: BTreeSet<u64> = executions.iter().filter(|e| e.is_done()).map(|e| u64::from(e.attempt) - 1).collect();
+        let mut ends: BTreeMap<u64, usize> = done.into_iter().map(|hop| (hop, 1)).collect();
+        for dead in self.copies.last().and_then(|dlq| dlq.get(id)).into_iter().flatten() {
+            let hop = number(&dead.headers, "x-ladder-hop").unwrap_or_default();
+            *ends.entry(hop.saturating_sub(1)).or_default() += 1;
+        }
+        // The last one must be.
+        if let Some(mut last) = ends.last_entry() {
+            *last.get_mut() -= 1;
+        }
+        let explained = ends.into_iter().map(|(hop, count)| (hop, count, self.moving(id, hop)));
+        explained.filter(|(_, count, explained)| count > explained).collect()
     }
 
     /// When the record that this execution was given fell due; `None`: no such record on the stage. By its header, but
