@@ -300,7 +300,8 @@ fn a_second_end_needs_that_kill_at_the_very_hop_where_it_ended_and_went_on() {
             killed(l, "b", *hop, InHand::Acknowledged);
         }
     };
-    let words = "b: a second terminal state: done at attempts {1, 2}, 0 in the DLQ; 1 more than one at hop 0, and 0 inter";
+    let words =
+        "b: a second terminal state: done at attempts {1, 2}, 0 in the DLQ; 1 more than one at hop 0, and 0 inter";
     check(|l| twice(l, &[]), &[words]);
     check(|l| twice(l, &[1]), &[words]);
     check(|l| twice(l, &[0]), &[]);
@@ -331,7 +332,8 @@ fn a_process_that_acts_after_its_leases_when_it_is_woken_is_told() {
     };
     // Each thread may have been in the middle of one.
     check(|l| woken(l, &["a", "b"]), &[]);
-    let words = "a process of 2 threads was woken after its leases and handed on or settled 3 copies anew: a of hop 0, b";
+    let words =
+        "a process of 2 threads was woken after its leases and handed on or settled 3 copies anew: a of hop 0, b";
     check(|l| woken(l, &["a", "b", "c"]), &[words]);
 }
 

@@ -406,10 +406,7 @@ mod tests {
         check("c 100 0 a 7 5000\np 120 0 a\na 8001 0 a\nt 8002 0 a\n", &[]);
         // In the middle of handing it on: that explains a second copy.
         let blow = Blow { cause: Cause::Frozen, from_us: 150, to_us: 8_000 };
-        assert_eq!(
-            ids(&told("c 100 0 a 7 5000\np 8001 0 a\n", &[blow]).interruptions[0]),
-            [("a", InHand::Published)]
-        );
+        assert_eq!(ids(&told("c 100 0 a 7 5000\np 8001 0 a\n", &[blow]).interruptions[0]), [("a", InHand::Published)]);
     }
 
     #[test]

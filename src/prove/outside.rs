@@ -10,7 +10,7 @@ use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::error::{KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Header, Headers, Message as _, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
 use rdkafka::util::Timeout;
@@ -89,7 +89,9 @@ impl Kafka {
                     copies.push(copy(&message));
                     last = Instant::now();
                 }
-                Some(Err(error)) => return Err(error.into()),
+                // A broker that is away may come back, or another takes over.
+                Some(Err(error)) if last.elapsed() > PATIENCE => return Err(error.into()),
+                Some(Err(_)) => {}
                 None if last.elapsed() > PATIENCE => {
                     let found = copies.len();
                     return Err(Error::Unread { topic: topic.to_owned(), found, wanted });
@@ -135,11 +137,14 @@ fn copy(message: &BorrowedMessage<'_>) -> Copy {
 /// # Errors
 /// What Kafka says.
 pub fn committed(consumer: &BaseConsumer, topic: &str, partitions: i32) -> Result<Vec<i64>, Error> {
-    let mut list = TopicPartitionList::new();
-    list.add_partition_range(topic, 0, partitions - 1);
-    let offsets = consumer.committed_offsets(list, PATIENCE)?;
-    let offset = |partition| offsets.find_partition(topic, partition).and_then(|e| e.offset().to_raw());
-    Ok((0..partitions).map(|partition| offset(partition).unwrap_or(0).max(0)).collect())
+    patiently(|| {
+        let mut list = TopicPartitionList::new();
+        list.add_partition_range(topic, 0, partitions - 1);
+        let offsets = consumer.committed_offsets(list, PATIENCE)?;
+        offsets.elements().iter().try_for_each(|e| e.error())?;
+        let offset = |partition| offsets.find_partition(topic, partition).and_then(|e| e.offset().to_raw());
+        Ok((0..partitions).map(|partition| offset(partition).unwrap_or(0).max(0)).collect())
+    })
 }
 
 /// Where the log of each partition ends.
@@ -147,7 +152,20 @@ pub fn committed(consumer: &BaseConsumer, topic: &str, partitions: i32) -> Resul
 /// # Errors
 /// What Kafka says.
 pub fn ends(consumer: &BaseConsumer, topic: &str, partitions: i32) -> Result<Vec<i64>, Error> {
-    (0..partitions).map(|partition| Ok(consumer.fetch_watermarks(topic, partition, PATIENCE)?.1)).collect()
+    let end = |partition| patiently(|| Ok(consumer.fetch_watermarks(topic, partition, PATIENCE)?.1));
+    (0..partitions).map(end).collect()
+}
+
+/// Asks again while leaders and coordinators move: brokers come and go in some runs.
+fn patiently<T>(mut ask: impl FnMut() -> KafkaResult<T>) -> Result<T, Error> {
+    let begun = Instant::now();
+    loop {
+        match ask() {
+            Ok(answer) => return Ok(answer),
+            Err(error) if begun.elapsed() > PATIENCE => return Err(error.into()),
+            Err(_) => std::thread::sleep(Duration::from_millis(200)),
+        }
+    }
 }
 
 // ---------------------------------------------------------------------------------------------- producing
@@ -172,7 +190,9 @@ impl ProducerContext for Acknowledgements {
     fn delivery(&self, result: &DeliveryResult<'_>, mut event: Box<Produced>) {
         let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
         match result {
-            Ok(message) if message.offset() < 0 => answers.1.push(format!("{}: acknowledged without a place", event.id)),
+            Ok(message) if message.offset() < 0 => {
+                answers.1.push(format!("{}: acknowledged without a place", event.id))
+            }
             Ok(message) => {
                 let at = &mut event.record;
                 at.partition = message.partition();

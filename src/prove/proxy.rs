@@ -94,7 +94,12 @@ async fn carry(client: TcpStream, mut target: watch::Receiver<String>, mut cut: 
     }
 }
 
-async fn one_way(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut cut: watch::Receiver<Option<Cut>>, replies: bool) {
+async fn one_way(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    mut cut: watch::Receiver<Option<Cut>>,
+    replies: bool,
+) {
     let mut bytes = vec![0; 1 << 16];
     while let Ok(n @ 1..) = from.read(&mut bytes).await {
         let Ok(cut) = cut.wait_for(|cut| *cut != Some(Cut::BlackHole)).await.map(|cut| *cut) else { return };

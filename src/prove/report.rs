@@ -174,8 +174,7 @@ impl Report {
                 "claimed": claimed, "published": published, "acknowledged": acknowledged },
                 "zombie": s.zombie })
         };
-        let stall =
-            |s: &Stall| json!({ "worker": s.worker, "seconds": s.lasted.as_secs_f64(), "leases_lost": s.held });
+        let stall = |s: &Stall| json!({ "worker": s.worker, "seconds": s.lasted.as_secs_f64(), "leases_lost": s.held });
         let verdict = |v: &Verdict| {
             json!({ "name": v.invariant.name(), "says": v.invariant.says(), "holds": v.breaches == 0,
                 "breaches": v.breaches, "examples": v.examples })

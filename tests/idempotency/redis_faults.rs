@@ -9,10 +9,10 @@ use retry_ladder::stage::ports::{ClaimReply, CopyKey, IdempotencyStore, Mark, Se
 use tokio::time::timeout;
 use tracing_subscriber::fmt::MakeWriter;
 
-use retry_ladder::prove::proxy::{Cut, Proxy};
 use crate::redis_server::RedisServer;
 use crate::stores::side;
 use crate::{claim_of, key};
+use retry_ladder::prove::proxy::{Cut, Proxy};
 
 const LEASE: Duration = Duration::from_secs(60);
 const TTL: Duration = Duration::from_secs(3_600);

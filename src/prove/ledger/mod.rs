@@ -105,7 +105,9 @@ impl Invariant {
             Invariant::RepeatsExplained => "every second execution is explained by a fault that held the copy",
             Invariant::CopiesExplained => "every second record of one move is, too",
             Invariant::NeverEarly => "no execution starts before its due",
-            Invariant::OneAtATime => "fences grow, leases keep others away, no copy runs twice at a time, no zombie acts",
+            Invariant::OneAtATime => {
+                "fences grow, leases keep others away, no copy runs twice at a time, no zombie acts"
+            }
             Invariant::Faithful => "key, value and foreign headers pass unchanged, ours are right",
             Invariant::Settled => "every group has committed its log's end, no claim is left in Redis",
         }

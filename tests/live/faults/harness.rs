@@ -4,17 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
+use retry_ladder::prove;
 use retry_ladder::prove::journal::Blow;
 use retry_ladder::prove::ledger::{Cause, Interruption, Ledger, Produced};
-use retry_ladder::prove;
 use retry_ladder::stage::clock::{Clock as _, SystemClock};
 
 use crate::support::{self, unique};
-use crate::worker::{Orders, THREADS};
 use crate::worker::evidence::{self, PATIENCE};
 use crate::worker::journal::{self, Line, Step};
 use crate::worker::load::Source;
 use crate::worker::process::{LogsOnFailure, Worker};
+use crate::worker::{Orders, THREADS};
 
 /// Events a second.
 const RATE: u32 = 80;
