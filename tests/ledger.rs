@@ -396,6 +396,12 @@ fn a_wrong_header_is_told() {
 }
 
 #[test]
+fn the_origin_bears_the_records_own_timestamp_not_the_acknowledgements() {
+    // One answer for a batch that was sent twice.
+    check(|l| l.produced.iter_mut().for_each(|event| event.record.timestamp_ms += 136), &[]);
+}
+
+#[test]
 fn what_is_left_open_is_told() {
     check(|l| l.stages[1].offsets[1].1 = 1, &["retry-1 partition 1: committed 1, the log ends at 2"]);
     check(|l| l.keys[0].1 = b"P.0011223344556677-1.5".to_vec(), &["p:g:orders:a:0 holds P.0011223344556677-1.5"]);

@@ -315,9 +315,11 @@ impl Reader<'_> {
     fn lapsed(&mut self, held: &Held, ended: u64) {
         let until = held.leased_until_us;
         // A frozen process renews nothing, whatever Redis does: the freeze has it already.
-        let frozen =
-            |b: &Blow| b.cause == Cause::Frozen && b.from_us <= until && until <= b.to_us.saturating_add(LATE_US);
-        if until >= ended || self.blows.iter().any(frozen) {
+        let frozen = |(blow, told): (&Blow, &Interruption)| {
+            let held = |h: &Held| (h.fence, &h.id, h.hop) == (held.fence, &held.id, held.hop);
+            blow.cause == Cause::Frozen && until < blow.to_us && told.in_hand.iter().any(held)
+        };
+        if until >= ended || self.blows.iter().zip(&self.told).any(frozen) {
             return;
         }
         for (blow, told) in self.blows.iter().zip(&mut self.told) {
@@ -383,6 +385,9 @@ mod tests {
         // … and not because the process was frozen.
         let freeze = Blow { cause: Cause::Frozen, from_us: 4_500, to_us: 8_000 };
         assert_eq!(ids(&told(LINES, &[cut(4_000, 7_000), freeze]).interruptions[0]), []);
+        // What it claimed when it was awake again is the cut's.
+        let lines = "c 8100 0 d 9 13000\ns 14000 0 d\n";
+        assert_eq!(ids(&told(lines, &[cut(8_200, 13_500), freeze]).interruptions[0]), [("d", InHand::Claimed)]);
     }
 
     #[test]

@@ -9,6 +9,8 @@ pub(super) struct Index<'a> {
     pub(super) executions: HashMap<&'a str, Vec<&'a Execution>>,
     /// By stage: the event's copies there; main's by the header, too, where there is one.
     pub(super) copies: Vec<HashMap<&'a str, Vec<&'a Copy>>>,
+    /// The broker's timestamps of main's records, by partition and offset.
+    pub(super) stamps: HashMap<(i32, i64), i64>,
     held: HashMap<&'a str, Vec<(&'a Interruption, &'a Held)>>,
     delays_ms: Vec<u64>,
 }
@@ -19,6 +21,7 @@ impl<'a> Index<'a> {
             events: ledger.produced.iter().map(|event| (event.id.as_str(), event)).collect(),
             executions: HashMap::with_capacity(ledger.produced.len()),
             copies: Vec::with_capacity(ledger.stages.len()),
+            stamps: HashMap::new(),
             held: HashMap::new(),
             delays_ms: ledger.stages.iter().map(|stage| stage.delay_ms).collect(),
         };
@@ -35,6 +38,8 @@ impl<'a> Index<'a> {
             }
             index.copies.push(copies);
         }
+        let main = ledger.stages.first().into_iter().flat_map(|main| &main.copies);
+        index.stamps = main.map(|copy| ((copy.partition, copy.offset), copy.timestamp_ms)).collect();
         for interruption in &ledger.interruptions {
             for held in &interruption.in_hand {
                 index.held.entry(&held.id).or_default().push((interruption, held));

@@ -7,6 +7,7 @@ use std::time::Duration;
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 
+use retry_ladder::prove::journal::Blow;
 use retry_ladder::prove::ledger::{Header, Produced};
 
 use super::harness::{Run, fault_test, seconds};
@@ -114,6 +115,8 @@ fault_test!(an_event_that_no_topic_takes_halts_its_partition_until_it_is_taken, 
 
     limit_dlq(&run, ENOUGH);
     run.stop("a");
+    // What was in hand behind the halted event it gave up.
+    run.interrupted("a", Blow::kill());
     run.start("b");
     run.load_until_all_work(&["b"]);
     let ledger = run.finish();
