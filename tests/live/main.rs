@@ -8,9 +8,6 @@
 mod board;
 mod operations;
 #[allow(dead_code, reason = "the other tests that share it use the rest")]
-#[path = "../support/proxy.rs"]
-mod proxy;
-#[allow(dead_code, reason = "the other tests that share it use the rest")]
 #[path = "../support/redis_server.rs"]
 mod redis_server;
 mod console;
