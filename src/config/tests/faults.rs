@@ -236,6 +236,22 @@ fn a_pipeline_needs_topic_message_and_handler() {
 }
 
 #[test]
+fn a_registry_is_checked_and_what_depends_on_it() {
+    beside("registry: {urls: ['ftp://x']}", "registry.urls[0]", &["not a url of HTTP"]);
+    beside("registry: {urls: ['http://a'], user: u, token: t}", "registry.token", &["***", "there is a user, too"]);
+    beside("registry: {urls: ['http://u:p@a'], token: t}", "registry.token", &["either a token or a user"]);
+    beside("registry: {password: p}", "registry.user", &["a password without its user"]);
+    beside("registry: {ca: no/such/file}", "registry.ca", &["no such file"]);
+
+    let framed = LEAST.replace("message: shop.v1.OrderPlaced", "framing: confluent");
+    check(&framed, "pipelines.orders.message", &["missing, and there is no registry to ask"]);
+    let registered = format!("registry: {{urls: ['http://localhost:8081']}}\n{framed}");
+    assert_eq!(config(&registered).pipelines[0].message, None);
+    let by_field = registered.replace("framing: confluent", "framing: confluent, event_id: {field: unique_id}");
+    check(&by_field, "pipelines.orders.event_id.field", &["read before any schema is looked up", "unique_id"]);
+}
+
+#[test]
 fn redis_urls_are_checked() {
     beside("redis: {url: 'http://localhost'}", "redis.url", &["`http`", "rediss:// for TLS"]);
     beside("redis: {url: 'redis://localhost/x'}", "redis.url", &["not a url of redis"]);
