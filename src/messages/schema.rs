@@ -44,7 +44,8 @@ impl Schema {
         resolver.add(Texts(texts));
         resolver.add(GoogleFileResolver::new());
         let mut compiler = protox::Compiler::with_file_resolver(resolver);
-        compiler.open_file(root).map_err(|error| error.to_string())?;
+        // Its `Debug` has the place, too: file, line and column.
+        compiler.open_file(root).map_err(|error| format!("{error:?}"))?;
         let file = compiler.descriptor_pool().get_file_by_name(root);
         let file = file.ok_or_else(|| format!("{root}: nothing was compiled"))?;
         Ok(Self { file, decoders: RwLock::default() })
@@ -148,7 +149,7 @@ mod tests {
             assert!(error.contains(expected), "{error}");
         }
         check(&[("root.proto", ORDER)], "acme/money.proto");
-        check(&[("root.proto", "message {")], "expected");
+        check(&[("root.proto", "message {")], "root.proto:1:9");
         check(&[("root.proto", &format!("syntax = \"proto3\"; {}", "message A {".repeat(100_000)))], "nested");
         check(&[("root.proto", &format!("option a = {}", "[".repeat(1_000_000)))], "nested");
         let cycle = r#"import "root.proto";"#;

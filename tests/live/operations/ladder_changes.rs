@@ -176,8 +176,9 @@ async fn partitions_that_main_gains_are_worked_and_their_failures_find_a_place()
 
     // Raised, they keep main's numbers again.
     ladder.pipeline()["partitions"] = 4.into();
-    let output = ladder.call(&["topics", "create", "--add-partitions"]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let raised = ladder.call(&["topics", "create", "--add-partitions"]);
+    let raised = String::from_utf8_lossy(&raised.stdout);
+    assert!(raised.contains("partitions raised from 2 to 4"), "{raised}");
     let worker = ladder.start("as-many", &[]);
     ladder.produce_one("main", 3, "last");
     until_done(&BTreeSet::from(["last".to_owned()]), &[&worker]);
