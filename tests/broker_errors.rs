@@ -269,7 +269,7 @@ fn pipeline(ladder: &Arc<Ladder>, executor: Executor) -> Pipeline {
     Pipeline {
         ladder: Arc::clone(ladder),
         message: message.into(),
-        decode: Arc::new(PayloadDecoder::new(Decoder::new(message, None, Framing::Plain).unwrap(), None)),
+        decode: Arc::new(PayloadDecoder::Own(Decoder::new(message, None, Framing::Plain).unwrap(), None)),
         handler: Arc::new(executor),
         dead_letters: Arc::new(retry_ladder::handlers::handler_fn(|_| async {})),
         store: Arc::new(MemoryStore::new(Arc::new(SystemClock))),

@@ -20,7 +20,9 @@ use crate::adapters::otel::OtelTracer;
 use crate::adapters::redis;
 use crate::config::{self, Config};
 use crate::handlers::dead_letters::DeadLetterLog;
+use crate::handlers::registered::RegisteredHandler;
 use crate::ladder::rungs::Ladder;
+use crate::messages::Reader;
 use crate::stage::context::Partitions;
 use crate::stage::gate::Outage;
 use crate::stage::ports::{Handler, IdempotencyStore, Publisher};
@@ -264,9 +266,11 @@ impl Builder {
             return Err(Error::UnusedHandler { name: name.clone(), configured });
         }
         // Everything that needs no server first, so that a fault is told at once.
+        let registry = wire::registry(&self.config)?;
         let mut ladders = Vec::new();
         for pipeline in &chosen {
-            ladders.push((Arc::new(wire::ladder(pipeline)?), wire::payload_decoder(pipeline)?));
+            let decode = wire::payload_decoder(pipeline, registry.is_some())?;
+            ladders.push((Arc::new(wire::ladder(pipeline)?), decode));
         }
         self.check_stages(&chosen)?;
         let traces = wire::traces(&self.config, "retry-ladder")?;
@@ -318,11 +322,15 @@ impl Builder {
         for ((pipeline, (ladder, decode)), partitions) in chosen.iter().zip(ladders).zip(partitions) {
             let handler = match self.handlers.get(&pipeline.name) {
                 Some(handler) => Arc::clone(handler),
-                None => wire::handler(pipeline, &engine.clock)?,
+                None => wire::handler(pipeline, registry.as_ref(), &engine.clock)?,
+            };
+            let handler = match wire::reader(pipeline, registry.as_ref())? {
+                Reader::Own(_) => handler,
+                registered => Arc::new(RegisteredHandler::new(handler, registered)) as _,
             };
             pipelines.push(Pipeline {
                 ladder,
-                message: pipeline.message.as_str().into(),
+                message: pipeline.message_name().into(),
                 decode: Arc::new(decode),
                 handler,
                 dead_letters: Arc::new(DeadLetterLog::new(Arc::clone(&engine.clock))),

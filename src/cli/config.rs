@@ -58,7 +58,8 @@ pub(crate) fn run(
         Ok(loaded) => loaded,
         Err(faults) => return refuse(&faults, json, out, err),
     };
-    let faults = Faults(loaded.config.pipelines.iter().filter_map(unbuildable).collect());
+    let has_registry = !loaded.config.registry.urls.is_empty();
+    let faults = Faults(loaded.config.pipelines.iter().filter_map(|p| unbuildable(p, has_registry)).collect());
     if matches!(args.action, Action::Check { .. }) && !faults.0.is_empty() {
         return refuse(&faults, json, out, err);
     }
@@ -86,11 +87,11 @@ pub(crate) fn run(
 }
 
 /// What only shows when a pipeline is built: no such message, no such field in it.
-fn unbuildable(pipeline: &Pipeline) -> Option<Fault> {
-    let error = wire::payload_decoder(pipeline).err()?;
+fn unbuildable(pipeline: &Pipeline, has_registry: bool) -> Option<Fault> {
+    let error = wire::payload_decoder(pipeline, has_registry).err()?;
     let (key, value) = match (&error, &pipeline.event_id) {
         (wire::Error::IdField { .. }, EventId::Field(field)) => ("event_id.field", field.clone()),
-        _ => ("message", pipeline.message.clone()),
+        _ => ("message", pipeline.message_name().to_owned()),
     };
     Some(Fault {
         path: format!("pipelines.{}.{key}", pipeline.name),
@@ -128,7 +129,7 @@ fn summary(loaded: &Loaded) -> String {
         text.push_str(&format!(
             "\npipeline {}   message {}   handler {}   deduplication {}   order {}\n",
             pipeline.name,
-            pipeline.message,
+            pipeline.message.as_deref().unwrap_or("by the registry"),
             pipeline.handler.kind(),
             pipeline.idempotency.store.as_str(),
             pipeline.order.as_str(),

@@ -25,6 +25,8 @@ section! {
         kafka: Kafka = "{}";
         /// Redis: where deduplication records are kept.
         redis: Redis = "{}";
+        /// Schema registry with Confluent's API, for pipelines with `framing: confluent`.
+        registry: Registry = "{}";
         /// Any key of a pipeline, for all pipelines; a pipeline's own key wins.
         defaults: Defaults = "{}";
         /// One ladder each: a consumer group over a main topic. The name is yours.
@@ -75,6 +77,30 @@ section! {
 }
 
 section! {
+    /// Schema registry with Confluent's API, for pipelines with `framing: confluent`.
+    pub struct Registry {
+        /// Servers that know the same, like `http://localhost:8081`; `[]`: none, then `message` alone says how values are read.
+        urls: Vec<Endpoint> = "[]";
+        /// User for basic authorization.
+        user: Option<String> = "null";
+        /// Password of `user`. `password_file` names a file that holds it.
+        password: Option<Secret> = "null";
+        /// Bearer token, instead of a user. `token_file` names a file that holds it.
+        token: Option<Secret> = "null";
+        /// PEM file of authorities that are trusted beside the system's, for https://.
+        ca: Option<PathBuf> = "null";
+        /// For one try.
+        timeout: Duration = "5s" in "10ms" ..= "1m";
+        /// Tries after the first, by turns at the servers; then the events that need the schema fail for now.
+        retries: u32 = "2" in "0" ..= "10";
+        /// Schemas that are kept, those used last.
+        cache: usize = "1000" in "1" ..= "100000";
+        /// How long it is remembered that an id is unknown.
+        unknown_for: Duration = "5s" in "10ms" ..= "1h";
+    }
+}
+
+section! {
     /// Health, metrics and status server.
     pub struct Admin {
         /// Address, like `0.0.0.0:9464`. Without one: 127.0.0.1, port 9464 + index of the stage, or a free port.
@@ -121,8 +147,8 @@ section! {
         topic: String;
         /// Consumer group; without one the pipeline's name.
         group: Option<String> = "null";
-        /// Full name of the Protobuf message, like `shop.v1.OrderPlaced`.
-        message: String;
+        /// Full name of the Protobuf message, like `shop.v1.OrderPlaced`; without one any message that the registry knows.
+        message: Option<String> = "null";
         /// File with a compiled descriptor set that holds the message; without one the built-in protos.
         descriptor_set: Option<PathBuf> = "null";
         /// `plain` Protobuf bytes, or `confluent`: behind a schema registry's magic byte, schema id and message index.

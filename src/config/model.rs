@@ -8,8 +8,8 @@ pub use super::choices::{
     CompatHeaders, Framing, HttpBody, LogFormat, OnUnavailable, Order, StatusClass, Store, Tombstones,
 };
 pub use super::keys::{
-    Admin, Brake, Breaker, Classify, Console, EventId, Handler, HttpHandler, Kafka, LogHandler, Redis, SimulateHandler,
-    Telemetry, Window,
+    Admin, Brake, Breaker, Classify, Console, EventId, Handler, HttpHandler, Kafka, LogHandler, Redis, Registry,
+    SimulateHandler, Telemetry, Window,
 };
 pub use super::secret::{Endpoint, Properties, Secret};
 pub use super::settings::{ByteSize, Ratio};
@@ -21,6 +21,8 @@ pub struct Config {
     pub kafka: Kafka,
     /// Where deduplication records are kept.
     pub redis: Redis,
+    /// Where writers' schemas are.
+    pub registry: Registry,
     /// At least one, by name; no two share a retry topic, a DLQ, or topic and group.
     pub pipelines: Vec<Pipeline>,
     /// Static member id, one per process.
@@ -64,8 +66,8 @@ pub struct Pipeline {
     pub topic: String,
     /// Consumer group on main; on other stages `<group>.<stage>`.
     pub group: String,
-    /// Full name of the Protobuf message.
-    pub message: String,
+    /// Full name of the Protobuf message; none only where the registry says what each value is.
+    pub message: Option<String>,
     /// File with a compiled descriptor set; without one the built-in protos.
     pub descriptor_set: Option<PathBuf>,
     /// How payloads are framed.
@@ -111,6 +113,11 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
+    /// Full name of the Protobuf message; empty where each value has its own.
+    pub fn message_name(&self) -> &str {
+        self.message.as_deref().unwrap_or_default()
+    }
+
     /// Every stage in order: name and topic, `main` first and `dlq` last.
     pub fn stages(&self) -> Vec<(String, &str)> {
         let retries = self.retries.iter().enumerate().map(|(i, r)| (format!("retry-{}", i + 1), r.topic.as_str()));

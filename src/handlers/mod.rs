@@ -10,6 +10,7 @@ pub mod dead_letters;
 pub mod executions;
 pub mod http;
 pub mod log;
+pub mod registered;
 pub mod retry_after;
 pub mod simulate;
 

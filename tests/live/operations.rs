@@ -4,6 +4,7 @@
 mod exit_codes;
 mod harness;
 mod killed;
+mod ladder_changes;
 mod limits;
 mod logs;
 mod offsets;
@@ -11,5 +12,7 @@ mod outage;
 mod pauses;
 mod prometheus;
 mod redis_restart;
+mod registry;
 mod sharing;
 mod signals;
+mod two_groups;

@@ -38,6 +38,19 @@ pub(crate) fn redis_url() -> String {
     })
 }
 
+/// The url of the real schema registry, up to what comes before `/schemas`.
+///
+/// # Panics
+/// When `SCHEMA_REGISTRY_URL` is not set.
+pub(crate) fn registry_url() -> String {
+    std::env::var("SCHEMA_REGISTRY_URL").unwrap_or_else(|_| {
+        panic!(
+            "SCHEMA_REGISTRY_URL is not set: this test needs a real schema registry; start one with \
+             `scripts/services up registry`, then set SCHEMA_REGISTRY_URL=http://localhost:8081/apis/ccompat/v7"
+        )
+    })
+}
+
 /// How to reach the real Kafka.
 pub(crate) fn connection() -> Connection {
     Connection { brokers: brokers(), properties: BTreeMap::new() }

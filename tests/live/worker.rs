@@ -200,7 +200,7 @@ async fn work(orders: Orders) {
     let pipeline = Pipeline {
         ladder,
         message: message.into(),
-        decode: Arc::new(PayloadDecoder::new(Decoder::new(message, None, Framing::Plain).expect("a decoder"), None)),
+        decode: Arc::new(PayloadDecoder::Own(Decoder::new(message, None, Framing::Plain).expect("a decoder"), None)),
         handler,
         dead_letters: Arc::new(retry_ladder::handlers::handler_fn(|_| async {})),
         store,

@@ -227,7 +227,7 @@ fn the_shipped_files_are_valid() {
     let groups = loaded(&at(root, "examples/two-groups.yaml")).config;
     let names: Vec<_> = groups.pipelines.iter().map(|p| (p.group.as_str(), p.topic.as_str())).collect();
     assert_eq!(names, [("analytics", "orders"), ("inventory", "orders")]);
-    assert_ne!(groups.pipelines[0].handler.kind(), groups.pipelines[1].handler.kind());
+    assert_ne!(groups.pipelines[0].handler, groups.pipelines[1].handler);
 
     let example = fs::read_to_string(root.join(".env.example")).unwrap();
     let vars: Vec<_> = example
