@@ -90,8 +90,8 @@ impl Error {
     /// The process's exit code for this error: 64 configuration, 69 not reachable or topics missing, 70 fenced, else 1.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Error::Wire(_)
-            | Error::UnknownPipeline { .. }
+            Error::Wire(e) => e.exit_code(),
+            Error::UnknownPipeline { .. }
             | Error::UnknownStage { .. }
             | Error::NoOrphan { .. }
             | Error::UnusedHandler { .. }
@@ -264,6 +264,9 @@ impl Builder {
         let mut ladders = Vec::new();
         for pipeline in &chosen {
             ladders.push((Arc::new(wire::ladder(pipeline)?), wire::payload_decoder(pipeline)?));
+            if !self.handlers.contains_key(&pipeline.name) {
+                wire::check_handler(pipeline)?;
+            }
         }
         self.check_stages(&chosen)?;
         let traces = wire::traces(&self.config, "retry-ladder")?;
@@ -315,7 +318,7 @@ impl Builder {
         for ((pipeline, (ladder, decode)), partitions) in chosen.iter().zip(ladders).zip(partitions) {
             let handler = match self.handlers.get(&pipeline.name) {
                 Some(handler) => Arc::clone(handler),
-                None => wire::handler(pipeline, &engine.clock)?,
+                None => wire::handler(pipeline, &engine.clock, self.config.kafka.startup_timeout).await?,
             };
             pipelines.push(Pipeline {
                 ladder,
