@@ -92,8 +92,8 @@ impl Error {
     /// The process's exit code for this error: 64 configuration, 69 not reachable or topics missing, 70 fenced, else 1.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Error::Wire(_)
-            | Error::UnknownPipeline { .. }
+            Error::Wire(e) => e.exit_code(),
+            Error::UnknownPipeline { .. }
             | Error::UnknownStage { .. }
             | Error::NoOrphan { .. }
             | Error::UnusedHandler { .. }
@@ -271,6 +271,9 @@ impl Builder {
         for pipeline in &chosen {
             let decode = wire::payload_decoder(pipeline, registry.is_some())?;
             ladders.push((Arc::new(wire::ladder(pipeline)?), decode));
+            if !self.handlers.contains_key(&pipeline.name) {
+                wire::check_handler(pipeline)?;
+            }
         }
         self.check_stages(&chosen)?;
         let traces = wire::traces(&self.config, "retry-ladder")?;
@@ -322,7 +325,10 @@ impl Builder {
         for ((pipeline, (ladder, decode)), partitions) in chosen.iter().zip(ladders).zip(partitions) {
             let handler = match self.handlers.get(&pipeline.name) {
                 Some(handler) => Arc::clone(handler),
-                None => wire::handler(pipeline, registry.as_ref(), &engine.clock)?,
+                None => {
+                    let patience = self.config.kafka.startup_timeout;
+                    wire::handler(pipeline, registry.as_ref(), &engine.clock, patience).await?
+                }
             };
             let handler = match wire::reader(pipeline, registry.as_ref())? {
                 Reader::Own(_) => handler,

@@ -1,5 +1,8 @@
 //! From the configuration to what the engine and the adapters are given. Decides nothing.
 
+#[cfg(feature = "postgres")]
+pub mod postgres;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -62,6 +65,31 @@ pub enum Error {
         /// What is wrong.
         source: http::Error,
     },
+    /// What the PostgreSQL handler would write.
+    #[cfg(feature = "postgres")]
+    #[error("{}", faults.iter().map(|f| format!("pipelines.{pipeline}.handler.postgres.{f}")).collect::<Vec<_>>().join("\n"))]
+    PostgresPlan {
+        /// Name of the pipeline.
+        pipeline: String,
+        /// What is wrong.
+        faults: Vec<crate::handlers::postgres::PlanFault>,
+    },
+    /// The PostgreSQL handler.
+    #[cfg(feature = "postgres")]
+    #[error("pipelines.{pipeline}.handler.postgres.{source}")]
+    Postgres {
+        /// Name of the pipeline.
+        pipeline: String,
+        /// What is wrong.
+        source: Box<crate::handlers::postgres::Error>,
+    },
+    /// The handler is not in this build.
+    #[cfg(not(feature = "postgres"))]
+    #[error("pipelines.{pipeline}.handler.postgres: this build has no postgres handler")]
+    NoPostgres {
+        /// Name of the pipeline.
+        pipeline: String,
+    },
     /// The simulating handler.
     #[error("pipelines.{pipeline}.handler.simulate.{source}")]
     Simulate {
@@ -70,6 +98,17 @@ pub enum Error {
         /// What is wrong.
         source: simulate::Error,
     },
+}
+
+impl Error {
+    /// The process's exit code: 69 when a server that the handler needs does not answer, else 64.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            #[cfg(feature = "postgres")]
+            Error::Postgres { source, .. } => source.exit_code(),
+            _ => 64,
+        }
+    }
 }
 
 /// Brokers and client properties.
@@ -270,16 +309,34 @@ pub fn payload_decoder(pipeline: &config::Pipeline, has_registry: bool) -> Resul
     })
 }
 
-/// The handler that the configuration names.
+/// What can be checked of the handler without a server.
 ///
 /// # Errors
 /// When its options are faulty.
-pub fn handler(
+pub fn check_handler(pipeline: &config::Pipeline) -> Result<(), Error> {
+    match &pipeline.handler {
+        #[cfg(feature = "postgres")]
+        config::Handler::Postgres(keys) => postgres::plan(pipeline, keys).map(drop),
+        _ => Ok(()),
+    }
+}
+
+/// The handler that the configuration names. One that needs a server waits for it, at most `startup_timeout`.
+///
+/// # Errors
+/// When its options are faulty, or what it needs is not there.
+#[cfg_attr(not(feature = "postgres"), allow(unused_variables, reason = "only its server is waited for"))]
+pub async fn handler(
     pipeline: &config::Pipeline,
     registry: Option<&Registry>,
     clock: &Arc<dyn Clock>,
+    startup_timeout: Duration,
 ) -> Result<Arc<dyn Handler>, Error> {
     Ok(match &pipeline.handler {
+        #[cfg(feature = "postgres")]
+        config::Handler::Postgres(keys) => Arc::new(postgres::handler(pipeline, keys, startup_timeout).await?),
+        #[cfg(not(feature = "postgres"))]
+        config::Handler::Postgres(_) => return Err(Error::NoPostgres { pipeline: pipeline.name.clone() }),
         config::Handler::Log(_) => Arc::new(LogHandler),
         config::Handler::Simulate(s) => {
             let options = SimulateOptions {

@@ -146,7 +146,7 @@ pub fn main() -> ExitCode {
         return block_on(demo::run(args, cli.config.is_some() || cli.brokers.is_some()));
     }
     if let Some(Command::ProveWorker { orders }) = cli.command {
-        logs::init(logs::Format::Text);
+        logs::init(logs::Format::Text, None);
         return block_on(async move {
             match worker::run(&orders).await {
                 Ok(()) => ExitCode::SUCCESS,

@@ -429,6 +429,7 @@ fn check_message(pipeline: &Pipeline, has_registry: bool, at: &At, report: &mut 
 fn check_handler(pipeline: &Pipeline, at: &At, report: &mut Report<'_>) {
     match &pipeline.handler {
         Handler::Http(http) => check_http(http, pipeline, &at.key("http"), report),
+        Handler::Postgres(postgres) => super::postgres::check(postgres, pipeline, &at.key("postgres"), report),
         Handler::Simulate(simulate) => {
             let at = at.key("simulate");
             let sum = simulate.dead_ratio.0 + simulate.permanent_ratio.0;

@@ -12,6 +12,7 @@ use figment::value::Value;
 use super::choices::{
     CompatHeaders, Framing, HttpBody, LogFormat, OnUnavailable, Order, StatusClass, Store, Tombstones,
 };
+use super::postgres::PostgresHandler;
 use super::report::{At, Report};
 use super::schema::{Entry, KeyDoc, Out, Setting, section};
 use super::secret::{Endpoint, Properties, Secret};
@@ -175,7 +176,7 @@ section! {
         event_id: EventId = "{ header: [x-ladder-event-id, ce_id, MessageID] }";
         /// How concurrent and repeated executions are prevented.
         idempotency: IdempotencyKeys = "{}";
-        /// What executes events: exactly one of http, log, simulate.
+        /// What executes events: exactly one of http, postgres, log, simulate.
         handler: Handler;
         /// One execution is cancelled after this long and counts as a transient failure.
         handler_timeout: Duration = "30s" in "1ms" ..= "1d";
@@ -406,6 +407,8 @@ impl Setting for EventId {
 pub enum Handler {
     /// Calls a URL.
     Http(HttpHandler),
+    /// Inserts rows.
+    Postgres(PostgresHandler),
     /// Writes a log line.
     Log(LogHandler),
     /// Succeeds and fails by a seeded rule.
@@ -413,12 +416,13 @@ pub enum Handler {
 }
 
 impl Handler {
-    const KINDS: [&str; 3] = ["http", "log", "simulate"];
+    const KINDS: [&str; 4] = ["http", "postgres", "log", "simulate"];
 
     /// The key that chooses it.
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::Http(_) => "http",
+            Self::Postgres(_) => "postgres",
             Self::Log(_) => "log",
             Self::Simulate(_) => "simulate",
         }
@@ -427,21 +431,14 @@ impl Handler {
 
 impl Setting for Handler {
     fn expects() -> String {
-        "a map with exactly one of http, log, simulate".to_owned()
+        format!("a map with exactly one of {}", Self::KINDS.join(", "))
     }
     fn read(value: &Value, at: &At, report: &mut Report<'_>) -> Option<Self> {
-        if map(value, report).is_some_and(|m| m.contains_key("postgres")) {
-            report.fault(
-                &at.key("postgres"),
-                "the postgres handler is not available in this version",
-                "one of http, log, simulate",
-            );
-            return None;
-        }
         let (kind, value) = chosen(value, &Self::KINDS, "handler", at, report)?;
         let here = at.key(&kind);
         match kind.as_str() {
             "http" => HttpHandler::read(&value, &here, report).map(Self::Http),
+            "postgres" => PostgresHandler::read(&value, &here, report).map(Self::Postgres),
             "log" => LogHandler::read(&value, &here, report).map(Self::Log),
             _ => SimulateHandler::read(&value, &here, report).map(Self::Simulate),
         }
@@ -452,6 +449,7 @@ impl Setting for Handler {
     fn show(&self) -> Out {
         let shown = match self {
             Self::Http(h) => h.show(),
+            Self::Postgres(h) => h.show(),
             Self::Log(h) => h.show(),
             Self::Simulate(h) => h.show(),
         };
@@ -471,6 +469,7 @@ impl Setting for Handler {
 fn keys_of_kind(kind: &str, path: &str, out: &mut Vec<KeyDoc>) {
     match kind {
         "http" => HttpHandler::keys(path, out),
+        "postgres" => PostgresHandler::keys(path, out),
         "log" => LogHandler::keys(path, out),
         _ => SimulateHandler::keys(path, out),
     }
@@ -481,7 +480,8 @@ fn other_kind(kind: &str) -> Out {
     let mut keys = Vec::new();
     keys_of_kind(kind, "", &mut keys);
     let entry = |k: KeyDoc| {
-        let default = k.default.unwrap_or("http://localhost:8080/orders");
+        let url = if kind == "postgres" { "postgres://localhost:5432/app" } else { "http://localhost:8080/orders" };
+        let default = k.default.unwrap_or(url);
         let value = super::yaml::parse(default).unwrap_or(Node::Null);
         Entry { doc: k.doc.to_owned(), ..Entry::new(k.path.trim_start_matches('.'), Out::Scalar(value)) }
     };

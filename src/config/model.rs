@@ -11,6 +11,7 @@ pub use super::keys::{
     Admin, Brake, Breaker, Classify, Console, EventId, Handler, HttpHandler, Kafka, LogHandler, Redis, Registry,
     SimulateHandler, Telemetry, Window,
 };
+pub use super::postgres::{Columns, PostgresHandler};
 pub use super::secret::{Endpoint, Properties, Secret};
 pub use super::settings::{ByteSize, Ratio};
 
@@ -44,6 +45,11 @@ impl Config {
     /// What works and is probably not meant, one text each.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
+        for pipeline in &self.pipelines {
+            if let Handler::Postgres(handler) = &pipeline.handler {
+                warnings.extend(super::postgres::warning(handler, pipeline));
+            }
+        }
         for (i, one) in self.pipelines.iter().enumerate() {
             for other in self.pipelines[i + 1..].iter().filter(|other| other.group == one.group) {
                 warnings.push(format!(

@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
 use prost::Message as _;
-use prost_reflect::{DescriptorPool, DynamicMessage, Kind, MessageDescriptor};
+use prost_reflect::{DescriptorPool, DynamicMessage, Kind, MessageDescriptor, SerializeOptions};
 
 pub use frame::Frame;
 pub use registered::{ReadError, Reader, SchemaError, Schemas};
@@ -330,6 +330,18 @@ impl Decoder {
         let mut json = serde_json::to_value(&message).map_err(|e| failed(e.to_string()))?;
         sort_maps(&mut json, &self.descriptor);
         Ok(json.to_string())
+    }
+
+    /// A payload in the proto3 JSON mapping, for picking fields: under their Protobuf names, defaults included; a field
+    /// that has no default and is not set is not there.
+    ///
+    /// # Errors
+    /// When the payload does not decode, or holds a value that JSON cannot say.
+    pub fn to_fields(&self, payload: &[u8]) -> Result<serde_json::Value, DecodeError> {
+        let failed = |detail: String| DecodeError::Json { message: self.message().to_owned(), detail };
+        let message = DynamicMessage::decode(self.descriptor.clone(), payload).map_err(|e| failed(e.to_string()))?;
+        let options = SerializeOptions::new().use_proto_field_name(true).skip_default_fields(false);
+        message.serialize_with_options(serde_json::value::Serializer, &options).map_err(|e| failed(e.to_string()))
     }
 
     /// The payload for a message in the proto3 JSON mapping. Unknown fields are errors.

@@ -10,6 +10,8 @@ mod logs;
 mod offsets;
 mod outage;
 mod pauses;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod prometheus;
 mod redis_restart;
 mod registry;

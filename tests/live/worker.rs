@@ -157,7 +157,7 @@ impl Clock for WrongClock {
 /// Runs the stages until standard input ends, or until the process dies at its point.
 pub(crate) fn run(orders: &str) {
     let orders: Orders = serde_json::from_str(orders).expect("orders");
-    logs::init(logs::Format::Text);
+    logs::init(logs::Format::Text, None);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build();
     runtime.expect("a runtime").block_on(work(orders));
 }

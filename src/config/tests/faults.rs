@@ -182,11 +182,23 @@ fn a_breaker_or_a_brake_that_could_never_work_as_meant_is_refused() {
 fn exactly_one_handler() {
     let handler = |h: &str| LEAST.replace("{log: {}}", h);
     let at = "pipelines.orders.handler";
-    check(&handler("{}"), at, &["none is chosen", "http, log, simulate"]);
+    check(&handler("{}"), at, &["none is chosen", "http, postgres, log, simulate"]);
     check(&handler("null"), at, &["none is chosen"]);
     check(&handler("{log: {}, simulate: {}}"), at, &["log and simulate at once"]);
     check(&handler("{htpt: {}}"), "pipelines.orders.handler.htpt", &["did you mean `http`?"]);
-    check(&handler("{postgres: {}}"), "pipelines.orders.handler.postgres", &["not available in this version"]);
+    let pg = "pipelines.orders.handler.postgres";
+    let postgres = |keys: &str| handler(&format!("{{postgres: {{url: 'postgres://u@h/d', {keys}}}}}"));
+    check(&handler("{postgres: {}}"), &format!("{pg}.url"), &["missing"]);
+    check(&handler("{postgres: {url: 'http://h/d'}}"), &format!("{pg}.url"), &["not a url of PostgreSQL"]);
+    check(&postgres("timeout: 29s"), &format!("{pg}.timeout"), &["29s", "with flush_interval", "less than 30s"]);
+    check(
+        &postgres("timeout: 1s"),
+        &format!("{pg}.connect_timeout"),
+        &["5s", "longer than timeout", "at most timeout, 1s"],
+    );
+    check(&postgres("pool_min_idle: 5"), &format!("{pg}.pool_min_idle"), &["more than there may be", "at most"]);
+    check(&postgres("columns: [a]"), &format!("{pg}.columns"), &["not a map", "a map from column to source"]);
+    check(&postgres("columns: {a: {b: c}}"), &format!("{pg}.columns.a"), &["not a text"]);
     check(&handler("{http: {}}"), "pipelines.orders.handler.http.url", &["missing"]);
     check(&handler("{http: {url: 'ftp://x/'}}"), "pipelines.orders.handler.http.url", &["not a url of HTTP"]);
     check(&handler("{http: {url: x}}"), "pipelines.orders.handler.http.url", &["not a url"]);

@@ -14,7 +14,7 @@ use retry_ladder::adapters::registry::{Options, Registry, Source};
 use retry_ladder::messages::{Frame, SchemaError, Schemas as _};
 
 use super::harness::{Ladder, records, until};
-use crate::proxy::{Network, Proxy};
+use retry_ladder::prove::proxy::{Network, Proxy};
 use crate::support::registry_url;
 
 /// A ladder for framed messages; its main topic has a name of its own, and so has its subject.
