@@ -10,6 +10,7 @@ use futures::future::{join, join_all};
 use serde::Serialize;
 use tokio::task::JoinHandle;
 
+use super::dlq::standing::{Depth, Standing};
 use super::retention::Alarm;
 use crate::adapters::kafka::Properties;
 use crate::adapters::kafka::admin::{self, Admin, Connection, Retention};
@@ -139,6 +140,9 @@ pub struct StageStatus {
     /// On the DLQ: every record that it holds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub depth: Option<u64>,
+    /// On the DLQ: what became of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub letters: Option<Letters>,
     /// Sum of the group's positions: what it grows by between two looks was dealt with.
     #[serde(skip)]
     pub position: u64,
@@ -147,13 +151,28 @@ pub struct StageStatus {
     pub end: u64,
 }
 
+/// What became of the letters of a DLQ.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Letters {
+    /// So many of each fate.
+    Counted(Depth),
+    /// The redrive topic does not tell.
+    Unknown {
+        /// Why.
+        error: String,
+    },
+}
+
 /// What to look at for one stage; the connection stays between looks.
 struct Source {
     stage: String,
     topic: String,
     group: String,
     delay: Option<Duration>,
-    is_last: bool,
+    /// Of the DLQ: the topic that says what became of its letters.
+    book_topic: Option<String>,
+    standing: Standing,
     properties: Properties,
     /// None before the first look, and after one that failed.
     reader: Option<LogReader>,
@@ -186,7 +205,7 @@ impl Source {
             status.lag += backlog.lag();
             status.position += u64::try_from(backlog.from).unwrap_or_default();
             status.end += u64::try_from(backlog.high).unwrap_or_default();
-            if self.is_last {
+            if self.book_topic.is_some() {
                 status.waiting += backlog.depth();
             } else {
                 status.waiting += backlog.waiting(backlog.from);
@@ -197,8 +216,12 @@ impl Source {
             let age = oldest.map(|at| now.since(at)).unwrap_or_default();
             u64::try_from(age.as_millis()).unwrap_or(u64::MAX)
         };
-        if self.is_last {
+        if let Some(book_topic) = &self.book_topic {
             status.depth = Some(status.waiting);
+            status.letters = Some(match self.standing.refresh(&self.properties, &self.topic, book_topic) {
+                Ok(()) => Letters::Counted(self.standing.depth()),
+                Err(error) => Letters::Unknown { error: error.to_string() },
+            });
         } else {
             status.oldest_overdue_ms = age(backlogs.iter().filter_map(|b| b.oldest).min());
             status.estimated = status.waiting + status.overdue > 0;
@@ -241,7 +264,8 @@ impl Outside {
                 topic: rung.topic.to_string(),
                 group: rung.group_id.to_string(),
                 delay: rung.delay,
-                is_last: rung.index == ladder.dlq().index,
+                book_topic: (rung.index == ladder.dlq().index).then(|| ladder.redrive_topic().to_string()),
+                standing: Standing::default(),
                 properties: properties.clone(),
                 reader: None,
             });

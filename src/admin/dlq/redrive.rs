@@ -28,6 +28,7 @@ use crate::adapters::kafka::scan::{self, Progress, Scan};
 use crate::adapters::kafka::transactions::{self, Transactions};
 use crate::ladder::headers::IdSource;
 use crate::ladder::rungs::Ladder;
+use crate::messages::{DecodeError, Decoder};
 use crate::stage::clock::Clock;
 use crate::stage::ports::Tracer;
 use batch::Batch;
@@ -64,6 +65,16 @@ pub enum Error {
         /// Letters selected.
         planned: u64,
     },
+    /// The framing of a letter's value cannot be told from its payload, so no other payload can be put behind it.
+    #[error("letter {partition}:{offset} cannot be corrected: {why}")]
+    NoFrame {
+        /// Partition on the DLQ.
+        partition: i32,
+        /// Offset in that partition.
+        offset: i64,
+        /// What is wrong with it.
+        why: DecodeError,
+    },
     /// The copy of a letter has no hop left, or no place to go.
     #[error("letter {partition}:{offset} cannot be sent back: its hops are at their limit")]
     NoCopy {
@@ -85,6 +96,8 @@ pub struct Desk {
     pub id_source: IdSource,
     /// The compacted topic of the book.
     pub book_topic: Arc<str>,
+    /// Tells a value's framing from its payload.
+    pub decoder: Decoder,
     /// Partitions of each of the ladder's topics, by rung: a copy keeps its number where the target has as many.
     pub partitions: Vec<i32>,
     /// Tells the time.
@@ -108,7 +121,8 @@ pub struct Order {
     pub rate: Option<f64>,
     /// Stop when more than this share of the copies came back to the DLQ, 0 to 1; `None`: never.
     pub stop_at: Option<f64>,
-    /// Other values for the letters at these partitions and offsets; when there are any, only these are meant.
+    /// Other payloads for the letters at these partitions and offsets, each put behind the framing of the letter's own
+    /// value; when there are any, only these letters are meant.
     pub corrected: HashMap<(i32, i64), Bytes>,
     /// Who asks.
     pub who: String,
@@ -136,13 +150,14 @@ impl Desk {
         properties: Properties,
         ladder: Arc<Ladder>,
         id_source: IdSource,
+        decoder: Decoder,
         clock: Arc<dyn Clock>,
         tracer: Option<Arc<dyn Tracer>>,
     ) -> Result<Self, Error> {
         let topics: Vec<&str> = ladder.rungs().iter().map(|rung| &*rung.topic).collect();
         let partitions = scan::partitions(&properties, &topics)?;
         let book_topic = Arc::clone(ladder.redrive_topic());
-        Ok(Self { properties, ladder, id_source, book_topic, partitions, clock, tracer })
+        Ok(Self { properties, ladder, id_source, book_topic, decoder, partitions, clock, tracer })
     }
 
     /// The topic of the letters.
@@ -155,7 +170,7 @@ impl Desk {
     /// # Errors
     /// When Kafka does not answer, or the book's topic is missing.
     pub fn book(&self) -> Result<Book, Error> {
-        Ok(Book::read(&self.properties, &self.book_topic)?)
+        Ok(Book::read(&self.properties, &self.book_topic, self.topic())?)
     }
 
     /// The letters that are there now.
@@ -183,6 +198,9 @@ impl Desk {
             if glance.fate != Some(Fate::Open) {
                 already += 1;
                 return Ok(ControlFlow::Continue(()));
+            }
+            if !order.corrected.is_empty() {
+                self.frame((glance.partition, glance.offset), seen.value())?; // before anything is done
             }
             planned += 1;
             if sample.len() < SAMPLE {
@@ -234,7 +252,7 @@ impl Desk {
         let mut relapses = Relapses::watch(self, order, &job)?;
         let mut paused = Paused::follow(self, order);
         let mut pace = Pace::new(order.rate);
-        let mut batch = Batch::new(self, order, &writer);
+        let mut batch = Batch::new(self, order, &writer, &book);
         batch.heartbeat(&mut job)?;
 
         let mut scan = self.scan()?;
@@ -342,6 +360,13 @@ impl Desk {
             // Enough was seen: that is an end, too.
             None => Ok(ended || broke_off),
         }
+    }
+
+    /// The bytes of a letter's value before its payload: magic byte, schema id and message indexes, or none.
+    fn frame<'v>(&self, (partition, offset): (i32, i64), value: Option<&'v [u8]>) -> Result<&'v [u8], Error> {
+        let value = value.unwrap_or_default();
+        let payload = self.decoder.payload(value).map_err(|why| Error::NoFrame { partition, offset, why })?;
+        Ok(&value[..payload.start])
     }
 
     /// Partitions of a rung's topic.

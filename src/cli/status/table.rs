@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use super::outside::{PipelineStatus, StageLook, StageStatus, Status};
+use crate::admin::dlq::standing::Depth;
+use crate::admin::outside::{Letters, PipelineStatus, StageLook, StageStatus, Status};
 use crate::admin::retention;
 use crate::telemetry::duration;
 
@@ -89,9 +90,13 @@ fn notes_of(stage: &StageStatus) -> Vec<String> {
     let mut notes = Vec::new();
     let name = &stage.stage;
     if let Some(depth) = stage.depth {
-        notes.push(format!(
-            "records in the DLQ: {depth} (open, redriven and discarded; `pipeline dlq groups` tells them apart)"
-        ));
+        notes.push(match &stage.letters {
+            Some(Letters::Counted(Depth { open, redriven, discarded })) => {
+                format!("letters in the DLQ: {open} open, {redriven} redriven, {discarded} discarded")
+            }
+            Some(Letters::Unknown { error }) => format!("! records in the DLQ: {depth}; what became of them: {error}"),
+            None => format!("records in the DLQ: {depth}"),
+        });
     } else if stage.lag > 0 && stage.members == 0 {
         notes.push(format!("! {name}: nobody runs it; `pipeline --stage {name}` does"));
     }
@@ -110,7 +115,7 @@ fn notes_of(stage: &StageStatus) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::outside::Unseen;
+    use crate::admin::outside::Unseen;
     use super::*;
     use crate::adapters::kafka::control::Order;
 
@@ -129,7 +134,8 @@ mod tests {
     }
 
     fn sample() -> Status {
-        let dlq = StageStatus { depth: Some(3), estimated: false, ..stage("dlq", 3, 0, 0) };
+        let letters = Some(Letters::Counted(Depth { open: 1, redriven: 2, discarded: 0 }));
+        let dlq = StageStatus { depth: Some(3), letters, estimated: false, ..stage("dlq", 3, 0, 0) };
         let stages = [stage("main", 0, 0, 0), stage("retry-1", 120, 7, 65_432), dlq].map(StageLook::Seen).into();
         Status { pipelines: vec![PipelineStatus { pipeline: "orders".into(), stages }] }
     }
@@ -143,7 +149,7 @@ mod tests {
              \x20 main     orders.main           0        0               -    0        2\n\
              \x20 retry-1  orders.retry-1     ~120       ~7           1m 5s  127        2\n\
              \x20 dlq      orders.dlq            -        -               -    3        2\n\
-             \x20 records in the DLQ: 3 (open, redriven and discarded; `pipeline dlq groups` tells them apart)\n\
+             \x20 letters in the DLQ: 1 open, 2 redriven, 0 discarded\n\
              \n\
              ~ estimated from the log: exact while dues rise with offsets and every offset holds an event\n"
         );

@@ -46,7 +46,7 @@ class Ladder {
   }
 
   show(pipeline) {
-    pipeline?.stages.forEach((stage, i) => this.stages[i]?.show(stage, pipeline.letters));
+    pipeline?.stages.forEach((stage, i) => this.stages[i]?.show(stage));
   }
 }
 
@@ -171,7 +171,8 @@ class Dlq {
       this.notes);
   }
 
-  show(stage, letters) {
+  show(stage) {
+    const { letters } = stage;
     const error = stage.error ?? letters?.error;
     fill(this.notes, error ? h('p', {}, error) : null);
     this.node.className = `stage last ${error ? 'bad' : ''}`;
