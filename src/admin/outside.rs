@@ -1,4 +1,4 @@
-//! One look at every stage of some pipelines, from Kafka alone.
+//! One look at every stage of some pipelines, from Kafka alone but for pauses that only instances know.
 //!
 //! What cannot be looked at says why and hides nothing else. From outside nobody sees what runs at the moment, so
 //! overdue events include those whose handler is running, and a committed offset is up to a second old.
@@ -6,11 +6,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use futures::future::{join, join_all};
+use futures::future::{join_all, join3};
 use serde::Serialize;
 use tokio::task::JoinHandle;
 
 use super::dlq::standing::{Depth, Standing};
+use super::instances::{self, Instances, Pause};
 use super::retention::Alarm;
 use crate::adapters::kafka::Properties;
 use crate::adapters::kafka::admin::{self, Admin, Connection, Retention};
@@ -41,6 +42,9 @@ pub enum Error {
         /// Those that there are.
         configured: Vec<String>,
     },
+    /// The client that asks instances.
+    #[error("http client: {0}")]
+    Http(#[from] reqwest::Error),
     /// The look was given up.
     #[error("looking at kafka ended early: {0}")]
     Ended(#[from] tokio::task::JoinError),
@@ -52,7 +56,7 @@ impl Error {
         match self {
             Error::Admin(e) => e.exit_code(),
             Error::Wire(_) | Error::UnknownPipeline { .. } => 64,
-            Error::Ended(_) => 1,
+            Error::Http(_) | Error::Ended(_) => 1,
         }
     }
 }
@@ -134,9 +138,14 @@ pub struct StageStatus {
     pub retention_ms: Option<u64>,
     /// `warning` when that record is past half of it, `critical` past 80 %.
     pub retention_alarm: Option<&'static str>,
-    /// By whom it is paused, where it is paused by command. Breaker, brake and store are seen at each instance only.
+    /// By whom it is paused, where it is paused by command.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub paused: Option<Order>,
+    /// Instances of it that told what else pauses it; of its other members that is not known.
+    pub asked: usize,
+    /// Where else it is paused, and why.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pauses: Vec<Pause>,
     /// On the DLQ: every record that it holds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub depth: Option<u64>,
@@ -236,6 +245,7 @@ pub struct Outside {
     pipelines: Vec<(String, Vec<Source>)>,
     connection: Connection,
     admin: Option<Admin>,
+    instances: Instances,
     properties: Properties,
     /// Of each pipeline, where its orders are kept.
     control: BTreeMap<String, String>,
@@ -276,6 +286,7 @@ impl Outside {
             pipelines,
             connection: wire::connection(config),
             admin: None,
+            instances: Instances::new(config)?,
             properties,
             control,
             reader: None,
@@ -300,7 +311,8 @@ impl Outside {
                 (source, look)
             })
         }));
-        let (answers, retentions) = join(looks, self.retentions(&topics)).await;
+        let instances = self.instances.clone();
+        let (answers, retentions, said) = join3(looks, self.retentions(&topics), instances.ask()).await;
         let retentions = retentions?;
         match orders.await? {
             Ok((reader, orders)) => {
@@ -323,6 +335,7 @@ impl Outside {
                     let oldest = Duration::from_millis(stage.oldest_unprocessed_ms);
                     stage.retention_alarm = Alarm::of(oldest, retention).map(Alarm::as_str);
                     let order = self.control.get(&pipeline).and_then(|at| self.orders.get(at)?.get(&stage.stage));
+                    (stage.asked, stage.pauses) = instances::of_stage(&said, &stage.topic, &source.group);
                     stage.paused = order.filter(|order| order.paused).cloned();
                 }
                 sources.push(source);

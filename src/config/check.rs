@@ -125,6 +125,17 @@ fn check_process(keys: &Keys, report: &mut Report<'_>) {
     {
         report.fault(&listen, "not an address", "ip:port, like `127.0.0.1:9464` or `0.0.0.0:9464`");
     }
+    for (i, address) in keys.admin.instances.iter().enumerate() {
+        let is_address =
+            address.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+        if !is_address {
+            report.fault(
+                &At::of(&["admin"]).key("instances").index(i),
+                "not an address",
+                "host:port, like `worker-1:9464`",
+            );
+        }
+    }
     if keys.console.listen.replace("localhost", "127.0.0.1").parse::<SocketAddr>().is_err() {
         let at = At::of(&["console", "listen"]);
         report.fault(&at, "not an address", "ip:port, like `127.0.0.1:9490` or `0.0.0.0:9490`");
@@ -190,7 +201,12 @@ fn pipeline(name: &str, keys: &PipelineKeys, report: &mut Report<'_>) -> Pipelin
         replication: keys.replication,
         retries,
         retention: keys.retention,
-        dlq: Dlq { topic: keys.dlq.name.clone().unwrap_or_else(|| derived("dlq")), retention: keys.dlq.retention },
+        dlq: Dlq {
+            topic: keys.dlq.name.clone().unwrap_or_else(|| derived("dlq")),
+            retention: keys.dlq.retention,
+            webhook: keys.dlq.webhook.clone(),
+            webhook_every: keys.dlq.webhook_every,
+        },
         concurrency: keys.concurrency,
         order: keys.order,
         tombstones: keys.tombstones,

@@ -12,6 +12,7 @@ pub mod http;
 pub mod log;
 pub mod retry_after;
 pub mod simulate;
+pub mod webhook;
 
 #[cfg(test)]
 mod testing;

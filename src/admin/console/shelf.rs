@@ -182,7 +182,14 @@ impl Shelf {
             None => {
                 let (properties, ladder) = (self.properties.clone(), Arc::clone(&self.ladder));
                 let (id_source, decoder) = (self.id_source.clone(), self.decoder.clone());
-                Arc::new(Desk::open(properties, ladder, id_source, decoder, Arc::new(SystemClock), self.tracer.clone())?)
+                Arc::new(Desk::open(
+                    properties,
+                    ladder,
+                    id_source,
+                    decoder,
+                    Arc::new(SystemClock),
+                    self.tracer.clone(),
+                )?)
             }
         };
         contact.desk = Some(Arc::clone(&desk));
