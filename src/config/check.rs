@@ -386,6 +386,10 @@ fn check_message(pipeline: &Pipeline, at: &At, report: &mut Report<'_>) {
             "a file made by `protoc --include_imports --descriptor_set_out=FILE`, seen from the working directory";
         report.fault(&at.key("descriptor_set"), "there is no such file", remedy);
     }
+    if let Some(webhook) = &pipeline.dlq.webhook {
+        let at = at.key("dlq").key(if webhook.file.is_some() { "webhook_file" } else { "webhook" });
+        check_http_url(webhook, &at, "https://chat.example/hooks/1", report);
+    }
     let event_id = at.key("event_id");
     match &pipeline.event_id {
         EventId::Header(names) if names.is_empty() => {

@@ -218,6 +218,7 @@ impl Shelf {
             let shelf = Arc::clone(self);
             tokio::task::spawn_blocking(move || shelf.read_groups());
         }
+        let open: u64 = shown.groups.iter().map(|group| group.open).sum();
         let more: u64 = shown.groups.iter().skip(MAX_SHOWN).map(|group| group.count).sum();
         json!({
             "reading": shown.reading,
@@ -226,6 +227,7 @@ impl Shelf {
             "known": shown.at.is_some(),
             "at_ms": shown.at_ms,
             "error": shown.error,
+            "open": open,
             "groups": &shown.groups[..shown.groups.len().min(MAX_SHOWN)],
             "more_groups": shown.groups.len().saturating_sub(MAX_SHOWN),
             "more_letters": more,
