@@ -92,6 +92,7 @@ pub struct PipelineStatus {
 /// What came of looking at a stage.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
+#[allow(clippy::large_enum_variant, reason = "one a stage, and nearly all are the large one")]
 pub enum StageLook {
     /// It was seen.
     Seen(StageStatus),
