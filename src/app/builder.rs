@@ -107,6 +107,9 @@ impl Error {
     }
 }
 
+/// Begins the name of a former rung, before its topic: on the command line and in orders.
+pub const ORPHAN: &str = "orphan:";
+
 /// A stage as the command line names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StageName {
@@ -130,7 +133,7 @@ impl FromStr for StageName {
         let is_retry = name.strip_prefix("retry-").is_some_and(|n| {
             !n.starts_with('0') && n.parse::<usize>().is_ok_and(|n| (1..=config::MAX_RETRIES).contains(&n))
         });
-        if let Some(topic) = name.strip_prefix("orphan:").filter(|topic| !topic.is_empty()) {
+        if let Some(topic) = name.strip_prefix(ORPHAN).filter(|topic| !topic.is_empty()) {
             return Ok(StageName::Orphan(topic.to_owned()));
         }
         match name {
@@ -350,7 +353,7 @@ impl Builder {
             let (of, ladder, index, count) = orphan;
             let pipeline = pipelines[of].with_orphan(ladder, index, count);
             tracing::info!(topic = %pipeline.ladder.rungs()[index].topic, "draining a former rung; stop it when `pipeline topics check` no longer lists it");
-            stages.push(engine.start(&pipeline, index)?);
+            stages.push(engine.start_orphan(&pipeline, index)?);
         }
         Ok(App { stages, traces, orders })
     }

@@ -14,13 +14,13 @@ use crate::handlers::simulate::{self, SimulateHandler, SimulateOptions};
 use crate::handlers::webhook::Webhook;
 use crate::ladder::brake::BrakeSettings;
 use crate::ladder::breaker::BreakerSettings;
+use crate::ladder::gate::OutageSettings;
 use crate::ladder::headers::{CompatHeaders, IdSource};
 use crate::ladder::lane::{Dedup, Order};
 use crate::ladder::rungs::{Ladder, LadderFault, LadderSpec, RetrySpec};
 use crate::messages::{self, Decoder, Framing};
 use crate::stage::clock::Clock;
 use crate::stage::context::{StageSettings, Tombstones};
-use crate::stage::gate::OutageSettings;
 use crate::stage::ports::{Handler, Sampling};
 use crate::telemetry::traces::{self, Traces};
 
