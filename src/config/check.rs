@@ -129,6 +129,17 @@ fn check_process(keys: &Keys, report: &mut Report<'_>) {
     {
         report.fault(&listen, "not an address", "ip:port, like `127.0.0.1:9464` or `0.0.0.0:9464`");
     }
+    for (i, address) in keys.admin.instances.iter().enumerate() {
+        let is_address =
+            address.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+        if !is_address {
+            report.fault(
+                &At::of(&["admin"]).key("instances").index(i),
+                "not an address",
+                "host:port, like `worker-1:9464`",
+            );
+        }
+    }
     if keys.console.listen.replace("localhost", "127.0.0.1").parse::<SocketAddr>().is_err() {
         let at = At::of(&["console", "listen"]);
         report.fault(&at, "not an address", "ip:port, like `127.0.0.1:9490` or `0.0.0.0:9490`");
@@ -213,7 +224,12 @@ fn pipeline(name: &str, keys: &PipelineKeys, has_registry: bool, report: &mut Re
         replication: keys.replication,
         retries,
         retention: keys.retention,
-        dlq: Dlq { topic: keys.dlq.name.clone().unwrap_or_else(|| derived("dlq")), retention: keys.dlq.retention },
+        dlq: Dlq {
+            topic: keys.dlq.name.clone().unwrap_or_else(|| derived("dlq")),
+            retention: keys.dlq.retention,
+            webhook: keys.dlq.webhook.clone(),
+            webhook_every: keys.dlq.webhook_every,
+        },
         concurrency: keys.concurrency,
         order: keys.order,
         tombstones: keys.tombstones,
@@ -409,6 +425,10 @@ fn check_message(pipeline: &Pipeline, has_registry: bool, at: &At, report: &mut 
         let remedy =
             "a file made by `protoc --include_imports --descriptor_set_out=FILE`, seen from the working directory";
         report.fault(&at.key("descriptor_set"), "there is no such file", remedy);
+    }
+    if let Some(webhook) = &pipeline.dlq.webhook {
+        let at = at.key("dlq").key(if webhook.file.is_some() { "webhook_file" } else { "webhook" });
+        check_http_url(webhook, &at, "https://chat.example/hooks/1", report);
     }
     let event_id = at.key("event_id");
     match &pipeline.event_id {

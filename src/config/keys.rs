@@ -106,6 +106,9 @@ section! {
     pub struct Admin {
         /// Address, like `0.0.0.0:9464`. Without one: 127.0.0.1, port 9464 + index of the stage, or a free port.
         listen: Option<String> = "null";
+        /// The same of every instance, `host:port`: `pipeline status` and the console ask them what pauses their stages
+        /// (breaker, brake, Redis), which Kafka does not tell. Without any: the default ports of their own host.
+        instances: Vec<String> = "[]";
     }
 }
 
@@ -216,6 +219,11 @@ section! {
         retention: Duration = "30d" in "1m" ..= "36500d";
         /// Name of the topic; without one `<topic>.<group>.dlq`.
         name: Option<String> = "null";
+        /// Where the `dlq` stage POSTs that dead letters came: JSON with `text` (as chat rooms take it), counts by class and
+        /// some letters. `webhook_file` names a file that holds it.
+        webhook: Option<Endpoint> = "null";
+        /// Longest silence about letters that came: one POST in this time, with all that came since the last.
+        webhook_every: Duration = "1m" in "100ms" ..= "1d";
     }
 }
 

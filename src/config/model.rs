@@ -171,6 +171,10 @@ pub struct Dlq {
     pub topic: String,
     /// How long it keeps records.
     pub retention: Duration,
+    /// Where to tell that letters came.
+    pub webhook: Option<Endpoint>,
+    /// At most once in this time.
+    pub webhook_every: Duration,
 }
 
 /// How concurrent and repeated executions are prevented.

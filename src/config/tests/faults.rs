@@ -64,6 +64,8 @@ fn wrong_types_are_faults() {
     pipeline("allow_unsafe_topics: maybe", "allow_unsafe_topics", &["`true` or `false`"]);
     pipeline("group: 7", "group", &["not a text", "quotes"]);
     beside("admin: {listen: here}", "admin.listen", &["0.0.0.0:9464"]);
+    beside("admin: {instances: [worker-1]}", "admin.instances[0]", &["worker-1:9464"]);
+    pipeline("dlq: {webhook: \"ftp://chat.example\"}", "dlq.webhook", &["not a url of HTTP", "https://"]);
     beside("console: {listen: here}", "console.listen", &["127.0.0.1:9490"]);
     beside("console: {token: hunter2}", "console.token", &["***", "at least 16 characters"]);
     beside("instance: a b", "instance", &["a b", "letters"]);
