@@ -14,7 +14,7 @@ use super::choices::{
 };
 use super::report::{At, Report};
 use super::schema::{Entry, KeyDoc, Out, Setting, section};
-use super::secret::{Endpoint, Properties, Secret};
+use super::secret::{Endpoint, Endpoints, Properties, Secret};
 use super::settings::{ByteSize, Ratio, chosen, map};
 use super::yaml::Node;
 
@@ -67,8 +67,9 @@ section! {
 section! {
     /// Redis: where deduplication records are kept.
     pub struct Redis {
-        /// Server and database; rediss:// for TLS. `url_file` names a file that holds it.
-        url: Endpoint = "redis://localhost:6379/0";
+        /// Server and database; rediss:// for TLS; a list of urls: Redis Cluster. `url_file` names a file that holds it,
+        /// or the list, one a line.
+        url: Endpoints = "redis://localhost:6379/0";
         /// First part of every record's key; clusters that share a Redis need different ones.
         prefix: String = "idem";
     }

@@ -11,7 +11,7 @@ pub use super::keys::{
     Admin, Brake, Breaker, Classify, Console, EventId, Handler, HttpHandler, Kafka, LogHandler, Redis, SimulateHandler,
     Telemetry, Window,
 };
-pub use super::secret::{Endpoint, Properties, Secret};
+pub use super::secret::{Endpoint, Endpoints, Properties, Secret};
 pub use super::settings::{ByteSize, Ratio};
 
 /// The whole configuration. `Debug` shows no secret.

@@ -8,6 +8,10 @@ mod contract;
 #[allow(dead_code, reason = "the other tests that share it use the rest")]
 #[path = "../support/proxy.rs"]
 mod proxy;
+#[allow(dead_code, reason = "the other tests that share it use the rest")]
+#[path = "../support/redis_cluster.rs"]
+mod redis_cluster;
+mod redis_cluster_faults;
 mod redis_faults;
 #[allow(dead_code, reason = "the other tests that share it use the rest")]
 #[path = "../support/redis_server.rs"]

@@ -5,12 +5,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
+use redis::cluster::ClusterClient;
+use redis::cluster_async::ClusterConnection;
 use retry_ladder::adapters::memory::MemoryStore;
-use retry_ladder::adapters::redis::{Options, Store, connect};
+use retry_ladder::adapters::redis::{Options, Store, connect, connect_cluster};
 use retry_ladder::ladder::event::Timestamp;
 use retry_ladder::stage::clock::{Clock, Now};
 use retry_ladder::stage::ports::IdempotencyStore;
 
+use crate::redis_cluster::RedisCluster;
 use crate::redis_server::RedisServer;
 
 /// A store under test.
@@ -85,13 +88,36 @@ impl Redis {
     }
 }
 
+pub(crate) struct Cluster {
+    store: Store,
+    side: ClusterConnection,
+    cluster: RedisCluster,
+}
+
+impl Cluster {
+    pub(crate) async fn start() -> Self {
+        let cluster = tokio::task::spawn_blocking(|| RedisCluster::start(3, false)).await.expect("a cluster");
+        let urls = cluster.urls();
+        let urls: Vec<&str> = urls.iter().map(String::as_str).collect();
+        let store = connect_cluster(&urls, Options::default()).await.expect("a fresh cluster is fit");
+        let client = ClusterClient::new(urls).expect("good urls");
+        Self { store, side: client.get_async_connection().await.expect("a running cluster"), cluster }
+    }
+
+    pub(crate) async fn clear(&mut self) {
+        self.cluster.nodes.iter().for_each(|node| drop(node.command(&["FLUSHALL"])));
+    }
+}
+
 /// A connection of the test's own, past the store.
 pub(crate) async fn side(server: &RedisServer) -> MultiplexedConnection {
     let client = redis::Client::open(server.url()).expect("a good url");
     client.get_multiplexed_async_connection().await.expect("a running redis")
 }
 
-impl Subject for Redis {
+macro_rules! subject {
+    ($subject:ty) => {
+impl Subject for $subject {
     fn store(&self) -> &dyn IdempotencyStore {
         &self.store
     }
@@ -120,3 +146,7 @@ impl Subject for Redis {
         }
     }
 }
+    };
+}
+subject!(Redis);
+subject!(Cluster);

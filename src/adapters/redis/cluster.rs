@@ -182,11 +182,13 @@ impl Cluster {
                 let values = values.into_iter().skip(usize::from(part.asking)).step_by(1 + usize::from(part.asking));
                 for (&i, value) in part.entries.iter().zip(values) {
                     if let Some((asking, address)) = redirection(&value, &routes.nodes[part.node].address) {
-                        match routes.nodes.iter().position(|node| node.address == address) {
+                        let known = routes.nodes.iter().position(|node| node.address == address);
+                        match known {
                             Some(node) => add(&mut parts, node, asking, i),
                             None => drop(self.state().strangers.insert(address, Instant::now())),
                         }
-                        if !asking || parts.is_empty() {
+                        // While a slot moves the map is as right as it can be.
+                        if !asking || known.is_none() {
                             self.trouble.notify_one();
                         }
                     } else if is_down(&value) {
@@ -263,11 +265,12 @@ impl Cluster {
                 Err(_) => {}
             }
         }
+        let up = join_all(routes.nodes.iter().map(|node| server::is_up(&node.kept.link))).await;
         if problem.is_ok()
-            && let Some(node) = routes.nodes.iter().find(|node| !*node.kept.link.available().borrow())
+            && let Some(down) = up.iter().position(|up| !up)
         {
-            let reason = "the connection is gone".to_owned();
-            problem = Err(Error::Unreachable { url: node.kept.link.url().to_owned(), reason });
+            let url = routes.nodes[down].kept.link.url().to_owned();
+            problem = Err(Error::Unreachable { url, reason: "the node does not count the cluster as up".to_owned() });
         }
         routes.gap = problem.as_ref().err().map(ToString::to_string).unwrap_or_default();
         self.state().routes = Arc::new(routes);

@@ -20,14 +20,20 @@ pub(super) enum Kind {
 
 /// What a cluster's node says about the cluster; `None` where it does not say it now.
 pub(super) async fn slot_map(link: &Link, address: &Address) -> Option<SlotMap> {
-    let ask = |what| {
-        let mut cmd = Cmd::new();
-        cmd.arg("CLUSTER").arg(what);
-        cmd
-    };
-    let replies = link.run(&commands::pipeline([ask("SLOTS"), ask("INFO")].into_iter())).await.ok()?;
-    let [slots, info] = <[Value; 2]>::try_from(replies).ok()?;
-    SlotMap::read(slots, &String::from_redis_value(info).ok()?, address)
+    let up = is_up(link).await;
+    SlotMap::read(cluster(link, "SLOTS").await?, up, address)
+}
+
+/// Whether a cluster's node takes commands: each decides for itself when it counts the cluster as up.
+pub(super) async fn is_up(link: &Link) -> bool {
+    let info = cluster(link, "INFO").await.and_then(|info| String::from_redis_value(info).ok());
+    info.is_some_and(|info| info.lines().any(|line| line.trim() == "cluster_state:ok"))
+}
+
+async fn cluster(link: &Link, what: &str) -> Option<Value> {
+    let mut cmd = Cmd::new();
+    cmd.arg("CLUSTER").arg(what);
+    link.run(&commands::pipeline([cmd].into_iter())).await.ok()?.pop()
 }
 
 /// Checks the server behind `connection`; the texts are warnings about what it does not tell.
