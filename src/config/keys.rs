@@ -281,7 +281,7 @@ section! {
         /// How long an unused connection is kept; below the 5s after which common servers close it.
         pool_idle_timeout: Duration = "4s" in "0s" ..= "1h";
         /// How many unused connections are kept.
-        pool_max_idle: usize = "64" in "0" ..= "100000";
+        pool_max_idle: usize = "1024" in "0" ..= "100000";
     }
 }
 

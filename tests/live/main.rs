@@ -11,6 +11,9 @@ mod operations;
 #[path = "../support/proxy.rs"]
 mod proxy;
 #[allow(dead_code, reason = "the other tests that share it use the rest")]
+#[path = "../support/redis_cluster.rs"]
+mod redis_cluster;
+#[allow(dead_code, reason = "the other tests that share it use the rest")]
 #[path = "../support/redis_server.rs"]
 mod redis_server;
 mod console;

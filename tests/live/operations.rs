@@ -10,6 +10,7 @@ mod offsets;
 mod outage;
 mod pauses;
 mod prometheus;
+mod redis_cluster;
 mod redis_restart;
 mod sharing;
 mod signals;

@@ -98,16 +98,6 @@ impl RedisCluster {
         self.until("the cluster is up", |node| words(node, "INFO").contains("cluster_state:ok"));
     }
 
-    /// The commands that each node has executed, by their names.
-    pub(crate) fn calls(&self, command: &str) -> Vec<u64> {
-        let calls = |node: &RedisServer| {
-            let stats = node.command(&["INFO", "commandstats"]);
-            let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
-            line.map_or(0, |line| line.split(',').next().and_then(|n| n.parse().ok()).unwrap_or(0))
-        };
-        self.nodes.iter().map(calls).collect()
-    }
-
     fn meet(&self, node: &RedisServer) {
         let bus = self.nodes[0].cluster_port().to_string();
         node.command(&["CLUSTER", "MEET", "127.0.0.1", &self.nodes[0].port().to_string(), &bus]);
