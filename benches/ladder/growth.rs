@@ -59,10 +59,18 @@ pub async fn run(bench: &mut Bench, report: &Report, events: usize, time: Durati
         let seen = settled(bench, waiting * partitions as usize, time).await;
         let of = |key: &str| seen[key].as_f64().unwrap_or(f64::NAN);
         let (rss, cpu, wakeups) = (of("rss_mib"), of("cpu"), of("wakeups"));
-        println!("{partitions:>10} {:>16} {rss:>9.0} {:>13.2} % {wakeups:>12.0}", waiting * partitions as usize, cpu * 100.0);
+        println!(
+            "{partitions:>10} {:>16} {rss:>9.0} {:>13.2} % {wakeups:>12.0}",
+            waiting * partitions as usize,
+            cpu * 100.0
+        );
         rows.push(json!({"partitions": partitions, "waiting_per_partition": waiting, "seen": seen}));
         if waiting == 0 {
-            println!("idle with {partitions} partitions, aim {:.0} % of a core: {}", IDLE_AIM * 100.0, met(cpu < IDLE_AIM));
+            println!(
+                "idle with {partitions} partitions, aim {:.0} % of a core: {}",
+                IDLE_AIM * 100.0,
+                met(cpu < IDLE_AIM)
+            );
         }
     }
     report.add(json!({

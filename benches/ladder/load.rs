@@ -327,7 +327,8 @@ pub fn rss_mib() -> u64 {
 pub fn wakeups() -> u64 {
     let threads = std::fs::read_dir("/proc/self/task").unwrap().flatten();
     let of = |status: String| {
-        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")?.trim().parse::<u64>().ok());
+        let line =
+            status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")?.trim().parse::<u64>().ok());
         line.unwrap_or(0)
     };
     threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("status")).ok()).map(of).sum()

@@ -88,7 +88,9 @@ impl ProveArgs {
             return wrong("--lease: 3s to 10m");
         }
         let Some(redis) = config.redis.url.one() else {
-            return wrong("--redis: the url of a standalone Redis; the configuration names a Redis Cluster, whose keys cannot be read as one");
+            return wrong(
+                "--redis: the url of a standalone Redis; the configuration names a Redis Cluster, whose keys cannot be read as one",
+            );
         };
         Ok(Options {
             brokers: config.kafka.brokers.clone(),

@@ -122,7 +122,11 @@ fn check_redis(keys: &Keys, report: &mut Report<'_>) {
             report.fault(&at, "a Redis Cluster has no database but 0", "redis://host:port");
         } else if login(endpoint) != login(&endpoints.all()[0]) {
             let problem = "scheme, user or password differ from the first url's";
-            report.fault(&at, problem, "the same for all nodes of a Redis Cluster: those not listed are reached by them, too");
+            report.fault(
+                &at,
+                problem,
+                "the same for all nodes of a Redis Cluster: those not listed are reached by them, too",
+            );
         }
     }
 }

@@ -117,35 +117,38 @@ pub(crate) async fn side(server: &RedisServer) -> MultiplexedConnection {
 
 macro_rules! subject {
     ($subject:ty) => {
-impl Subject for $subject {
-    fn store(&self) -> &dyn IdempotencyStore {
-        &self.store
-    }
+        impl Subject for $subject {
+            fn store(&self) -> &dyn IdempotencyStore {
+                &self.store
+            }
 
-    async fn plant(&self, key: &str, value: &str) {
-        let mut set = redis::cmd("SET");
-        set.arg(key).arg(value).arg("EX").arg(60);
-        set.exec_async(&mut self.side.clone()).await.expect("SET");
-    }
+            async fn plant(&self, key: &str, value: &str) {
+                let mut set = redis::cmd("SET");
+                set.arg(key).arg(value).arg("EX").arg(60);
+                set.exec_async(&mut self.side.clone()).await.expect("SET");
+            }
 
-    async fn look(&self, key: &str) -> Option<(String, Duration)> {
-        let mut look = redis::pipe();
-        look.cmd("GET").arg(key).cmd("PTTL").arg(key);
-        let (value, left): (Option<String>, i64) = look.query_async(&mut self.side.clone()).await.expect("GET, PTTL");
-        value.map(|value| (value, Duration::from_millis(u64::try_from(left).expect("every record has a lifetime"))))
-    }
+            async fn look(&self, key: &str) -> Option<(String, Duration)> {
+                let mut look = redis::pipe();
+                look.cmd("GET").arg(key).cmd("PTTL").arg(key);
+                let (value, left): (Option<String>, i64) =
+                    look.query_async(&mut self.side.clone()).await.expect("GET, PTTL");
+                value.map(|value| {
+                    (value, Duration::from_millis(u64::try_from(left).expect("every record has a lifetime")))
+                })
+            }
 
-    async fn lose(&self, key: &str) {
-        let deleted: u32 = redis::cmd("DEL").arg(key).query_async(&mut self.side.clone()).await.expect("DEL");
-        assert_eq!(deleted, 1, "{key} is there to be lost");
-    }
+            async fn lose(&self, key: &str) {
+                let deleted: u32 = redis::cmd("DEL").arg(key).query_async(&mut self.side.clone()).await.expect("DEL");
+                assert_eq!(deleted, 1, "{key} is there to be lost");
+            }
 
-    async fn outlive(&self, key: &str) {
-        while let Some((_, left)) = self.look(key).await {
-            tokio::time::sleep(left.max(Duration::from_millis(1))).await;
+            async fn outlive(&self, key: &str) {
+                while let Some((_, left)) = self.look(key).await {
+                    tokio::time::sleep(left.max(Duration::from_millis(1))).await;
+                }
+            }
         }
-    }
-}
     };
 }
 subject!(Redis);

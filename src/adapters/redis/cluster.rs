@@ -163,9 +163,10 @@ impl Cluster {
         for _ in 0..=REDIRECTIONS {
             let sent = parts.drain(..).map(|part: Part| async {
                 let asking = part.asking;
-                let commands = part.entries.iter().flat_map(|&i| {
-                    asking.then(asking_command).into_iter().chain([command(&batch[i])])
-                });
+                let commands = part
+                    .entries
+                    .iter()
+                    .flat_map(|&i| asking.then(asking_command).into_iter().chain([command(&batch[i])]));
                 let pipeline = commands::pipeline(commands.collect::<Vec<_>>().into_iter());
                 let reply = routes.nodes[part.node].kept.link.run(&pipeline).await;
                 (part, reply)

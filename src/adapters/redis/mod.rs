@@ -122,7 +122,9 @@ pub enum Error {
         url: String,
     },
     /// One connection reaches one node's slots only.
-    #[error("redis at {url} is a node of a Redis Cluster; give a list of urls, `[{url}]`, or that of a standalone server")]
+    #[error(
+        "redis at {url} is a node of a Redis Cluster; give a list of urls, `[{url}]`, or that of a standalone server"
+    )]
     Cluster {
         /// The url.
         url: String,

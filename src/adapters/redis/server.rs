@@ -37,11 +37,7 @@ async fn cluster(link: &Link, what: &str) -> Option<Value> {
 }
 
 /// Checks the server behind `connection`; the texts are warnings about what it does not tell.
-pub(super) async fn check(
-    connection: &mut MultiplexedConnection,
-    url: &str,
-    kind: Kind,
-) -> Result<Vec<String>, Error> {
+pub(super) async fn check(connection: &mut MultiplexedConnection, url: &str, kind: Kind) -> Result<Vec<String>, Error> {
     let reply = connection.send_packed_command(Cmd::new().arg("INFO")).await.map_err(|e| unreachable(url, &e))?;
     match reply {
         Value::ServerError(error) if error.code() == "NOPERM" => Ok(vec![

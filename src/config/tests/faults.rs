@@ -252,7 +252,10 @@ fn redis_urls_are_checked() {
         assert_eq!(config(&format!("{LEAST}\nredis: {{url: '{url}'}}")).redis.url.one().unwrap().reveal(), url);
     }
     if cfg!(feature = "tls") {
-        assert_eq!(config(&format!("{LEAST}\nredis: {{url: 'rediss://a'}}")).redis.url.one().unwrap().url().scheme(), "rediss");
+        assert_eq!(
+            config(&format!("{LEAST}\nredis: {{url: 'rediss://a'}}")).redis.url.one().unwrap().url().scheme(),
+            "rediss"
+        );
     } else {
         beside("redis: {url: 'rediss://a'}", "redis.url", &["no TLS"]);
     }

@@ -200,7 +200,11 @@ fn secrets_come_from_files() {
 
     let env = sources(&format!("{LEAST}\nredis: {{url: 'redis://file:1'}}"));
     let env = env.env([("PIPELINE_REDIS__URL_FILE", path("url"))]);
-    assert_eq!(loaded(&env).config.redis.url.one().unwrap().reveal(), "redis://:hunter2@h:1/0", "the later layer wins over `url`");
+    assert_eq!(
+        loaded(&env).config.redis.url.one().unwrap().reveal(),
+        "redis://:hunter2@h:1/0",
+        "the later layer wins over `url`"
+    );
     let env = sources(&yaml)
         .env([("PIPELINE_REDIS__URL", "redis://env:1"), ("PIPELINE_KAFKA__PROPERTIES__SASL_PASSWORD", "x")]);
     let config = loaded(&env).config;
