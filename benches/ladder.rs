@@ -24,6 +24,8 @@ mod raw;
 mod report;
 #[path = "ladder/spread.rs"]
 mod spread;
+#[path = "ladder/whole.rs"]
+mod whole;
 
 use std::time::Duration;
 
@@ -85,6 +87,11 @@ enum What {
         /// redis | off
         #[arg(long, default_value = "redis")]
         dedup: String,
+    },
+    /// W1: events on main that all fail, through every rung to the DLQ, by all stages in one process.
+    Whole {
+        #[arg(long, default_value_t = 1_000_000)]
+        events: usize,
     },
     /// W4: events that wait, then fall due at once: RSS while waiting, lateness of the first 1,000, drain rate.
     Parked {
@@ -177,6 +184,7 @@ async fn run(args: Args) {
             let dedup = Dedup::Redis;
             Drain { name: "http", stage: 0, handler, events, rounds, dedup, yardstick }.run(bench, report).await;
         }
+        What::Whole { events } => whole::run(bench, report, events).await,
         What::Parked { events, wait_secs } => parked::run(bench, report, events, Duration::from_secs(wait_secs)).await,
         What::Preload { topic, group, events, wait_secs } => {
             bench.preload(&topic.into(), &group, events, wait_secs.map(Duration::from_secs)).await;

@@ -23,14 +23,15 @@ const CONSUMER: &[(&str, &str)] = &[
     ("enable.auto.offset.store", "false"),
     ("fetch.queue.backoff.ms", "20"),
     ("fetch.wait.max.ms", "50"),
+    ("queued.min.messages", "2000"),
+    ("queued.max.messages.kbytes", "1024"),
 ];
-const DELAYED: &[(&str, &str)] =
-    &[("fetch.message.max.bytes", "262144"), ("queued.min.messages", "10000"), ("queued.max.messages.kbytes", "8192")];
-const MAIN: &[(&str, &str)] = &[("queued.max.messages.kbytes", "16384")];
+const DELAYED: &[(&str, &str)] = &[("fetch.message.max.bytes", "262144")];
+const MAIN: &[(&str, &str)] = &[];
 const PRODUCER: &[(&str, &str)] = &[
     ("enable.idempotence", "true"),
     ("acks", "all"),
-    ("linger.ms", "10"),
+    ("linger.ms", "2"),
     ("compression.type", "lz4"),
     ("partitioner", "murmur2_random"),
     ("queue.buffering.max.messages", "1000000"),

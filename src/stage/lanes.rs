@@ -5,6 +5,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
+use std::thread::Thread;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -64,11 +65,18 @@ pub struct LaneState {
     /// Events past their due time and not finished.
     in_flight: AtomicUsize,
     halted: AtomicBool,
+    max_in_flight: usize,
+    /// The poll thread, and whether it has records for the lane that wait for room.
+    poller: Thread,
+    wanted: AtomicBool,
 }
 
 impl LaneState {
-    fn new() -> Self {
+    fn new(max_in_flight: usize) -> Self {
         Self {
+            max_in_flight,
+            poller: std::thread::current(),
+            wanted: AtomicBool::new(false),
             position: AtomicI64::new(-1),
             paused: AtomicBool::new(false),
             queued: AtomicUsize::new(0),
@@ -85,7 +93,7 @@ impl LaneState {
 
     /// Events past their due time and not finished, those not yet taken in included.
     pub fn in_flight(&self) -> usize {
-        self.in_flight.load(Ordering::Relaxed) + self.queued.load(Ordering::Relaxed)
+        self.in_flight.load(Ordering::SeqCst) + self.queued.load(Ordering::SeqCst)
     }
 
     /// Whether the partition had to stop (see `HaltReason`).
@@ -94,16 +102,30 @@ impl LaneState {
     }
 
     pub(crate) fn taken_in(&self, records: usize) {
-        self.queued.fetch_sub(records, Ordering::Relaxed);
+        self.queued.fetch_sub(records, Ordering::SeqCst);
     }
 
     pub(crate) fn tell(&self, position: Option<i64>, paused: bool, waiting: usize, in_flight: usize, halted: bool) {
         self.waiting.store(waiting, Ordering::Relaxed);
-        self.in_flight.store(in_flight, Ordering::Relaxed);
+        self.in_flight.store(in_flight, Ordering::SeqCst);
         self.halted.store(halted, Ordering::Relaxed);
-        self.paused.store(paused, Ordering::Relaxed);
+        self.paused.store(paused, Ordering::SeqCst);
         // Release: whoever sees the position sees all that came before it.
         self.position.store(position.unwrap_or(-1), Ordering::Release);
+        if self.wanted.load(Ordering::SeqCst) && self.room() > 0 && self.wanted.swap(false, Ordering::SeqCst) {
+            self.poller.unpark();
+        }
+    }
+
+    /// How many records it can be given. None once it has half of what it may hold, so that it gets them in few, large
+    /// portions; nor while it has waiting events enough.
+    fn room(&self) -> usize {
+        let in_flight = self.in_flight();
+        if self.paused.load(Ordering::SeqCst) || in_flight > self.max_in_flight / 2 {
+            0
+        } else {
+            self.max_in_flight - in_flight
+        }
     }
 
     /// The lane has ended: it holds nothing any more, and takes nothing in.
@@ -124,7 +146,6 @@ pub struct LaneHandle {
     commands: mpsc::UnboundedSender<LaneCommand>,
     state: Arc<LaneState>,
     ended: watch::Receiver<bool>,
-    max_in_flight: usize,
 }
 
 /// The lane's end. Visible in the crate so that the consumer's tests can play the lane.
@@ -136,11 +157,12 @@ pub(crate) struct LaneEnds {
 }
 
 impl LaneHandle {
+    /// For the calling thread, which polls for the lane.
     pub(crate) fn new(max_in_flight: usize) -> (Self, LaneEnds) {
         let (tx, rx) = mpsc::unbounded_channel();
         let (ended_tx, ended_rx) = watch::channel(false);
-        let state = Arc::new(LaneState::new());
-        let handle = Self { commands: tx, state: Arc::clone(&state), ended: ended_rx, max_in_flight };
+        let state = Arc::new(LaneState::new(max_in_flight));
+        let handle = Self { commands: tx, state: Arc::clone(&state), ended: ended_rx };
         (handle, LaneEnds { commands: rx, state, ended: ended_tx })
     }
 
@@ -148,7 +170,7 @@ impl LaneHandle {
     /// watermark knows).
     pub fn hand_over(&self, records: Vec<Record>) {
         let (queued, count) = (&self.state.queued, records.len());
-        queued.fetch_add(count, Ordering::Relaxed);
+        queued.fetch_add(count, Ordering::SeqCst);
         if self.commands.send(LaneCommand::Records(records)).is_err() {
             // The lane's end may have set it to 0 already.
             let less = |queued: usize| Some(queued.saturating_sub(count));
@@ -167,14 +189,16 @@ impl LaneHandle {
         (position >= 0).then_some(position)
     }
 
-    /// Whether the partition should be paused now: the lane says so, or has not caught up with what it was handed.
-    pub fn paused(&self) -> bool {
-        self.state.paused.load(Ordering::Relaxed) || self.state.queued.load(Ordering::Relaxed) > 2 * self.max_in_flight
-    }
-
-    /// Whether the lane has about as much to do as it should be given: time to let it catch up.
-    pub fn crowded(&self) -> bool {
-        self.state.in_flight() > self.max_in_flight / 2
+    /// How many records the lane can be given now. When it has no room, its thread is unparked as soon as it has.
+    pub fn room(&self) -> usize {
+        match self.state.room() {
+            0 => {
+                // First the wish, then a second look: a lane that makes room in between would not know of it.
+                self.state.wanted.store(true, Ordering::SeqCst);
+                self.state.room()
+            }
+            room => room,
+        }
     }
 
     /// Whether the lane has ended.

@@ -2,6 +2,8 @@
 //!
 //! Invariants
 //! - Polling never stops while the stage runs, whatever the lanes do: no wait, however long, costs the membership.
+//! - Each partition has a queue of its own, from which its lane is given what it has room for: a full lane holds up
+//!   no other, and nothing that was fetched is thrown away for it.
 //! - Only offsets that a lane of the current assignment calls done are stored, with `store_offsets` (the watermark
 //!   itself; rdkafka's `store_offset` would add one). librdkafka commits what is stored, every second, on revoke and
 //!   on close.
@@ -15,6 +17,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use rdkafka::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
+use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
@@ -83,17 +86,14 @@ pub struct Options {
     pub delayed: bool,
 }
 
-/// Most records taken from the client before they are handed over.
+/// Most records taken from one queue before they are handed over, and most bytes.
 const BATCH: usize = 500;
-/// Longest wait for a record, so that pauses, resumes and watermarks are seen to.
+const BATCH_BYTES: usize = 1 << 20;
+/// Longest wait for a record, so that rebalances, pauses and watermarks are seen to.
 const POLL: Duration = Duration::from_millis(20);
-/// How long the poll thread waits for a crowded lane before it goes on and lets the partition be paused.
-///
-/// A pause throws away what the client has fetched ahead, so a lane that is merely busy is better waited for; one that
-/// is stuck must not hold up the others.
-const HOLD_BACK: Duration = Duration::from_millis(50);
-/// Between two looks at a crowded lane.
-const LOOK: Duration = Duration::from_micros(200);
+/// How long a lane may have no room before its partition is paused. A pause throws away what the client has fetched
+/// ahead: worth it for a lane that is stuck, or has all it can hold until something falls due, not for a busy one.
+const FULL: Duration = Duration::from_millis(200);
 /// How often watermarks are stored; librdkafka commits them every second.
 const STORE_EVERY: Duration = Duration::from_millis(100);
 
@@ -107,11 +107,19 @@ struct Assigned {
     lane: LaneHandle,
     paused: bool,
     stored: i64,
-    /// Since when its lane has had more to do than it should be given.
-    crowded_since: Option<Instant>,
+    /// Since when its lane has had no room.
+    full_since: Option<Instant>,
+    /// The client's queue of this partition, from the first look at it on.
+    queue: Option<PartitionQueue<Context>>,
     /// Polled and not yet handed over. Kept with the assignment: a record of an earlier one must not reach a later
     /// lane, whose watermark would then pass records that are still to come.
     batch: Vec<Record>,
+}
+
+impl Assigned {
+    fn new(lane: LaneHandle) -> Self {
+        Self { lane, paused: false, stored: -1, full_since: None, queue: None, batch: Vec::new() }
+    }
 }
 
 struct Context {
@@ -186,11 +194,9 @@ impl ConsumerContext for Context {
                 self.host.member(true);
                 let mut lanes = self.lanes();
                 for partition in partitions {
+                    raw::split_off(consumer, &self.options.topic, partition);
                     let lane = self.host.open(partition);
-                    lanes.insert(
-                        partition,
-                        Assigned { lane, paused: false, stored: -1, crowded_since: None, batch: Vec::new() },
-                    );
+                    lanes.insert(partition, Assigned::new(lane));
                 }
             }
             Rebalance::Revoke(list) => {
@@ -244,7 +250,7 @@ impl ConsumerContext for Context {
 
 /// A stage's consumer. [`StageConsumer::run`] is its poll thread.
 pub struct StageConsumer {
-    consumer: BaseConsumer<Context>,
+    consumer: Arc<BaseConsumer<Context>>,
     options: Options,
 }
 
@@ -262,14 +268,11 @@ impl StageConsumer {
             .set("fetch.queue.backoff.ms", "20")
             .set("fetch.wait.max.ms", "50")
             .set("topic.metadata.refresh.interval.ms", "60000");
+        // Fetched ahead for each partition: enough to keep its lane busy, and little memory with hundreds of them.
+        config.set("queued.min.messages", "2000").set("queued.max.messages.kbytes", "1024");
         if options.delayed {
-            // Records that are not due are held by the lane; what the client fetches ahead is thrown away at a pause.
-            config
-                .set("fetch.message.max.bytes", "262144")
-                .set("queued.min.messages", "10000")
-                .set("queued.max.messages.kbytes", "8192");
-        } else {
-            config.set("queued.max.messages.kbytes", "16384");
+            // What is not due yet is held by the lane; what was fetched beyond its window is thrown away at a pause.
+            config.set("fetch.message.max.bytes", "262144");
         }
         for (key, value) in &properties.consumer {
             config.set(key, value);
@@ -295,7 +298,7 @@ impl StageConsumer {
         let consumer: BaseConsumer<Context> =
             BaseConsumer::from_config_and_context(&config, context).map_err(config_error)?;
         consumer.subscribe(&[&options.topic]).map_err(config_error)?;
-        Ok(Self { consumer, options })
+        Ok(Self { consumer: Arc::new(consumer), options })
     }
 
     /// Polls until `stop` is set, then drains the lanes, stores what they reached and leaves the group.
@@ -330,23 +333,15 @@ impl StageConsumer {
         let mut last_store = Instant::now();
         while !stop.load(Ordering::Relaxed) {
             alive();
-            let mut timeout = POLL;
-            for _ in 0..BATCH {
-                match self.consumer.poll(timeout) {
-                    Some(Ok(message)) => {
-                        if let Some(assigned) = context.lanes().get_mut(&message.partition()) {
-                            assigned.batch.push(own(&message));
-                        }
-                    }
-                    Some(Err(error)) => self.check(&error)?,
-                    None => break,
-                }
-                timeout = Duration::ZERO;
-            }
+            self.serve_events(context)?;
             let mut lanes = context.lanes();
-            for assigned in lanes.values_mut().filter(|a| !a.batch.is_empty()) {
-                context.connection.is_up();
-                assigned.lane.hand_over(std::mem::take(&mut assigned.batch));
+            let mut idle = true;
+            for (partition, assigned) in lanes.iter_mut() {
+                idle &= self.take(*partition, assigned)?;
+                if !assigned.batch.is_empty() {
+                    context.connection.is_up();
+                    assigned.lane.hand_over(std::mem::take(&mut assigned.batch));
+                }
             }
             self.see_to_pauses(&mut lanes);
             // It panicked. Its partition would stand still for ever with a member that looks healthy; another can go on.
@@ -359,17 +354,71 @@ impl StageConsumer {
                 last_store = Instant::now();
                 self.store_watermarks(context, &mut lanes);
             }
-            while hold_back(&mut lanes) {
-                std::thread::sleep(LOOK);
+            drop(lanes);
+            if idle {
+                // A queue that is no longer empty, or a lane that has room again, ends the wait.
+                std::thread::park_timeout(POLL);
             }
         }
         Ok(())
     }
 
+    /// Rebalances, commits, errors: what comes through the queue that is nobody's.
+    fn serve_events(&self, context: &Context) -> Result<(), Error> {
+        while let Some(event) = self.consumer.poll(Duration::ZERO) {
+            match event {
+                Ok(message) => {
+                    if let Some(assigned) = context.lanes().get_mut(&message.partition()) {
+                        assigned.batch.push(own(&message));
+                    }
+                }
+                Err(error) => self.check(&error)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes out of the partition's queue what its lane has room for. Whether nothing is left to be taken now.
+    fn take(&self, partition: i32, assigned: &mut Assigned) -> Result<bool, Error> {
+        let queue = match &mut assigned.queue {
+            Some(queue) => queue,
+            none => {
+                let Some(mut queue) = self.consumer.split_partition_queue(&self.options.topic, partition) else {
+                    return Ok(true);
+                };
+                let poller = std::thread::current();
+                queue.set_nonempty_callback(move || poller.unpark());
+                none.insert(queue)
+            }
+        };
+        let room = assigned.lane.room();
+        if room == 0 {
+            assigned.full_since.get_or_insert_with(Instant::now);
+            return Ok(true);
+        }
+        assigned.full_since = None;
+        let mut bytes = 0;
+        for _ in 0..room.min(BATCH) {
+            match queue.poll(Duration::ZERO) {
+                Some(Ok(message)) => {
+                    let record = own(&message);
+                    bytes += record.value.as_ref().map_or(0, Bytes::len);
+                    assigned.batch.push(record);
+                }
+                Some(Err(error)) => self.check(&error)?,
+                None => return Ok(true),
+            }
+            if bytes >= BATCH_BYTES {
+                break;
+            }
+        }
+        Ok(false)
+    }
+
     fn see_to_pauses(&self, lanes: &mut HashMap<i32, Assigned>) {
         let (mut pause, mut resume) = (TopicPartitionList::new(), TopicPartitionList::new());
         for (partition, assigned) in lanes.iter_mut() {
-            let wanted = assigned.lane.paused();
+            let wanted = assigned.full_since.is_some_and(|since| since.elapsed() >= FULL);
             if wanted != assigned.paused {
                 assigned.paused = wanted;
                 let list = if wanted { &mut pause } else { &mut resume };
@@ -428,19 +477,6 @@ impl StageConsumer {
         }
         Ok(())
     }
-}
-
-/// Whether a lane is crowded that was not given time to catch up yet.
-fn hold_back(lanes: &mut HashMap<i32, Assigned>) -> bool {
-    let mut wait = false;
-    for assigned in lanes.values_mut() {
-        if assigned.paused || !assigned.lane.crowded() {
-            assigned.crowded_since = None;
-        } else {
-            wait |= assigned.crowded_since.get_or_insert_with(Instant::now).elapsed() < HOLD_BACK;
-        }
-    }
-    wait
 }
 
 /// Copies a record out of the client's buffers, key, value and headers in one allocation.

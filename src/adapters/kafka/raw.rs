@@ -4,16 +4,17 @@
 //! one hostile record would end the stage. So headers are read from, and written to, librdkafka directly. A name
 //! with a NUL byte in it is cut there by librdkafka itself.
 //!
-//! How long the embedded broker waits for a group's first members has no safe wrapper in rdkafka.
+//! To split off a partition's queue before it is assigned, and how long the embedded broker waits for a group's first members have no safe wrapper in rdkafka.
 #![allow(unsafe_code, reason = "see the module's head")]
 
-use std::ffi::{CStr, c_void};
+use std::ffi::{CStr, CString, c_void};
 use std::time::Duration;
 use std::{ptr, slice};
 
 use bytes::Bytes;
 use rdkafka::bindings as rd;
 use rdkafka::client::{Client, ClientContext};
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::message::{BorrowedMessage, OwnedHeaders};
 
 /// Calls `f` with each header's name and value, in order.
@@ -59,6 +60,22 @@ pub(super) fn to_native(headers: &[(Bytes, Option<Bytes>)]) -> OwnedHeaders {
         debug_assert!(added == rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR);
     }
     native
+}
+
+/// From its next assignment on, the records of this partition stay in a queue of their own.
+///
+/// librdkafka joins a partition's queue to the common one when it begins to fetch, but not one that the application has
+/// split off before.
+pub(super) fn split_off<C: ConsumerContext>(consumer: &BaseConsumer<C>, topic: &str, partition: i32) {
+    let Ok(topic) = CString::new(topic) else { return };
+    // SAFETY: the client and the name are alive for the whole calls; the reference to the queue is given back.
+    unsafe {
+        let queue = rd::rd_kafka_queue_get_partition(consumer.client().native_ptr(), topic.as_ptr(), partition);
+        if !queue.is_null() {
+            rd::rd_kafka_queue_forward(queue, ptr::null_mut());
+            rd::rd_kafka_queue_destroy(queue);
+        }
+    }
 }
 
 /// Sets how long the mock cluster that `owner` has started waits for the first members of a group; nothing happens

@@ -160,7 +160,7 @@ impl Error {
 /// # Panics
 /// Outside a tokio runtime with I/O and time.
 pub async fn connect(url: &str, options: Options) -> Result<Store, Error> {
-    Ok(Store::keep(Server::One(Link::open(url, options, Kind::Standalone).await?)))
+    Ok(Store::keep(Server::One(Box::new(Link::open(url, options, Kind::Standalone).await?))))
 }
 
 /// As [`connect`], for a Redis Cluster: the urls of some of its nodes, the others are found. Every primary is checked;
@@ -186,7 +186,7 @@ pub struct Store {
 
 #[derive(Debug)]
 enum Server {
-    One(Link),
+    One(Box<Link>),
     Cluster(Cluster),
 }
 

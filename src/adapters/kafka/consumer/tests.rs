@@ -15,6 +15,7 @@ use crate::stage::ports::{AckSink, Outgoing, PublishError, Publisher};
 
 /// Longest wait for something that takes seconds (the mock's groups wait 3 s for members).
 const LIMIT: Duration = Duration::from_secs(60);
+const MAX_IN_FLIGHT: usize = 100;
 
 type Cluster = MockCluster<'static, DefaultProducerContext>;
 type Header = (&'static [u8], Option<&'static [u8]>);
@@ -74,7 +75,7 @@ struct Host(mpsc::Sender<(i32, LaneEnds)>);
 
 impl LaneHost for Host {
     fn open(&self, partition: i32) -> LaneHandle {
-        let (handle, ends) = LaneHandle::new(100_000);
+        let (handle, ends) = LaneHandle::new(MAX_IN_FLIGHT);
         self.0.send((partition, ends)).unwrap();
         handle
     }
@@ -265,14 +266,52 @@ fn a_partition_pauses_and_resumes_at_the_lanes_wish_and_loses_nothing() {
 }
 
 #[test]
-fn a_lane_that_does_not_keep_up_pauses_its_partition() {
+fn a_lane_is_given_what_it_has_room_for_and_a_full_one_holds_up_no_other() {
+    let cluster = cluster(2);
+    publish(&cluster, [plain(0, MAX_IN_FLIGHT * 3), plain(1, 1)].concat());
+    let running = Running::start(&cluster, options());
+    let mut lanes: Vec<_> = [running.lane(), running.lane()].into();
+    lanes.sort_by_key(|(partition, _)| *partition);
+    let [(_, full), (_, other)] = lanes.as_mut_slice() else { panic!("two lanes") };
+    assert_eq!(offsets(&records(other, 1)), [0]);
+    wait("a full lane", || full.state.in_flight() > MAX_IN_FLIGHT / 2);
+    // It takes nothing in: it gets no more than it may hold, and the other one goes on.
+    publish(&cluster, plain(1, 5));
+    assert_eq!(offsets(&records(other, 5)), [1, 2, 3, 4, 5]);
+    running.rounds(20);
+    assert!(full.state.in_flight() <= MAX_IN_FLIGHT, "{}", full.state.in_flight());
+    // Also after its partition was paused, for being full so long, nothing is missing and nothing comes twice.
+    std::thread::sleep(FULL);
+    running.rounds(2);
+    let mut all = Vec::new();
+    while all.len() < MAX_IN_FLIGHT * 3 {
+        let LaneCommand::Records(some) = command(full) else { panic!("records") };
+        assert!(some.len() <= MAX_IN_FLIGHT);
+        full.state.taken_in(some.len());
+        all.extend(offsets(&some));
+        full.state.tell(Some(all.len() as i64), false, 0, 0, false);
+    }
+    assert!(all.iter().copied().eq(0..(MAX_IN_FLIGHT * 3) as i64), "{all:?}");
+}
+
+#[test]
+fn a_lane_that_has_room_again_ends_its_poll_threads_wait() {
     let (handle, ends) = LaneHandle::new(10);
+    assert_eq!(handle.room(), 10);
     handle.hand_over(vec![record(0); 6]);
-    assert!(handle.crowded() && !handle.paused(), "half of what it may hold: given time first");
-    handle.hand_over(vec![record(0); 15]);
-    assert!(handle.paused(), "twice of what it may hold and not taken in");
-    ends.state.taken_in(21);
-    assert!(!handle.paused() && !handle.crowded());
+    assert_eq!(handle.room(), 0, "more than half of what it may hold");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            ends.state.taken_in(6);
+            ends.state.tell(Some(0), true, 9, 0, false);
+            ends.state.tell(Some(0), false, 4, 3, false);
+        });
+        // Without the wake-up this would hang: there is no time-out.
+        while handle.room() == 0 {
+            std::thread::park();
+        }
+    });
+    assert_eq!(handle.room(), 7);
 }
 
 #[test]
@@ -371,7 +410,7 @@ fn records_of_an_earlier_assignment_never_reach_a_later_lane() {
     assert!(lanes[&0].batch.is_empty());
     // Nor does the earlier lane's watermark count for the later one.
     earlier.state.tell(Some(42), true, 0, 0, false);
-    assert_eq!((lanes[&0].lane.position(), lanes[&0].lane.paused(), lanes[&0].stored), (None, false, -1));
+    assert_eq!((lanes[&0].lane.position(), lanes[&0].paused, lanes[&0].stored), (None, false, -1));
 }
 
 #[test]
