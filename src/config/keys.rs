@@ -15,7 +15,7 @@ use super::choices::{
 use super::postgres::PostgresHandler;
 use super::report::{At, Report};
 use super::schema::{Entry, KeyDoc, Out, Setting, section};
-use super::secret::{Endpoint, Properties, Secret};
+use super::secret::{Endpoint, Endpoints, Properties, Secret};
 use super::settings::{ByteSize, Ratio, chosen, map};
 use super::yaml::Node;
 
@@ -70,8 +70,9 @@ section! {
 section! {
     /// Redis: where deduplication records are kept.
     pub struct Redis {
-        /// Server and database; rediss:// for TLS. `url_file` names a file that holds it.
-        url: Endpoint = "redis://localhost:6379/0";
+        /// Server and database; rediss:// for TLS; a list of urls: Redis Cluster. `url_file` names a file that holds it,
+        /// or the list, one a line.
+        url: Endpoints = "redis://localhost:6379/0";
         /// First part of every record's key; clusters that share a Redis need different ones.
         prefix: String = "idem";
     }
@@ -315,7 +316,7 @@ section! {
         /// How long an unused connection is kept; below the 5s after which common servers close it.
         pool_idle_timeout: Duration = "4s" in "0s" ..= "1h";
         /// How many unused connections are kept.
-        pool_max_idle: usize = "64" in "0" ..= "100000";
+        pool_max_idle: usize = "1024" in "0" ..= "100000";
     }
 }
 

@@ -12,7 +12,7 @@ pub use super::keys::{
     SimulateHandler, Telemetry, Window,
 };
 pub use super::postgres::{Columns, PostgresHandler};
-pub use super::secret::{Endpoint, Properties, Secret};
+pub use super::secret::{Endpoint, Endpoints, Properties, Secret};
 pub use super::settings::{ByteSize, Ratio};
 
 /// The whole configuration. `Debug` shows no secret.
