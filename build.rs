@@ -26,6 +26,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     bare.file.iter_mut().for_each(|file| file.source_code_info = None);
     std::fs::write(out.join("descriptors.bin"), bare.encode_to_vec())?;
 
+    // What `produce --register` gives to a schema registry.
+    let name = |file: &PathBuf| file.strip_prefix("proto").map(|name| name.display().to_string());
+    let texts = files.iter().map(|file| Ok((name(file)?, std::fs::read_to_string(file)?)));
+    let texts = texts.collect::<Result<Vec<_>, Box<dyn std::error::Error>>>()?;
+    std::fs::write(out.join("texts.rs"), format!("&{texts:?}"))?;
+
     // Ordered maps: the same event encodes to the same bytes.
     prost_build::Config::new().btree_map(["."]).compile_fds(set)?;
     Ok(())

@@ -1,7 +1,7 @@
-//! Whole-ladder benchmarks on a real Kafka and Redis: `cargo bench --bench ladder -- lateness|forward|parked|happy|overhead [options]`.
+//! Whole-ladder benchmarks on a real Kafka and Redis: `cargo bench --bench ladder -- lateness|forward|whole|parked|happy|overhead [options]`.
 //!
-//! Speed is judged by ratios: `forward` runs a bare consume → produce loop and the engine in turn in one run. Every
-//! event fails on purpose; there is no breaker in this version that would have to be switched off.
+//! Speed is judged by ratios: `forward` runs a bare consume → produce loop and the engine in turn in one run. Where
+//! every event fails on purpose, breaker and brake are off: they exist to stop just that.
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::print_stdout, reason = "a program for developers")]
 
 #[path = "ladder/load.rs"]
@@ -12,6 +12,8 @@ mod overhead;
 mod raw;
 #[path = "ladder/report.rs"]
 mod report;
+#[path = "ladder/whole.rs"]
+mod whole;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -77,6 +79,11 @@ enum What {
         #[arg(long, default_value = "redis")]
         dedup: String,
     },
+    /// W1: events on main that all fail, through every rung to the DLQ, by all stages in one process.
+    Whole {
+        #[arg(long, default_value_t = 1_000_000)]
+        events: usize,
+    },
     /// W4: events that wait, then fall due at once: RSS while waiting, lateness of the first 1,000, drain rate.
     Parked {
         #[arg(long, default_value_t = 500_000)]
@@ -132,6 +139,7 @@ async fn run(args: Args) {
             let drain = Drain { name: "happy", stage: 0, handler: load::succeeding(), events, rounds, dedup };
             drain.run(&mut bench, &report).await;
         }
+        What::Whole { events } => whole::run(&mut bench, &report, events).await,
         What::Parked { events, wait_secs } => {
             parked(&mut bench, &report, events, Duration::from_secs(wait_secs)).await;
         }

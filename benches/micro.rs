@@ -168,7 +168,7 @@ fn whole_way(dedup: Dedup) {
     let now = Now { wall: NOW, boot: Duration::from_secs(1_000) };
     for first in (0..OPERATIONS).step_by(BATCH) {
         lane.step(now, Input::Arrived(arrivals(first, |_| NOW)), &mut fx);
-        lane.step(now, Input::Permits(BATCH), &mut fx);
+        lane.step(now, Input::Permits(BATCH, 0), &mut fx);
         if dedup != Dedup::Off {
             let replies = fx.claim.drain(..).map(|slot| (slot, Some(ClaimReply::Claimed))).collect();
             lane.step(now, Input::Claimed(replies, now.boot), &mut fx);

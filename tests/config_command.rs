@@ -97,6 +97,42 @@ fn what_is_printed_is_a_valid_file() {
     }
 }
 
+/// A pipeline that writes machine-learning events, with more keys of the pipeline and of its handler.
+#[cfg(feature = "postgres")]
+fn postgres(keys: &str, handler: &str) -> String {
+    format!(
+        "pipelines: {{steps: {{topic: steps, message: ml.v1.PipelineStep, {keys}
+         handler: {{postgres: {{url: 'postgres://app:hunter2@localhost/app', {handler}}}}}}}}}\n"
+    )
+}
+
+#[cfg(feature = "postgres")]
+#[test]
+fn tables_are_shown_as_sql_and_columns_checked_against_the_message() {
+    let good = postgres("concurrency: 400,", "table: ml.steps");
+    let output = pipeline(&good, &[], &["config", "sql"]);
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), ""));
+    let sql = "-- pipeline steps\ncreate table if not exists \"ml\".\"steps\" (\n  \"event_id\" text primary key,\n";
+    assert!(text(&output.stdout).starts_with(sql), "{}", text(&output.stdout));
+    assert_eq!(text(&pipeline(&good, &[], &["config", "check"]).stderr), "");
+    let printed = pipeline(&good, &[], &["config", "print", "--all"]);
+    assert!(text(&printed.stdout).contains("postgres://app:***@localhost/app"), "{}", text(&printed.stdout));
+    let again = pipeline(text(&printed.stdout), &[], &["config", "check"]);
+    assert_eq!(again.status.code(), Some(0), "{}", text(&again.stderr));
+
+    let bad = postgres("", "columns: { run: run_di, metrics: metrics }");
+    for command in ["check", "sql"] {
+        let output = pipeline(&bad, &[], &["config", command]);
+        assert_eq!((output.status.code(), text(&output.stdout)), (Some(64), ""));
+        let part = "pipelines.steps.handler.postgres.columns.run = run_di";
+        assert!(text(&output.stderr).contains(part), "{}", text(&output.stderr));
+    }
+    let output = pipeline(&postgres("", ""), &[], &["config", "check"]);
+    assert_eq!(output.status.code(), Some(0), "it works, and is slow");
+    let warning = "pipelines.steps.concurrency is 64, so that no batch has more rows than that";
+    assert!(text(&output.stderr).contains(warning), "{}", text(&output.stderr));
+}
+
 #[test]
 fn bad_flags_and_missing_files_exit_with_64() {
     for args in [
@@ -116,9 +152,12 @@ fn bad_flags_and_missing_files_exit_with_64() {
 #[test]
 fn the_shipped_files_pass() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    for (env, file) in
-        [(&[][..], "topics.yaml"), (&[("PIPELINE_PROFILE", "dev")], "topics.yaml"), (&[], "examples/two-groups.yaml")]
-    {
+    for (env, file) in [
+        (&[][..], "topics.yaml"),
+        (&[("PIPELINE_PROFILE", "dev")], "topics.yaml"),
+        (&[], "examples/two-groups.yaml"),
+        (&[], "examples/postgres.yaml"),
+    ] {
         let output = run(root, env, &["config", "check", "--config", file]);
         assert_eq!(output.status.code(), Some(0), "{file} {env:?}: {}", text(&output.stderr));
     }

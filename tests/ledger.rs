@@ -235,7 +235,7 @@ fn a_second_execution_needs_a_kill_that_had_the_copy_in_hand() {
         &["a: attempt 1 ran twice at the same time"],
     );
     // A frozen process cannot know that its lease is over.
-    for cause in [Cause::Frozen, Cause::Forgotten] {
+    for cause in [Cause::Frozen, Cause::Stalled, Cause::Forgotten] {
         check(
             |l| {
                 again(l, "a", "done");
@@ -270,7 +270,7 @@ fn an_execution_before_the_lease_of_a_killed_process_ended_is_told() {
 
 #[test]
 fn a_second_end_needs_a_kill_between_the_acknowledgement_and_its_record() {
-    let words = "e: a second terminal state: done at attempts {1}, 1 in the DLQ, and 0 interruptions between";
+    let words = "e: a second terminal state: done at attempts {1}, 1 in the DLQ; 1 more than one at hop 0, and 0 inter";
     check(
         |l| {
             again(l, "e", "done");
@@ -288,6 +288,53 @@ fn a_second_end_needs_a_kill_between_the_acknowledgement_and_its_record() {
             &[],
         );
     }
+}
+
+#[test]
+fn a_second_end_needs_that_kill_at_the_very_hop_where_it_ended_and_went_on() {
+    // `b` was moved to retry-1, done there, and done on main as well.
+    let twice = |l: &mut Ledger, hops: &[u64]| {
+        again(l, "b", "done");
+        killed(l, "b", 0, InHand::Claimed);
+        for hop in hops {
+            killed(l, "b", *hop, InHand::Acknowledged);
+        }
+    };
+    let words =
+        "b: a second terminal state: done at attempts {1, 2}, 0 in the DLQ; 1 more than one at hop 0, and 0 inter";
+    check(|l| twice(l, &[]), &[words]);
+    check(|l| twice(l, &[1]), &[words]);
+    check(|l| twice(l, &[0]), &[]);
+}
+
+#[test]
+fn however_much_befalls_one_claim_it_explains_one_second_copy() {
+    let words = ["c: 3 records of hop 1 on dlq, 1 interruptions", "c: a second terminal state"];
+    check(
+        |l| {
+            for offset in [8, 9] {
+                let again = Copy { offset, ..l.stages[2].copies[0].clone() };
+                l.stages[2].copies.push(again);
+            }
+            // Frozen, and then killed, with the same claim in hand.
+            killed(l, "c", 0, InHand::Acknowledged);
+            killed(l, "c", 0, InHand::Acknowledged);
+        },
+        &words,
+    );
+}
+
+#[test]
+fn a_process_that_acts_after_its_leases_when_it_is_woken_is_told() {
+    let woken = |l: &mut Ledger, deeds: &[&str]| {
+        let zombie = deeds.iter().map(|id| ((*id).to_owned(), 0)).collect();
+        l.interruptions.push(Interruption { cause: Cause::Frozen, zombie, threads: 2, ..Interruption::default() });
+    };
+    // Each thread may have been in the middle of one.
+    check(|l| woken(l, &["a", "b"]), &[]);
+    let words =
+        "a process of 2 threads was woken after its leases and handed on or settled 3 copies anew: a of hop 0, b";
+    check(|l| woken(l, &["a", "b", "c"]), &[words]);
 }
 
 #[test]
@@ -349,13 +396,19 @@ fn a_wrong_header_is_told() {
 }
 
 #[test]
+fn the_origin_bears_the_records_own_timestamp_not_the_acknowledgements() {
+    // One answer for a batch that was sent twice.
+    check(|l| l.produced.iter_mut().for_each(|event| event.record.timestamp_ms += 136), &[]);
+}
+
+#[test]
 fn what_is_left_open_is_told() {
     check(|l| l.stages[1].offsets[1].1 = 1, &["retry-1 partition 1: committed 1, the log ends at 2"]);
     check(|l| l.keys[0].1 = b"P.0011223344556677-1.5".to_vec(), &["p:g:orders:a:0 holds P.0011223344556677-1.5"]);
 }
 
 #[test]
-fn the_files_read_back_and_a_broken_line_is_refused() {
+fn the_executions_file_reads_back_and_a_broken_line_is_refused() {
     let file = "start 10 main 1 7 a - 1:4\nstart 11 main 1 8 b -\nend 12 main 1 7 a done\n";
     let executions = read_executions(file).unwrap();
     assert_eq!(executions.len(), 2);
@@ -364,14 +417,5 @@ fn the_files_read_back_and_a_broken_line_is_refused() {
     assert_eq!(executions[1].ended, None, "killed");
     for line in ["start 10 main 1 7 a", "end 12 main 1 7 a done", "start x main 1 7 a -", "start 1 main 1 7 a - 4"] {
         assert!(read_executions(line).is_err(), "{line}");
-    }
-
-    let mut blow = Interruption { settled: vec![("b".into(), 1)], ..Interruption::default() };
-    for how in [InHand::Claimed, InHand::Published, InHand::Acknowledged] {
-        blow.in_hand.push(Held { id: "a".into(), hop: 2, how, fence: 8, leased_until_us: 9 });
-    }
-    assert_eq!(Interruption::read(&blow.write()).unwrap(), blow);
-    for line in ["claimed a", "claimed 1 a", "settled one a", "claimed 1 a 2", "gone 1 a 2 3"] {
-        assert!(Interruption::read(line).is_err(), "{line}");
     }
 }

@@ -130,7 +130,7 @@ impl Bench {
         Pipeline {
             ladder: Arc::clone(ladder),
             message: MESSAGE.into(),
-            decode: Arc::new(PayloadDecoder::new(Decoder::new(MESSAGE, None, Framing::Plain).unwrap(), None)),
+            decode: Arc::new(PayloadDecoder::Own(Decoder::new(MESSAGE, None, Framing::Plain).unwrap(), None)),
             dead_letters: Arc::clone(&handler),
             handler,
             store,

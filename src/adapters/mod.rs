@@ -6,3 +6,4 @@ pub mod kafka;
 pub mod memory;
 pub mod otel;
 pub mod redis;
+pub mod registry;

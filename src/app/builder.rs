@@ -20,7 +20,9 @@ use crate::adapters::otel::OtelTracer;
 use crate::adapters::redis;
 use crate::config::{self, Config};
 use crate::handlers::dead_letters::DeadLetterLog;
+use crate::handlers::registered::RegisteredHandler;
 use crate::ladder::rungs::Ladder;
+use crate::messages::Reader;
 use crate::stage::context::Partitions;
 use crate::stage::gate::Outage;
 use crate::stage::ports::{Handler, IdempotencyStore, Publisher};
@@ -90,8 +92,8 @@ impl Error {
     /// The process's exit code for this error: 64 configuration, 69 not reachable or topics missing, 70 fenced, else 1.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Error::Wire(_)
-            | Error::UnknownPipeline { .. }
+            Error::Wire(e) => e.exit_code(),
+            Error::UnknownPipeline { .. }
             | Error::UnknownStage { .. }
             | Error::NoOrphan { .. }
             | Error::UnusedHandler { .. }
@@ -106,6 +108,9 @@ impl Error {
         }
     }
 }
+
+/// Begins the name of a former rung, before its topic: on the command line and in orders.
+pub const ORPHAN: &str = "orphan:";
 
 /// A stage as the command line names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,7 +135,7 @@ impl FromStr for StageName {
         let is_retry = name.strip_prefix("retry-").is_some_and(|n| {
             !n.starts_with('0') && n.parse::<usize>().is_ok_and(|n| (1..=config::MAX_RETRIES).contains(&n))
         });
-        if let Some(topic) = name.strip_prefix("orphan:").filter(|topic| !topic.is_empty()) {
+        if let Some(topic) = name.strip_prefix(ORPHAN).filter(|topic| !topic.is_empty()) {
             return Ok(StageName::Orphan(topic.to_owned()));
         }
         match name {
@@ -261,9 +266,14 @@ impl Builder {
             return Err(Error::UnusedHandler { name: name.clone(), configured });
         }
         // Everything that needs no server first, so that a fault is told at once.
+        let registry = wire::registry(&self.config)?;
         let mut ladders = Vec::new();
         for pipeline in &chosen {
-            ladders.push((Arc::new(wire::ladder(pipeline)?), wire::payload_decoder(pipeline)?));
+            let decode = wire::payload_decoder(pipeline, registry.is_some())?;
+            ladders.push((Arc::new(wire::ladder(pipeline)?), decode));
+            if !self.handlers.contains_key(&pipeline.name) {
+                wire::check_handler(pipeline)?;
+            }
         }
         self.check_stages(&chosen)?;
         let traces = wire::traces(&self.config, "retry-ladder")?;
@@ -315,11 +325,18 @@ impl Builder {
         for ((pipeline, (ladder, decode)), partitions) in chosen.iter().zip(ladders).zip(partitions) {
             let handler = match self.handlers.get(&pipeline.name) {
                 Some(handler) => Arc::clone(handler),
-                None => wire::handler(pipeline, &engine.clock)?,
+                None => {
+                    let patience = self.config.kafka.startup_timeout;
+                    wire::handler(pipeline, registry.as_ref(), &engine.clock, patience).await?
+                }
+            };
+            let handler = match wire::reader(pipeline, registry.as_ref())? {
+                Reader::Own(_) => handler,
+                registered => Arc::new(RegisteredHandler::new(handler, registered)) as _,
             };
             pipelines.push(Pipeline {
                 ladder,
-                message: pipeline.message.as_str().into(),
+                message: pipeline.message_name().into(),
                 decode: Arc::new(decode),
                 handler,
                 dead_letters: Arc::new(DeadLetterLog::new(Arc::clone(&engine.clock))),
@@ -350,7 +367,7 @@ impl Builder {
             let (of, ladder, index, count) = orphan;
             let pipeline = pipelines[of].with_orphan(ladder, index, count);
             tracing::info!(topic = %pipeline.ladder.rungs()[index].topic, "draining a former rung; stop it when `pipeline topics check` no longer lists it");
-            stages.push(engine.start(&pipeline, index)?);
+            stages.push(engine.start_orphan(&pipeline, index)?);
         }
         Ok(App { stages, traces, orders })
     }

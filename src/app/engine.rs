@@ -11,13 +11,15 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, oneshot};
 
+use super::builder::ORPHAN;
 use crate::adapters::kafka::Properties;
 use crate::adapters::kafka::consumer::{self, StageConsumer};
+use crate::ladder::gate::OutageSettings;
 use crate::ladder::headers::CopyKeys;
 use crate::ladder::rungs::Ladder;
 use crate::stage::clock::{Clock, SystemClock};
 use crate::stage::context::{Decode, Partitions, StageContext, StageSettings};
-use crate::stage::gate::{Outage, OutageSettings};
+use crate::stage::gate::Outage;
 use crate::stage::lanes::LaneView;
 use crate::stage::ports::{Handler, IdempotencyStore, Publisher, Tracer};
 use crate::stage::stats::StageStats;
@@ -126,12 +128,22 @@ impl Engine {
     /// # Panics
     /// Outside a tokio runtime, and when `stage` is no rung of the ladder.
     pub fn start(&self, pipeline: &Pipeline, stage: usize) -> Result<RunningStage, consumer::Error> {
+        self.start_as(pipeline, stage, &pipeline.ladder.rungs()[stage].name)
+    }
+
+    /// The same for a former rung, which commands name by its topic: its rung's name is that of another.
+    pub(super) fn start_orphan(&self, pipeline: &Pipeline, stage: usize) -> Result<RunningStage, consumer::Error> {
+        let name = format!("{ORPHAN}{}", pipeline.ladder.rungs()[stage].topic);
+        self.start_as(pipeline, stage, &name.into())
+    }
+
+    fn start_as(&self, pipeline: &Pipeline, stage: usize, name: &Arc<str>) -> Result<RunningStage, consumer::Error> {
         let rung = &pipeline.ladder.rungs()[stage];
         let is_last = stage == pipeline.ladder.dlq().index;
         let settings = pipeline.settings[stage].clone();
         let stats = Arc::new(StageStats::default());
         let outage = self.outage(pipeline.ladder.pipeline());
-        let gate = outage.gate(&rung.name, stage == 0, !is_last, settings.concurrency, &stats);
+        let gate = outage.gate(name, stage == 0, !is_last, settings.concurrency, &stats);
         let ctx = Arc::new(StageContext {
             stage,
             message: Arc::clone(&pipeline.message),

@@ -1,11 +1,15 @@
 //! From the configuration to what the engine and the adapters are given. Decides nothing.
 
+#[cfg(feature = "postgres")]
+pub mod postgres;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::adapters::kafka::Properties;
 use crate::adapters::kafka::admin::Connection;
 use crate::adapters::kafka::admin::plan::{PipelineTopics, RetryTopic};
+use crate::adapters::registry::{self, Registry};
 use crate::app::decode::PayloadDecoder;
 use crate::config::{self, Config};
 use crate::handlers::http::{self, Body, Class, HttpHandler, HttpOptions};
@@ -13,13 +17,13 @@ use crate::handlers::log::LogHandler;
 use crate::handlers::simulate::{self, SimulateHandler, SimulateOptions};
 use crate::ladder::brake::BrakeSettings;
 use crate::ladder::breaker::BreakerSettings;
+use crate::ladder::gate::OutageSettings;
 use crate::ladder::headers::{CompatHeaders, IdSource};
 use crate::ladder::lane::{Dedup, Order};
 use crate::ladder::rungs::{Ladder, LadderFault, LadderSpec, RetrySpec};
-use crate::messages::{self, Decoder, Framing};
+use crate::messages::{self, Decoder, Framing, Reader};
 use crate::stage::clock::Clock;
 use crate::stage::context::{StageSettings, Tombstones};
-use crate::stage::gate::OutageSettings;
 use crate::stage::ports::{Handler, Sampling};
 use crate::telemetry::traces::{self, Traces};
 
@@ -50,6 +54,9 @@ pub enum Error {
         /// What is wrong.
         fault: LadderFault,
     },
+    /// The schema registry.
+    #[error(transparent)]
+    Registry(#[from] registry::Error),
     /// The HTTP handler.
     #[error("pipelines.{pipeline}.handler.http.{source}")]
     Http {
@@ -57,6 +64,31 @@ pub enum Error {
         pipeline: String,
         /// What is wrong.
         source: http::Error,
+    },
+    /// What the PostgreSQL handler would write.
+    #[cfg(feature = "postgres")]
+    #[error("{}", faults.iter().map(|f| format!("pipelines.{pipeline}.handler.postgres.{f}")).collect::<Vec<_>>().join("\n"))]
+    PostgresPlan {
+        /// Name of the pipeline.
+        pipeline: String,
+        /// What is wrong.
+        faults: Vec<crate::handlers::postgres::PlanFault>,
+    },
+    /// The PostgreSQL handler.
+    #[cfg(feature = "postgres")]
+    #[error("pipelines.{pipeline}.handler.postgres.{source}")]
+    Postgres {
+        /// Name of the pipeline.
+        pipeline: String,
+        /// What is wrong.
+        source: Box<crate::handlers::postgres::Error>,
+    },
+    /// The handler is not in this build.
+    #[cfg(not(feature = "postgres"))]
+    #[error("pipelines.{pipeline}.handler.postgres: this build has no postgres handler")]
+    NoPostgres {
+        /// Name of the pipeline.
+        pipeline: String,
     },
     /// The simulating handler.
     #[error("pipelines.{pipeline}.handler.simulate.{source}")]
@@ -66,6 +98,17 @@ pub enum Error {
         /// What is wrong.
         source: simulate::Error,
     },
+}
+
+impl Error {
+    /// The process's exit code: 69 when a server that the handler needs does not answer, else 64.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            #[cfg(feature = "postgres")]
+            Error::Postgres { source, .. } => source.exit_code(),
+            _ => 64,
+        }
+    }
 }
 
 /// Brokers and client properties.
@@ -163,13 +206,11 @@ pub fn ladder_with_orphan(pipeline: &config::Pipeline, topic: &str) -> Result<(L
     let last = spec.retries.len() + 1;
     let named = topic.rsplit_once(".retry-").and_then(|(_, n)| n.parse::<usize>().ok());
     let index = named.unwrap_or(last).clamp(1, last);
-    // Its delay is known no more. It bounds the dues in its records: the longest that fits between its neighbours, or a day.
-    let delay = match spec.retries.get(index - 1) {
-        Some(next) => next.delay.saturating_sub(Duration::from_millis(1)),
-        None => Duration::from_secs(24 * 60 * 60).max(pipeline.ladder_length() * 2),
-    };
-    spec.retries.insert(index - 1, RetrySpec { delay, topic: Some(topic.to_owned()), jitter: 0.0 });
-    Ok((build(pipeline, spec)?, index))
+    let long = Duration::from_secs(24 * 60 * 60).max(pipeline.ladder_length() * 2);
+    let fitting = spec.retries.get(index - 1).map_or(long, |next| next.delay.saturating_sub(Duration::from_millis(1)));
+    spec.retries.insert(index - 1, RetrySpec { delay: fitting, topic: Some(topic.to_owned()), jitter: 0.0 });
+    // Its own delay is known no more, and a delay bounds the dues that are believed: those that it wrote have to hold.
+    Ok((build(pipeline, spec)?.with_delay(index, long), index))
 }
 
 fn spec(pipeline: &config::Pipeline) -> LadderSpec {
@@ -196,7 +237,7 @@ fn build(pipeline: &config::Pipeline, spec: LadderSpec) -> Result<Ladder, Error>
     })
 }
 
-/// What reads the pipeline's messages.
+/// What reads the pipeline's messages by the declaration that is at hand, whatever a registry says.
 ///
 /// # Errors
 /// When there is no such message.
@@ -205,31 +246,97 @@ pub fn decoder(pipeline: &config::Pipeline) -> Result<Decoder, Error> {
         config::Framing::Plain => Framing::Plain,
         config::Framing::Confluent => Framing::Confluent,
     };
-    Decoder::new(&pipeline.message, pipeline.descriptor_set.as_deref(), framing)
+    Decoder::new(pipeline.message_name(), pipeline.descriptor_set.as_deref(), framing)
         .map_err(|source| Error::Message { pipeline: pipeline.name.clone(), source })
 }
 
-/// The decoder as the stages take it.
+/// The schema registry, where the configuration has one.
+///
+/// # Errors
+/// When its options cannot be used. That nothing answers there is no error.
+pub fn registry(config: &Config) -> Result<Option<Registry>, Error> {
+    let keys = &config.registry;
+    if keys.urls.is_empty() {
+        return Ok(None);
+    }
+    let reveal = |secret: &config::Secret| secret.reveal().to_owned();
+    let password = keys.password.as_ref().map(reveal).unwrap_or_default();
+    Ok(Some(Registry::new(registry::Options {
+        urls: keys.urls.iter().map(|url| url.url().clone()).collect(),
+        basic: keys.user.clone().map(|user| (user, password)),
+        token: keys.token.as_ref().map(reveal),
+        timeout: keys.timeout,
+        retries: keys.retries,
+        cache: keys.cache,
+        unknown_for: keys.unknown_for,
+        ca: keys.ca.clone(),
+    })?))
+}
+
+/// What reads the pipeline's values, by the writers' schemas where they are registered.
+///
+/// # Errors
+/// When there is no registry and no such message.
+pub fn reader(pipeline: &config::Pipeline, registry: Option<&Registry>) -> Result<Reader, Error> {
+    match registry {
+        Some(registry) if pipeline.framing == config::Framing::Confluent => Ok(Reader::Registered {
+            schemas: Arc::new(registry.clone()),
+            message: pipeline.message.as_deref().map(Into::into),
+        }),
+        _ => decoder(pipeline).map(Reader::Own),
+    }
+}
+
+/// What the stages know of a value before its handler is called.
 ///
 /// # Errors
 /// When there is no such message, or it has no such id field.
-pub fn payload_decoder(pipeline: &config::Pipeline) -> Result<PayloadDecoder, Error> {
-    let decoder = decoder(pipeline)?;
-    let field = match &pipeline.event_id {
-        config::EventId::Header(_) => None,
-        config::EventId::Field(path) => {
-            Some(decoder.path(path).map_err(|source| Error::IdField { pipeline: pipeline.name.clone(), source })?)
-        }
+pub fn payload_decoder(pipeline: &config::Pipeline, has_registry: bool) -> Result<PayloadDecoder, Error> {
+    let is_registered = has_registry && pipeline.framing == config::Framing::Confluent;
+    let config::EventId::Field(path) = &pipeline.event_id else {
+        return Ok(if is_registered {
+            PayloadDecoder::Framed(None)
+        } else {
+            PayloadDecoder::Own(decoder(pipeline)?, None)
+        });
     };
-    Ok(PayloadDecoder::new(decoder, field))
+    let decoder = decoder(pipeline)?;
+    let field = decoder.path(path).map_err(|source| Error::IdField { pipeline: pipeline.name.clone(), source })?;
+    Ok(if is_registered {
+        PayloadDecoder::Framed(Some((decoder, field)))
+    } else {
+        PayloadDecoder::Own(decoder, Some(field))
+    })
 }
 
-/// The handler that the configuration names.
+/// What can be checked of the handler without a server.
 ///
 /// # Errors
 /// When its options are faulty.
-pub fn handler(pipeline: &config::Pipeline, clock: &Arc<dyn Clock>) -> Result<Arc<dyn Handler>, Error> {
+pub fn check_handler(pipeline: &config::Pipeline) -> Result<(), Error> {
+    match &pipeline.handler {
+        #[cfg(feature = "postgres")]
+        config::Handler::Postgres(keys) => postgres::plan(pipeline, keys).map(drop),
+        _ => Ok(()),
+    }
+}
+
+/// The handler that the configuration names. One that needs a server waits for it, at most `startup_timeout`.
+///
+/// # Errors
+/// When its options are faulty, or what it needs is not there.
+#[cfg_attr(not(feature = "postgres"), allow(unused_variables, reason = "only its server is waited for"))]
+pub async fn handler(
+    pipeline: &config::Pipeline,
+    registry: Option<&Registry>,
+    clock: &Arc<dyn Clock>,
+    startup_timeout: Duration,
+) -> Result<Arc<dyn Handler>, Error> {
     Ok(match &pipeline.handler {
+        #[cfg(feature = "postgres")]
+        config::Handler::Postgres(keys) => Arc::new(postgres::handler(pipeline, keys, startup_timeout).await?),
+        #[cfg(not(feature = "postgres"))]
+        config::Handler::Postgres(_) => return Err(Error::NoPostgres { pipeline: pipeline.name.clone() }),
         config::Handler::Log(_) => Arc::new(LogHandler),
         config::Handler::Simulate(s) => {
             let options = SimulateOptions {
@@ -254,10 +361,7 @@ pub fn handler(pipeline: &config::Pipeline, clock: &Arc<dyn Clock>) -> Result<Ar
             };
             let body = match h.body {
                 config::HttpBody::Protobuf => Body::Protobuf,
-                config::HttpBody::Json => {
-                    let decoder = decoder(pipeline)?;
-                    Body::Json(Arc::new(move |payload| decoder.to_json(payload).map_err(|e| e.to_string())))
-                }
+                config::HttpBody::Json => Body::Json(reader(pipeline, registry)?),
             };
             let options = HttpOptions {
                 url: h.url.reveal().to_owned(),
@@ -382,6 +486,8 @@ mod tests {
             pipeline.retries[1].topic = "t.g.retry-2x".into();
             let (ladder, at) = ladder_with_orphan(&pipeline, topic).unwrap();
             assert_eq!((at, &*ladder.rungs()[at].topic, &*ladder.rungs()[at + 1].topic), (index, topic, next));
+            let day = Duration::from_secs(24 * 60 * 60);
+            assert!(ladder.rungs()[at].delay >= Some(day), "the dues that it wrote hold: {:?}", ladder.rungs()[at]);
         }
     }
 

@@ -1,4 +1,4 @@
-//! `pipeline config check|print`: what the configuration says, or everything that is wrong with it.
+//! `pipeline config check|print|sql`: what the configuration says, or everything that is wrong with it.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -39,6 +39,9 @@ enum Action {
         #[arg(long)]
         json: bool,
     },
+    /// Shows the SQL that makes the tables of the postgres handlers, as `migrate: true` would
+    #[command(after_help = "Example: pipeline config sql | psql postgres://localhost/app")]
+    Sql,
 }
 
 /// Runs the command: results to `out`, faults to `err`.
@@ -53,13 +56,15 @@ pub(crate) fn run(
 ) -> std::io::Result<ExitCode> {
     let json = match args.action {
         Action::Check { json } | Action::Print { json, .. } => json,
+        Action::Sql => false,
     };
     let loaded = match load(sources) {
         Ok(loaded) => loaded,
         Err(faults) => return refuse(&faults, json, out, err),
     };
-    let faults = Faults(loaded.config.pipelines.iter().filter_map(unbuildable).collect());
-    if matches!(args.action, Action::Check { .. }) && !faults.0.is_empty() {
+    let has_registry = !loaded.config.registry.urls.is_empty();
+    let faults = Faults(loaded.config.pipelines.iter().flat_map(|p| unbuildable(p, has_registry)).collect());
+    if matches!(args.action, Action::Check { .. } | Action::Sql) && !faults.0.is_empty() {
         return refuse(&faults, json, out, err);
     }
     let warnings = loaded.config.warnings();
@@ -81,16 +86,50 @@ pub(crate) fn run(
         Action::Print { all, json: true } => writeln!(out, "{:#}", loaded.print_json(all))?,
         Action::Print { all: true, json: false } => write!(out, "{}", loaded.print_all())?,
         Action::Print { all: false, json: false } => write!(out, "{}", loaded.print())?,
+        Action::Sql => write!(out, "{}", sql(&loaded.config.pipelines))?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
+/// The tables that events are written to.
+fn sql(pipelines: &[Pipeline]) -> String {
+    let table = |pipeline: &Pipeline| match &pipeline.handler {
+        #[cfg(feature = "postgres")]
+        crate::config::Handler::Postgres(keys) => {
+            let plan = wire::postgres::plan(pipeline, keys).ok()?;
+            Some(format!("-- pipeline {}\n{}", pipeline.name, plan.migration()))
+        }
+        _ => None,
+    };
+    pipelines.iter().filter_map(table).collect()
+}
+
 /// What only shows when a pipeline is built: no such message, no such field in it.
-fn unbuildable(pipeline: &Pipeline) -> Option<Fault> {
-    let error = wire::payload_decoder(pipeline).err()?;
+fn unbuildable(pipeline: &Pipeline, has_registry: bool) -> Vec<Fault> {
+    if let Some(fault) = unreadable(pipeline, has_registry) {
+        return vec![fault];
+    }
+    match wire::check_handler(pipeline) {
+        #[cfg(feature = "postgres")]
+        Err(wire::Error::PostgresPlan { pipeline, faults }) => faults
+            .into_iter()
+            .map(|fault| Fault {
+                path: format!("pipelines.{pipeline}.handler.postgres.{}", fault.key),
+                value: fault.value,
+                problem: fault.problem,
+                remedy: fault.remedy,
+                source: None,
+            })
+            .collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn unreadable(pipeline: &Pipeline, has_registry: bool) -> Option<Fault> {
+    let error = wire::payload_decoder(pipeline, has_registry).err()?;
     let (key, value) = match (&error, &pipeline.event_id) {
         (wire::Error::IdField { .. }, EventId::Field(field)) => ("event_id.field", field.clone()),
-        _ => ("message", pipeline.message.clone()),
+        _ => ("message", pipeline.message_name().to_owned()),
     };
     Some(Fault {
         path: format!("pipelines.{}.{key}", pipeline.name),
@@ -128,7 +167,7 @@ fn summary(loaded: &Loaded) -> String {
         text.push_str(&format!(
             "\npipeline {}   message {}   handler {}   deduplication {}   order {}\n",
             pipeline.name,
-            pipeline.message,
+            pipeline.message.as_deref().unwrap_or("by the registry"),
             pipeline.handler.kind(),
             pipeline.idempotency.store.as_str(),
             pipeline.order.as_str(),

@@ -42,10 +42,13 @@ impl Error {
 /// # Errors
 /// When the address cannot be used, or a pipeline cannot be built.
 pub(crate) async fn run(config: &Config) -> Result<(), Error> {
-    logs::init(match config.telemetry.log_format {
-        LogFormat::Text => logs::Format::Text,
-        LogFormat::Json => logs::Format::Json,
-    });
+    logs::init(
+        match config.telemetry.log_format {
+            LogFormat::Text => logs::Format::Text,
+            LogFormat::Json => logs::Format::Json,
+        },
+        None,
+    );
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let console = Console::bind(config).await?;
     let mut out = std::io::stdout().lock();

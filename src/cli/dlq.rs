@@ -26,7 +26,7 @@ use crate::admin::dlq::select::Selection;
 use crate::admin::dlq::view::View;
 use crate::app::wire;
 use crate::config::Config;
-use crate::messages::Decoder;
+use crate::messages::Reader;
 use crate::stage::clock::{Clock as _, SystemClock};
 use crate::stage::ports::Tracer;
 
@@ -83,7 +83,7 @@ impl Error {
 /// When Kafka does not answer, a flag cannot be used, or the output is closed.
 pub(crate) async fn run(args: DlqArgs, config: &Config) -> Result<bool, Error> {
     let pipeline = super::choose(config, args.pipeline.as_deref()).map_err(Error::Usage)?.clone();
-    let decoder = wire::decoder(&pipeline)?;
+    let reader = wire::reader(&pipeline, wire::registry(config)?.as_ref())?;
     let traces = wire::traces(config, "retry-ladder-dlq")?;
     let tracer = traces.as_ref().map(|traces| {
         Arc::new(OtelTracer::new(traces.queue(), wire::sampling(config), "retry-ladder-dlq")) as Arc<dyn Tracer>
@@ -103,7 +103,7 @@ pub(crate) async fn run(args: DlqArgs, config: &Config) -> Result<bool, Error> {
     });
     let work = tokio::task::spawn_blocking(move || {
         let desk = Desk::open(properties, ladder, id_source, Arc::new(SystemClock), tracer)?;
-        Command { desk, decoder, stop, pipeline: pipeline.name }.run(args.action)
+        Command { desk, reader, stop, pipeline: pipeline.name }.run(args.action)
     });
     let done = work.await.map_err(io::Error::other)?;
     if let Some(traces) = traces {
@@ -117,7 +117,7 @@ pub(crate) async fn run(args: DlqArgs, config: &Config) -> Result<bool, Error> {
 
 struct Command {
     desk: Desk,
-    decoder: Decoder,
+    reader: Reader,
     stop: Arc<AtomicBool>,
     pipeline: String,
 }
@@ -134,7 +134,7 @@ impl Command {
             Action::Redrive(args) => {
                 let (deal, order) = args.order(now_ms, &self.desk.ladder)?;
                 let order = match &args.from {
-                    Some(path) => correct::read(path, order, &self.desk, &self.decoder)?,
+                    Some(path) => correct::read(path, order, &self.desk, &self.reader)?,
                     None => order,
                 };
                 self.deal(&order, &deal)
@@ -241,14 +241,14 @@ impl Command {
             Ok(())
         })?;
         let letter = found.ok_or_else(|| Error::NotFound(which.to_owned()))?;
-        print::letter(&View::of(&letter, &self.desk.ladder, &self.decoder), json)?;
+        print::letter(&View::of(&letter, &self.desk.ladder, &self.reader), json)?;
         Ok(true)
     }
 
     fn export(&self, selection: &Selection) -> Result<bool, Error> {
         let mut out = io::BufWriter::new(io::stdout().lock());
         self.each(selection, &self.desk.book()?, |letter| {
-            serde_json::to_writer(&mut out, &View::of(&letter, &self.desk.ladder, &self.decoder))?;
+            serde_json::to_writer(&mut out, &View::of(&letter, &self.desk.ladder, &self.reader))?;
             writeln!(out)
         })?;
         out.flush()?;

@@ -169,7 +169,7 @@ pub fn main(commit: &str) -> ExitCode {
         return written.map_or_else(|error| fail(&error.to_string(), 1), |()| ExitCode::SUCCESS);
     }
     if let Some(Command::ProveWorker { orders }) = cli.command {
-        logs::init(logs::Format::Text);
+        logs::init(logs::Format::Text, None);
         return block_on(async move {
             match worker::run(&orders).await {
                 Ok(()) => ExitCode::SUCCESS,
@@ -298,14 +298,17 @@ fn choose<'c>(config: &'c Config, name: Option<&str>) -> Result<&'c crate::confi
     }
 }
 
-async fn produce(args: produce::ProduceArgs, config: &Config) -> ExitCode {
+async fn produce(mut args: produce::ProduceArgs, config: &Config) -> ExitCode {
     let pipeline = match choose(config, args.pipeline.as_deref()) {
         Ok(pipeline) => pipeline,
         Err(why) => return fail(&why, config::EXIT_CONFIG),
     };
-    let decoder = match wire::decoder(pipeline) {
-        Ok(decoder) => decoder,
-        Err(error) => return fail(&error.to_string(), config::EXIT_CONFIG),
+    let decoder = match produce::schema::choose(&args, pipeline, config).await {
+        Ok((decoder, id)) => {
+            args.schema_id = id;
+            decoder
+        }
+        Err(error) => return fail(&error.to_string(), error.exit_code()),
     };
     if args.create_topics {
         let all: Vec<_> = config.pipelines.iter().map(wire::topics).collect();

@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::adapters::kafka::admin::plan::{known_topics, orphan_stage};
 use crate::adapters::kafka::admin::{self, Admin};
 use crate::adapters::kafka::control::{self, Order};
 use crate::adapters::kafka::lag::{self, LogReader};
+use crate::app::builder::ORPHAN;
 use crate::app::wire;
 use crate::config::{Config, Pipeline};
 use crate::stage::clock::{Clock, SystemClock};
@@ -18,7 +20,7 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Which stages.
 #[derive(Clone, Debug, clap::Args)]
 pub struct PauseArgs {
-    /// This stage: main, retry-1 …, dlq, or all (repeatable)
+    /// This stage: main, retry-1 …, dlq, or all of them (repeatable); orphan:TOPIC: a former rung that is drained
     #[arg(long = "stage", value_name = "STAGE", required = true)]
     pub stages: Vec<String>,
     /// Only of this pipeline (repeatable); default: of all pipelines
@@ -44,7 +46,7 @@ pub enum Error {
         configured: Vec<String>,
     },
     /// `--stage` names no stage of a chosen pipeline.
-    #[error("--stage {stage}: no chosen pipeline has it; it is one of {}, or all", stages.join(", "))]
+    #[error("--stage {stage}: no chosen pipeline has it; it is one of {}, or all; or orphan:TOPIC, a topic that was a rung once", stages.join(", "))]
     UnknownStage {
         /// As given.
         stage: String,
@@ -94,7 +96,7 @@ pub(crate) async fn run(args: &PauseArgs, paused: bool, config: &Config) -> Resu
         let topic = wire::topics(pipeline).control_topic();
         let at_ms = SystemClock.now().wall.floor_millis();
         let order = Order { paused, by: by.clone(), at_ms, reason: args.reason.clone() };
-        let groups: Vec<_> = stages.iter().map(|stage| pipeline.stage_group(stage)).collect();
+        let groups: Vec<_> = stages.iter().map(|stage| group(pipeline, stage)).collect();
         let (group, named) = (pipeline.group.clone(), stages.clone());
         let members = tokio::task::spawn_blocking(move || -> Result<Vec<Option<usize>>, control::Error> {
             control::write(&properties, &group, &topic, &named, &order, WRITE_TIMEOUT)?;
@@ -150,12 +152,29 @@ fn chosen<'c>(args: &PauseArgs, config: &'c Config) -> Result<Vec<(&'c Pipeline,
             all.push(stage);
         }
     }
-    if let Some(stage) = args.stages.iter().find(|stage| *stage != "all" && !all.contains(stage)) {
+    let known = known_topics(&config.pipelines.iter().map(wire::topics).collect::<Vec<_>>());
+    let is_orphan = |stage: &String, of: &Pipeline| {
+        let topic = stage.strip_prefix(ORPHAN);
+        topic.is_some_and(|topic| orphan_stage(&wire::topics(of), &known, topic).is_some())
+    };
+    let is_known = |stage: &String| {
+        stage == "all" || all.contains(stage) || pipelines.iter().any(|pipeline| is_orphan(stage, pipeline))
+    };
+    if let Some(stage) = args.stages.iter().find(|stage| !is_known(stage)) {
         return Err(Error::UnknownStage { stage: stage.clone(), stages: all });
     }
     let named = |stage: &String| args.stages.iter().any(|s| s == "all" || s == stage);
-    let stages = |p: &Pipeline| p.stages().into_iter().map(|(stage, _)| stage).filter(named).collect::<Vec<_>>();
+    let stages = |p: &Pipeline| {
+        let rungs = p.stages().into_iter().map(|(stage, _)| stage).filter(named);
+        rungs.chain(args.stages.iter().filter(|stage| is_orphan(stage, p)).cloned()).collect::<Vec<_>>()
+    };
     Ok(pipelines.into_iter().map(|p| (p, stages(p))).filter(|(_, stages)| !stages.is_empty()).collect())
+}
+
+/// The consumer group of a stage, or of a former one.
+fn group(pipeline: &Pipeline, stage: &str) -> String {
+    let former = stage.strip_prefix(ORPHAN).and_then(|topic| topic.strip_prefix(&pipeline.topic));
+    former.map_or_else(|| pipeline.stage_group(stage), |rest| rest.trim_start_matches('.').to_owned())
 }
 
 /// `user@host`, as far as either is known.
@@ -200,6 +219,23 @@ mod tests {
     }
 
     #[test]
+    fn a_former_rung_is_meant_by_its_topic_and_belongs_to_one_pipeline() {
+        check(&["orphan:b.b.retry-9", "main"], &[], &[("a", &["main"]), ("b", &["main", "orphan:b.b.retry-9"])]);
+        let config = config();
+        let pipeline = config.pipeline("b").unwrap();
+        assert_eq!(
+            (group(pipeline, "orphan:b.b.retry-9"), group(pipeline, "dlq")),
+            ("b.retry-9".into(), "b.dlq".into())
+        );
+        // A rung, a topic of nobody's, one of a pipeline that was not chosen.
+        for (topic, chosen) in [("a.a.retry-1", None), ("c.c.retry-1", None), ("a.a.retry-9", Some("b".to_owned()))] {
+            let stages = vec![format!("orphan:{topic}")];
+            let args = PauseArgs { stages, pipelines: chosen.into_iter().collect(), reason: None, json: false };
+            assert!(matches!(super::chosen(&args, &config), Err(Error::UnknownStage { .. })), "{topic}");
+        }
+    }
+
+    #[test]
     fn names_that_are_none_are_refused_with_those_that_are() {
         let args = |stage: &str, pipeline: &[&str]| PauseArgs {
             stages: vec![stage.into()],
@@ -209,7 +245,10 @@ mod tests {
         };
         let config = config();
         let error = chosen(&args("retry-1", &["b"]), &config).unwrap_err();
-        assert_eq!(error.to_string(), "--stage retry-1: no chosen pipeline has it; it is one of main, dlq, or all");
+        assert_eq!(
+            error.to_string(),
+            "--stage retry-1: no chosen pipeline has it; it is one of main, dlq, or all; or orphan:TOPIC, a topic that was a rung once"
+        );
         assert_eq!(error.exit_code(), 64);
         let error = chosen(&args("main", &["c"]), &config).unwrap_err();
         assert_eq!(

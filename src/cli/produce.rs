@@ -4,6 +4,7 @@
 
 mod client;
 pub mod publish;
+pub(super) mod schema;
 mod source;
 
 #[cfg(test)]
@@ -39,6 +40,7 @@ const LINE_EVERY: Duration = Duration::from_secs(5);
 #[command(after_help = "Examples:
   pipeline produce --pipeline orders --count 10000 --key-field customer_id
   pipeline produce --pipeline orders --rate 300 --garbage-ratio 0.01
+  pipeline produce --pipeline orders --register --count 100
   echo '{\"uniqueId\":\"a-1\",\"quantity\":2}' | pipeline produce --pipeline orders --json - --id-field unique_id")]
 pub struct ProduceArgs {
     /// The pipeline whose main topic and message are meant; may be left out when the file has only one
@@ -74,9 +76,15 @@ pub struct ProduceArgs {
     /// Share of generated events, 0 to 1, whose value is made undecodable
     #[arg(long, value_name = "R", default_value_t = 0.0, conflicts_with = "json", value_parser = super::values::share, allow_negative_numbers = true)]
     pub garbage_ratio: f64,
-    /// Schema id to write with `framing: confluent`
+    /// Schema id to write with `framing: confluent`; without one the newest of `<topic>-value` in the configured registry
     #[arg(long, value_name = "ID", allow_negative_numbers = true)]
     pub schema_id: Option<u32>,
+    /// Register the message's .proto file as `<topic>-value` first, and what it imports under their names
+    #[arg(long, conflicts_with = "schema_id")]
+    pub register: bool,
+    /// With --register: the folder that holds the .proto files of a message of `descriptor_set`, by their import names
+    #[arg(long, value_name = "DIR", requires = "register")]
+    pub proto_path: Option<PathBuf>,
     /// How the summary is written
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     pub report: Report,
@@ -139,7 +147,8 @@ pub fn execute(args: &ProduceArgs, target: Target, stop: Arc<AtomicBool>) -> Res
 fn request(args: &ProduceArgs, target: Target, stop: Arc<AtomicBool>) -> Result<ProduceRequest, Error> {
     if target.decoder.framing() == crate::messages::Framing::Confluent && args.schema_id.is_none() {
         return Err(Error::Config(
-            "the pipeline has `framing: confluent`: name the schema with --schema-id ID".to_owned(),
+            "the pipeline has `framing: confluent`: name the schema with --schema-id ID, or configure registry.urls"
+                .to_owned(),
         ));
     }
     let source = match &args.json {

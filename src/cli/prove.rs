@@ -3,7 +3,7 @@
 //! Standard output carries the report alone, all else goes to standard error.
 
 use std::io::{IsTerminal as _, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -40,7 +40,7 @@ pub(crate) struct ProveArgs {
     /// Processes killed (SIGKILL) and started again
     #[arg(long, value_name = "K", default_value_t = 6)]
     kills: usize,
-    /// Processes stopped (SIGSTOP) for twice the lease, then woken
+    /// Processes stopped (SIGSTOP) for twice the lease, then woken: they must do nothing anew
     #[arg(long, value_name = "F", default_value_t = 2)]
     freezes: usize,
     /// Times that Redis cannot be reached: refused or black-holed, every second one longer than the lease
@@ -61,7 +61,7 @@ pub(crate) struct ProveArgs {
     /// How long one execution takes at most
     #[arg(long, value_name = "T", default_value = "20ms", value_parser = humantime::parse_duration)]
     latency: Duration,
-    /// Also write the report as JSON to this file
+    /// Also write the report as JSON to this file, with --long after each round
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
     /// Leave topics, keys and the workers' files
@@ -119,8 +119,8 @@ pub(crate) async fn run(args: ProveArgs, config: Config) -> ExitCode {
 async fn prove(args: &ProveArgs, config: &Config) -> Result<Report, Error> {
     let options = args.options(config)?;
     if let Some(file) = &args.report {
-        // Found out now, not after the run.
-        std::fs::write(file, "")?;
+        // Found out now, not after the run; what an earlier run wrote stays until there is something to say.
+        std::fs::File::options().create(true).append(true).open(file)?;
     }
     let stop = Arc::new(AtomicBool::new(false));
     for kind in [SignalKind::interrupt(), SignalKind::terminate()] {
@@ -132,30 +132,35 @@ async fn prove(args: &ProveArgs, config: &Config) -> Result<Report, Error> {
         });
     }
     let runtime = tokio::runtime::Handle::current();
-    let run = tokio::task::spawn_blocking(move || prove::run(&options, &runtime, &mut Screen::new(), &stop));
+    let mut screen = Screen::new(args.report.clone());
+    let run = tokio::task::spawn_blocking(move || prove::run(&options, &runtime, &mut screen, &stop));
     let report = run.await.map_err(|error| Error::Worker(format!("the run panicked: {error}")))??;
     if let Some(file) = &args.report {
-        std::fs::write(file, format!("{:#}\n", report.json()))?;
+        write_report(file, &report)?;
     }
     // A reader that has gone away is no fault of the ladder.
     drop(write!(std::io::stdout(), "{}", report.text()));
     Ok(report)
 }
 
+fn write_report(file: &Path, report: &Report) -> std::io::Result<()> {
+    std::fs::write(file, format!("{:#}\n", report.json()))
+}
+
 /// On a terminal a bar with lines above it, else a line now and then.
 struct Screen {
     bar: Option<ProgressBar>,
-    begun: Instant,
     told: Option<Instant>,
+    report: Option<PathBuf>,
 }
 
 impl Screen {
-    fn new() -> Self {
+    fn new(report: Option<PathBuf>) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let style = ProgressStyle::with_template("{elapsed:>4} [{bar:40}] {msg}");
             ProgressBar::new(1).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
         });
-        Self { bar, begun: Instant::now(), told: None }
+        Self { bar, told: None, report }
     }
 }
 
@@ -167,8 +172,15 @@ impl Watch for Screen {
         }
     }
 
+    /// A run of hours has its report at any time, should it be its last.
+    fn round_is_over(&mut self, so_far: &Report) {
+        let written = self.report.as_ref().map_or(Ok(()), |file| write_report(file, so_far));
+        let told = written.map_or_else(|error| format!("; the report cannot be written: {error}"), |()| String::new());
+        self.say(&format!("so far: {}{told}", so_far.line()));
+    }
+
     fn progress(&mut self, progress: Progress) {
-        let Progress { events, acknowledged, struck, faults, open } = progress;
+        let Progress { at, events, acknowledged, struck, faults, open } = progress;
         let open = open.map_or_else(String::new, |open| format!(", {open} records on their way"));
         let text = format!("{acknowledged} of {events} events produced, {struck} of {faults} faults{open}");
         if let Some(bar) = &self.bar {
@@ -177,7 +189,7 @@ impl Watch for Screen {
             bar.set_message(text);
         } else if self.told.is_none_or(|told| told.elapsed() > Duration::from_secs(5)) {
             self.told = Some(Instant::now());
-            drop(writeln!(std::io::stderr(), "{:6.1} s  {text}", self.begun.elapsed().as_secs_f64()));
+            drop(writeln!(std::io::stderr(), "{:6.1} s  {text}", at.as_secs_f64()));
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::admin::server::{Listener, Server};
 use crate::app::engine::RunningStage;
 use crate::app::{Builder, StageName, wire};
 use crate::config::{Config, LogFormat};
+use crate::telemetry::handler_spans::HandlerSpans;
 use crate::telemetry::logs;
 
 /// Which stages to run.
@@ -43,10 +44,12 @@ impl RunArgs {
 
 /// Runs until SIGINT or SIGTERM, then drains. A second signal ends the process at once.
 pub(crate) async fn run(args: RunArgs, config: Config) -> ExitCode {
-    logs::init(match config.telemetry.log_format {
+    let format = match config.telemetry.log_format {
         LogFormat::Text => logs::Format::Text,
         LogFormat::Json => logs::Format::Json,
-    });
+    };
+    let spans = HandlerSpans::default();
+    logs::init(format, Some(&spans));
     let (mut interrupt, mut terminate) = match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
         (Ok(interrupt), Ok(terminate)) => (interrupt, terminate),
         (Err(error), _) | (_, Err(error)) => {
@@ -64,7 +67,7 @@ pub(crate) async fn run(args: RunArgs, config: Config) -> ExitCode {
     let max_poll = config.kafka.max_poll_interval.max(config.kafka.session_timeout);
     let mut admin = Server::start(listener, max_poll, config.instance.clone());
     let properties = wire::properties(&config);
-    let start = Builder::new(config).stages(args.stages).pipelines(args.pipelines).start();
+    let start = Builder::new(config).stages(args.stages).pipelines(args.pipelines).handler_spans(&spans).start();
     let app = tokio::select! {
         started = start => match started {
             Ok(app) => app,

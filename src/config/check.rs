@@ -7,8 +7,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::kafka_properties::{refused, reserved};
-use super::keys::{EventId, Handler, HttpHandler, Keys, PipelineKeys};
-use super::model::{Config, Dlq, Endpoint, Idempotency, Pipeline, Properties, Retry, ladder_length};
+use super::keys::{EventId, Handler, HttpHandler, Keys, PipelineKeys, Registry};
+use super::model::{Config, Dlq, Endpoint, Framing, Idempotency, Pipeline, Properties, Retry, ladder_length};
 use super::report::{At, Report};
 use super::secret::MASK;
 use super::text::show_duration;
@@ -26,7 +26,10 @@ pub(super) fn build(keys: &Keys, report: &mut Report<'_>) -> Option<Config> {
     check_kafka(keys, report);
     check_redis(keys, report);
     check_process(keys, report);
-    let pipelines: Vec<Pipeline> = keys.pipelines.0.iter().map(|(name, p)| pipeline(name, p, report)).collect();
+    check_registry(&keys.registry, report);
+    let has_registry = !keys.registry.urls.is_empty();
+    let pipelines: Vec<Pipeline> =
+        keys.pipelines.0.iter().map(|(name, p)| pipeline(name, p, has_registry, report)).collect();
     if pipelines.is_empty() && report.clean(&At::of(&["pipelines"])) {
         let remedy = "at least one pipeline, in ./topics.yaml or in the file that --config names";
         report.fault(&At::of(&["pipelines"]), "there is none", remedy);
@@ -35,6 +38,7 @@ pub(super) fn build(keys: &Keys, report: &mut Report<'_>) -> Option<Config> {
     Some(Config {
         kafka: keys.kafka.clone(),
         redis: keys.redis.clone(),
+        registry: keys.registry.clone(),
         pipelines,
         instance: keys.instance.clone(),
         admin: keys.admin.clone(),
@@ -147,6 +151,25 @@ fn check_process(keys: &Keys, report: &mut Report<'_>) {
     check_http_url(&keys.telemetry.jaeger_url, &jaeger, "http://localhost:16686", report);
 }
 
+fn check_registry(registry: &Registry, report: &mut Report<'_>) {
+    let at = At::of(&["registry"]);
+    for (i, url) in registry.urls.iter().enumerate() {
+        check_http_url(url, &at.key("urls").index(i), "http://localhost:8081", report);
+    }
+    let token = at.key(if registry.token.as_ref().is_some_and(|t| t.file.is_some()) { "token_file" } else { "token" });
+    let has_user = registry.user.is_some() || registry.urls.iter().any(|u| !u.url().username().is_empty());
+    if registry.token.is_some() && has_user {
+        report.fault_with(&token, Some(MASK.to_owned()), "there is a user, too", "either a token or a user");
+    }
+    if registry.password.is_some() && registry.user.is_none() {
+        report.fault_with(&at.key("user"), None, "a password without its user", "the user, or no password");
+    }
+    if let Some(ca) = registry.ca.as_ref().filter(|ca| !ca.is_file()) {
+        let problem = "there is no such file";
+        report.fault_with(&at.key("ca"), Some(ca.display().to_string()), problem, "a PEM file of certificates");
+    }
+}
+
 fn check_http_url(endpoint: &Endpoint, at: &At, example: &str, report: &mut Report<'_>) {
     let url = endpoint.url();
     match url.scheme() {
@@ -166,7 +189,7 @@ fn is_kafka_name(name: &str) -> bool {
 }
 
 /// One pipeline with its names filled in.
-fn pipeline(name: &str, keys: &PipelineKeys, report: &mut Report<'_>) -> Pipeline {
+fn pipeline(name: &str, keys: &PipelineKeys, has_registry: bool, report: &mut Report<'_>) -> Pipeline {
     let at = At::of(&["pipelines", name]);
     let group = keys.group.clone().unwrap_or_else(|| name.to_owned());
     let derived = |stage: &str| format!("{}.{group}.{stage}", keys.topic);
@@ -218,7 +241,7 @@ fn pipeline(name: &str, keys: &PipelineKeys, report: &mut Report<'_>) -> Pipelin
     check_ladder(&pipeline, &readable, &at, report);
     check_times(&pipeline, keys, &readable, &at, report);
     check_outage(&pipeline, &at, report);
-    check_message(&pipeline, &at, report);
+    check_message(&pipeline, has_registry, &at, report);
     check_handler(&pipeline, &at.key("handler"), report);
     pipeline
 }
@@ -354,14 +377,31 @@ fn check_outage(pipeline: &Pipeline, at: &At, report: &mut Report<'_>) {
     }
 }
 
-fn check_message(pipeline: &Pipeline, at: &At, report: &mut Report<'_>) {
+fn check_message(pipeline: &Pipeline, has_registry: bool, at: &At, report: &mut Report<'_>) {
     let is_ident = |s: &str| {
         s.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
             && s.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
     };
     let message = at.key("message");
-    if report.clean(&message) && !pipeline.message.split('.').all(is_ident) {
-        report.fault(&message, "not the full name of a message", "package and message, like `shop.v1.OrderPlaced`");
+    let remedy = "package and message, like `shop.v1.OrderPlaced`";
+    match &pipeline.message {
+        _ if !report.clean(&message) => {}
+        Some(name) if !name.split('.').all(is_ident) => {
+            report.fault(&message, "not the full name of a message", remedy);
+        }
+        None if pipeline.framing == Framing::Confluent && has_registry => {
+            if let EventId::Field(path) = &pipeline.event_id {
+                let problem =
+                    "ids are read before any schema is looked up, so the field's message has to be known here";
+                let remedy = "`message`, of the built-in protos or of `descriptor_set`; or ids from a header";
+                report.fault_with(&at.key("event_id").key("field"), Some(path.clone()), problem, remedy);
+            }
+        }
+        None if pipeline.framing == Framing::Confluent => {
+            report.fault_with(&message, None, "missing, and there is no registry to ask", remedy);
+        }
+        None => report.fault_with(&message, None, "missing", remedy),
+        Some(_) => {}
     }
     if let Some(file) = &pipeline.descriptor_set
         && !file.is_file()
@@ -389,6 +429,7 @@ fn check_message(pipeline: &Pipeline, at: &At, report: &mut Report<'_>) {
 fn check_handler(pipeline: &Pipeline, at: &At, report: &mut Report<'_>) {
     match &pipeline.handler {
         Handler::Http(http) => check_http(http, pipeline, &at.key("http"), report),
+        Handler::Postgres(postgres) => super::postgres::check(postgres, pipeline, &at.key("postgres"), report),
         Handler::Simulate(simulate) => {
             let at = at.key("simulate");
             let sum = simulate.dead_ratio.0 + simulate.permanent_ratio.0;

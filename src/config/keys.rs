@@ -12,6 +12,7 @@ use figment::value::Value;
 use super::choices::{
     CompatHeaders, Framing, HttpBody, LogFormat, OnUnavailable, Order, StatusClass, Store, Tombstones,
 };
+use super::postgres::PostgresHandler;
 use super::report::{At, Report};
 use super::schema::{Entry, KeyDoc, Out, Setting, section};
 use super::secret::{Endpoint, Properties, Secret};
@@ -25,6 +26,8 @@ section! {
         kafka: Kafka = "{}";
         /// Redis: where deduplication records are kept.
         redis: Redis = "{}";
+        /// Schema registry with Confluent's API, for pipelines with `framing: confluent`.
+        registry: Registry = "{}";
         /// Any key of a pipeline, for all pipelines; a pipeline's own key wins.
         defaults: Defaults = "{}";
         /// One ladder each: a consumer group over a main topic. The name is yours.
@@ -75,6 +78,30 @@ section! {
 }
 
 section! {
+    /// Schema registry with Confluent's API, for pipelines with `framing: confluent`.
+    pub struct Registry {
+        /// Servers that know the same, like `http://localhost:8081`; `[]`: none, then `message` alone says how values are read.
+        urls: Vec<Endpoint> = "[]";
+        /// User for basic authorization.
+        user: Option<String> = "null";
+        /// Password of `user`. `password_file` names a file that holds it.
+        password: Option<Secret> = "null";
+        /// Bearer token, instead of a user. `token_file` names a file that holds it.
+        token: Option<Secret> = "null";
+        /// PEM file of authorities that are trusted beside the system's, for https://.
+        ca: Option<PathBuf> = "null";
+        /// For one try.
+        timeout: Duration = "5s" in "10ms" ..= "1m";
+        /// Tries after the first, by turns at the servers; then the events that need the schema fail for now.
+        retries: u32 = "2" in "0" ..= "10";
+        /// Schemas that are kept, those used last.
+        cache: usize = "1000" in "1" ..= "100000";
+        /// How long it is remembered that an id is unknown.
+        unknown_for: Duration = "5s" in "10ms" ..= "1h";
+    }
+}
+
+section! {
     /// Health, metrics and status server.
     pub struct Admin {
         /// Address, like `0.0.0.0:9464`. Without one: 127.0.0.1, port 9464 + index of the stage, or a free port.
@@ -121,8 +148,8 @@ section! {
         topic: String;
         /// Consumer group; without one the pipeline's name.
         group: Option<String> = "null";
-        /// Full name of the Protobuf message, like `shop.v1.OrderPlaced`.
-        message: String;
+        /// Full name of the Protobuf message, like `shop.v1.OrderPlaced`; without one any message that the registry knows.
+        message: Option<String> = "null";
         /// File with a compiled descriptor set that holds the message; without one the built-in protos.
         descriptor_set: Option<PathBuf> = "null";
         /// `plain` Protobuf bytes, or `confluent`: behind a schema registry's magic byte, schema id and message index.
@@ -149,7 +176,7 @@ section! {
         event_id: EventId = "{ header: [x-ladder-event-id, ce_id, MessageID] }";
         /// How concurrent and repeated executions are prevented.
         idempotency: IdempotencyKeys = "{}";
-        /// What executes events: exactly one of http, log, simulate.
+        /// What executes events: exactly one of http, postgres, log, simulate.
         handler: Handler;
         /// One execution is cancelled after this long and counts as a transient failure.
         handler_timeout: Duration = "30s" in "1ms" ..= "1d";
@@ -380,6 +407,8 @@ impl Setting for EventId {
 pub enum Handler {
     /// Calls a URL.
     Http(HttpHandler),
+    /// Inserts rows.
+    Postgres(PostgresHandler),
     /// Writes a log line.
     Log(LogHandler),
     /// Succeeds and fails by a seeded rule.
@@ -387,12 +416,13 @@ pub enum Handler {
 }
 
 impl Handler {
-    const KINDS: [&str; 3] = ["http", "log", "simulate"];
+    const KINDS: [&str; 4] = ["http", "postgres", "log", "simulate"];
 
     /// The key that chooses it.
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::Http(_) => "http",
+            Self::Postgres(_) => "postgres",
             Self::Log(_) => "log",
             Self::Simulate(_) => "simulate",
         }
@@ -401,21 +431,14 @@ impl Handler {
 
 impl Setting for Handler {
     fn expects() -> String {
-        "a map with exactly one of http, log, simulate".to_owned()
+        format!("a map with exactly one of {}", Self::KINDS.join(", "))
     }
     fn read(value: &Value, at: &At, report: &mut Report<'_>) -> Option<Self> {
-        if map(value, report).is_some_and(|m| m.contains_key("postgres")) {
-            report.fault(
-                &at.key("postgres"),
-                "the postgres handler is not available in this version",
-                "one of http, log, simulate",
-            );
-            return None;
-        }
         let (kind, value) = chosen(value, &Self::KINDS, "handler", at, report)?;
         let here = at.key(&kind);
         match kind.as_str() {
             "http" => HttpHandler::read(&value, &here, report).map(Self::Http),
+            "postgres" => PostgresHandler::read(&value, &here, report).map(Self::Postgres),
             "log" => LogHandler::read(&value, &here, report).map(Self::Log),
             _ => SimulateHandler::read(&value, &here, report).map(Self::Simulate),
         }
@@ -426,6 +449,7 @@ impl Setting for Handler {
     fn show(&self) -> Out {
         let shown = match self {
             Self::Http(h) => h.show(),
+            Self::Postgres(h) => h.show(),
             Self::Log(h) => h.show(),
             Self::Simulate(h) => h.show(),
         };
@@ -445,6 +469,7 @@ impl Setting for Handler {
 fn keys_of_kind(kind: &str, path: &str, out: &mut Vec<KeyDoc>) {
     match kind {
         "http" => HttpHandler::keys(path, out),
+        "postgres" => PostgresHandler::keys(path, out),
         "log" => LogHandler::keys(path, out),
         _ => SimulateHandler::keys(path, out),
     }
@@ -455,7 +480,8 @@ fn other_kind(kind: &str) -> Out {
     let mut keys = Vec::new();
     keys_of_kind(kind, "", &mut keys);
     let entry = |k: KeyDoc| {
-        let default = k.default.unwrap_or("http://localhost:8080/orders");
+        let url = if kind == "postgres" { "postgres://localhost:5432/app" } else { "http://localhost:8080/orders" };
+        let default = k.default.unwrap_or(url);
         let value = super::yaml::parse(default).unwrap_or(Node::Null);
         Entry { doc: k.doc.to_owned(), ..Entry::new(k.path.trim_start_matches('.'), Out::Scalar(value)) }
     };

@@ -8,9 +8,10 @@ pub use super::choices::{
     CompatHeaders, Framing, HttpBody, LogFormat, OnUnavailable, Order, StatusClass, Store, Tombstones,
 };
 pub use super::keys::{
-    Admin, Brake, Breaker, Classify, Console, EventId, Handler, HttpHandler, Kafka, LogHandler, Redis, SimulateHandler,
-    Telemetry, Window,
+    Admin, Brake, Breaker, Classify, Console, EventId, Handler, HttpHandler, Kafka, LogHandler, Redis, Registry,
+    SimulateHandler, Telemetry, Window,
 };
+pub use super::postgres::{Columns, PostgresHandler};
 pub use super::secret::{Endpoint, Properties, Secret};
 pub use super::settings::{ByteSize, Ratio};
 
@@ -21,6 +22,8 @@ pub struct Config {
     pub kafka: Kafka,
     /// Where deduplication records are kept.
     pub redis: Redis,
+    /// Where writers' schemas are.
+    pub registry: Registry,
     /// At least one, by name; no two share a retry topic, a DLQ, or topic and group.
     pub pipelines: Vec<Pipeline>,
     /// Static member id, one per process.
@@ -42,6 +45,11 @@ impl Config {
     /// What works and is probably not meant, one text each.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
+        for pipeline in &self.pipelines {
+            if let Handler::Postgres(handler) = &pipeline.handler {
+                warnings.extend(super::postgres::warning(handler, pipeline));
+            }
+        }
         for (i, one) in self.pipelines.iter().enumerate() {
             for other in self.pipelines[i + 1..].iter().filter(|other| other.group == one.group) {
                 warnings.push(format!(
@@ -64,8 +72,8 @@ pub struct Pipeline {
     pub topic: String,
     /// Consumer group on main; on other stages `<group>.<stage>`.
     pub group: String,
-    /// Full name of the Protobuf message.
-    pub message: String,
+    /// Full name of the Protobuf message; none only where the registry says what each value is.
+    pub message: Option<String>,
     /// File with a compiled descriptor set; without one the built-in protos.
     pub descriptor_set: Option<PathBuf>,
     /// How payloads are framed.
@@ -111,6 +119,11 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
+    /// Full name of the Protobuf message; empty where each value has its own.
+    pub fn message_name(&self) -> &str {
+        self.message.as_deref().unwrap_or_default()
+    }
+
     /// Every stage in order: name and topic, `main` first and `dlq` last.
     pub fn stages(&self) -> Vec<(String, &str)> {
         let retries = self.retries.iter().enumerate().map(|(i, r)| (format!("retry-{}", i + 1), r.topic.as_str()));

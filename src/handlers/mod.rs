@@ -1,15 +1,19 @@
 //! The built-in [`Handler`]s and the bridge from a closure to one.
 //!
-//! [`http`] calls a URL, [`log`] prints, [`simulate`] fails by a seeded rule; [`handler_fn`] wraps an application's own
-//! async function. [`executions`] is the append-only file in which a handler can record what it really did.
+//! [`http`] calls a URL, `postgres` inserts rows, [`log`] prints, [`simulate`] fails by a seeded rule; [`handler_fn`] wraps
+//! an application's own async function, [`batched`] is for handlers that take many events at once. [`executions`] is the append-only file in which a handler can record what it really did.
 //!
 //! A handler only says what came of one execution ([`Outcome`]); where the event goes next is decided in
 //! `ladder::route`. Deadlines, panics and leases are the engine's business.
 
+pub mod batched;
 pub mod dead_letters;
 pub mod executions;
 pub mod http;
 pub mod log;
+#[cfg(feature = "postgres")]
+pub mod postgres;
+pub mod registered;
 pub mod retry_after;
 pub mod simulate;
 

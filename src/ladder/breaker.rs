@@ -16,9 +16,11 @@
 //! - Any answer of the target that is no transient failure is a success: a 4xx shows that it is up.
 //!
 //! It counts nobody's permits and knows stages by number only. Results of executions that began before the probing did are not
-//! told to it (`stage::gate` keeps them apart), because they say how the target was, not how it is.
+//! told to it (`ladder::gate` keeps them apart), because they say how the target was, not how it is.
 
 use std::time::Duration;
+
+use super::event::{FailureClass, Outcome};
 
 /// A ramp that met no run of failures for this long is over, at whatever limit: at a low rate of events it would
 /// otherwise take hours to be told apart from a healthy target.
@@ -86,6 +88,16 @@ pub enum BreakerChange {
     Ramping,
     /// As before the outage.
     Closed,
+}
+
+impl Answer {
+    /// What an outcome says.
+    pub fn of(outcome: &Outcome) -> Self {
+        match outcome {
+            Outcome::Failed(failure) if failure.class == FailureClass::Transient => Answer::Failed(failure.retry_after),
+            _ => Answer::Up,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

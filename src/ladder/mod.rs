@@ -3,12 +3,13 @@
 //! Reading order: [`event`] (the words), [`rungs`] (the ladder itself), [`headers`] (what travels with a record),
 //! [`due`], [`route`] (what happens to an event next), [`offsets`] (what may be committed), [`lane`] (one
 //! partition's events from receipt to offset done); when to stop instead: [`breaker`] (the target is down), [`brake`]
-//! (too many dead letters).
+//! (too many dead letters), [`gate`] (what both and commands let start).
 
 pub mod brake;
 pub mod breaker;
 pub mod due;
 pub mod event;
+pub mod gate;
 pub mod headers;
 pub mod lane;
 pub mod offsets;

@@ -4,8 +4,8 @@
 //! 1 … N the retry stages, N + 1 the DLQ. What differs between them is data (`delay: None` on main and on the DLQ, no
 //! rung above the DLQ), so no code needs to ask for a stage's name.
 //!
-//! Invariants: there are N + 2 rungs with N in 0 ..= [`MAX_RETRIES`]; delays rise strictly from at least 1 ms; topics
-//! are legal and pairwise distinct; `rungs()[i].index == i`.
+//! Invariants: there are N + 2 rungs with N in 0 ..= [`MAX_RETRIES`]; delays rise strictly from at least 1 ms (but for
+//! [`Ladder::with_delay`]); topics are legal and pairwise distinct; `rungs()[i].index == i`.
 //!
 //! Leaves to others: whether the topics exist, and whether two pipelines share one (`config` sees all pipelines).
 
@@ -218,6 +218,16 @@ pub fn legal_topic(name: &str) -> bool {
 }
 
 impl Ladder {
+    /// The same with another delay on one rung, which need not fit between its neighbours': for a rung that is only
+    /// drained, where the delay does nothing but bound the dues that are believed.
+    #[must_use]
+    pub fn with_delay(mut self, index: usize, delay: Duration) -> Self {
+        if let Some(rung) = self.rungs.get_mut(index) {
+            rung.delay = Some(delay);
+        }
+        self
+    }
+
     /// Builds the ladder.
     ///
     /// # Errors

@@ -9,7 +9,10 @@
 //!
 //! What becomes of an undecodable event is not decided here: see [`crate::ladder`].
 
+mod frame;
 pub mod generate;
+mod registered;
+mod schema;
 mod wire;
 
 #[cfg(test)]
@@ -20,7 +23,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
 use prost::Message as _;
-use prost_reflect::{DescriptorPool, DynamicMessage, Kind, MessageDescriptor};
+use prost_reflect::{DescriptorPool, DynamicMessage, Kind, MessageDescriptor, SerializeOptions};
+
+pub use frame::Frame;
+pub use registered::{ReadError, Reader, SchemaError, Schemas};
+pub use schema::Schema;
 
 /// A shop: orders and sales.
 pub mod shop {
@@ -42,6 +49,9 @@ pub mod ml {
 
 /// The descriptor set of the built-in messages, imports included.
 pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+/// The `.proto` files of the built-in messages: name and text.
+const TEXTS: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/texts.rs"));
 
 /// The built-in messages; an empty pool if the embedded bytes were broken, which a test rules out.
 static BUILT_IN: LazyLock<DescriptorPool> =
@@ -176,12 +186,22 @@ impl Decoder {
         let Some(descriptor) = pool.get_message_by_name(message) else {
             return Err(Error::UnknownMessage { name: message.to_owned(), place, known: nearest(&pool, message) });
         };
-        Ok(Self { plan: Arc::new(wire::Plan::new(&descriptor)), descriptor, framing })
+        Ok(Self::of(descriptor, framing))
+    }
+
+    /// The decoder of a message of any pool.
+    fn of(descriptor: MessageDescriptor, framing: Framing) -> Self {
+        Self { plan: Arc::new(wire::Plan::new(&descriptor)), descriptor, framing }
     }
 
     /// The full names of the built-in messages that a pipeline can carry.
     pub fn built_in() -> Vec<String> {
         nearest(&BUILT_IN, "")
+    }
+
+    /// The text of the built-in `.proto` file of this name.
+    pub fn built_in_text(file: &str) -> Option<&'static str> {
+        TEXTS.iter().find(|(name, _)| *name == file).map(|(_, text)| *text)
     }
 
     /// Full name of the message.
@@ -227,7 +247,7 @@ impl Decoder {
     pub fn payload(&self, value: &[u8]) -> Result<Range<usize>, DecodeError> {
         let start = match self.framing {
             Framing::Plain => 0,
-            Framing::Confluent => frame_length(value).map_err(|what| DecodeError::Framing { what })?,
+            Framing::Confluent => Frame::read(value).map_err(|what| DecodeError::Framing { what })?.length,
         };
         Ok(start..value.len())
     }
@@ -238,16 +258,7 @@ impl Decoder {
             Framing::Plain => payload,
             Framing::Confluent => {
                 let mut value = Vec::with_capacity(payload.len() + 8);
-                value.push(0);
-                value.extend(schema_id.to_be_bytes());
-                let indexes = self.message_indexes();
-                if indexes == [0] {
-                    value.push(0);
-                } else {
-                    for n in std::iter::once(indexes.len() as u64).chain(indexes) {
-                        prost::encoding::encode_varint(n << 1, &mut value);
-                    }
-                }
+                Frame::write(schema_id, &self.message_indexes(), &mut value);
                 value.extend(payload);
                 value
             }
@@ -255,12 +266,12 @@ impl Decoder {
     }
 
     /// The message's index in its file, preceded by those of the messages around it.
-    fn message_indexes(&self) -> Vec<u64> {
+    fn message_indexes(&self) -> Vec<u32> {
         let mut indexes = Vec::new();
         let mut message = self.descriptor.clone();
         loop {
             let position = |mut siblings: Box<dyn Iterator<Item = MessageDescriptor> + '_>| {
-                siblings.position(|m| m == message).unwrap_or_default() as u64
+                siblings.position(|m| m == message).unwrap_or_default() as u32
             };
             match message.parent_message() {
                 Some(parent) => {
@@ -319,6 +330,18 @@ impl Decoder {
         let mut json = serde_json::to_value(&message).map_err(|e| failed(e.to_string()))?;
         sort_maps(&mut json, &self.descriptor);
         Ok(json.to_string())
+    }
+
+    /// A payload in the proto3 JSON mapping, for picking fields: under their Protobuf names, defaults included; a field
+    /// that has no default and is not set is not there.
+    ///
+    /// # Errors
+    /// When the payload does not decode, or holds a value that JSON cannot say.
+    pub fn to_fields(&self, payload: &[u8]) -> Result<serde_json::Value, DecodeError> {
+        let failed = |detail: String| DecodeError::Json { message: self.message().to_owned(), detail };
+        let message = DynamicMessage::decode(self.descriptor.clone(), payload).map_err(|e| failed(e.to_string()))?;
+        let options = SerializeOptions::new().use_proto_field_name(true).skip_default_fields(false);
+        message.serialize_with_options(serde_json::value::Serializer, &options).map_err(|e| failed(e.to_string()))
     }
 
     /// The payload for a message in the proto3 JSON mapping. Unknown fields are errors.
@@ -389,27 +412,6 @@ fn sort_maps(json: &mut serde_json::Value, message: &MessageDescriptor) {
             _ => {}
         }
     }
-}
-
-/// Bytes of the schema registry's frame at the head of `value`.
-fn frame_length(value: &[u8]) -> Result<usize, &'static str> {
-    let Some((head, mut rest)) = value.split_at_checked(5) else {
-        return Err("fewer than the 5 bytes of magic and schema id");
-    };
-    if head[0] != 0 {
-        return Err("the first byte is not 0; for values without a schema registry set `framing: plain`");
-    }
-    // Zigzag: an odd number is negative.
-    let index = |rest: &mut &[u8]| match wire::varint(rest) {
-        Ok(n) if n & 1 == 0 && n >> 1 <= i32::MAX as u64 => Ok(n >> 1),
-        Ok(_) => Err("a message index below 0 or above 2^31 - 1"),
-        Err(what) => Err(what),
-    };
-    let count = index(&mut rest)?;
-    for _ in 0..count {
-        index(&mut rest)?;
-    }
-    Ok(value.len() - rest.len())
 }
 
 /// The messages of a pool that a pipeline can carry, those whose name is nearest to `wanted` first.

@@ -1,8 +1,8 @@
 //! The proof: a run under faults on real services, judged by evidence from outside.
 //!
 //! Reading order: [`plan`] says what will happen, [`round`](self) conducts it with [`crew`](self) (the worker
-//! processes), [`proxy`] (the network to Redis) and `outside` (Kafka and Redis as others see them); [`worker`] is such a
-//! process, [`journal`] what it writes down; [`ledger`] holds what was seen and tells everything that breaks the
+//! processes), [`proxy`] (the network to Redis) and [`outside`] (Kafka and Redis as others see them); [`worker`] is such a
+//! process, [`ports`] what it sees, [`journal`] what it writes down; [`ledger`] holds what was seen and tells everything that breaks the
 //! promise; [`report`] says so.
 //!
 //! # Invariants
@@ -13,8 +13,9 @@
 mod crew;
 pub mod journal;
 pub mod ledger;
-mod outside;
+pub mod outside;
 pub mod plan;
+pub mod ports;
 pub mod proxy;
 pub mod report;
 mod round;
@@ -133,6 +134,8 @@ impl Error {
 /// How far a round is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
+    /// Since the first event.
+    pub at: Duration,
     /// Events that will be sent.
     pub events: u64,
     /// Events acknowledged.
@@ -151,6 +154,8 @@ pub trait Watch {
     fn say(&mut self, line: &str);
     /// How far it is now.
     fn progress(&mut self, progress: Progress);
+    /// What all rounds so far came to.
+    fn round_is_over(&mut self, so_far: &Report);
 }
 
 /// Runs to the end and judges. Blocks its thread; needs the runtime's handle for the proxy and the admin client.
@@ -183,7 +188,7 @@ pub fn run(
         if options.duration.is_none_or(|duration| begun.elapsed() >= duration) || !so_far.is_proved() {
             return Ok(so_far);
         }
-        watch.say(&so_far.line());
+        watch.round_is_over(&so_far);
         report = Some(so_far);
     }
     Err(Error::Interrupted)

@@ -10,7 +10,7 @@ use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::error::{KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Header, Headers, Message as _, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
 use rdkafka::util::Timeout;
@@ -23,14 +23,17 @@ use super::ledger::{self, Copy, Produced};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Where Kafka is.
-#[derive(Clone, Debug)]
-pub(super) struct Kafka {
-    pub(super) brokers: String,
-    pub(super) properties: BTreeMap<String, String>,
+#[derive(Clone, Debug, Default)]
+pub struct Kafka {
+    /// `bootstrap.servers`.
+    pub brokers: String,
+    /// Any librdkafka property, for every client.
+    pub properties: BTreeMap<String, String>,
 }
 
 impl Kafka {
-    fn config(&self) -> ClientConfig {
+    /// librdkafka's settings for a plain client.
+    pub fn config(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
         for (key, value) in &self.properties {
             config.set(key, value);
@@ -40,7 +43,10 @@ impl Kafka {
     }
 
     /// A consumer that only looks at the offsets of a group.
-    pub(super) fn looker(&self, group: &str) -> Result<BaseConsumer, Error> {
+    ///
+    /// # Errors
+    /// What Kafka says.
+    pub fn looker(&self, group: &str) -> Result<BaseConsumer, Error> {
         Ok(self.config().set("group.id", group).set("enable.auto.commit", "false").create()?)
     }
 
@@ -57,7 +63,10 @@ impl Kafka {
     }
 
     /// Every record of a topic that nobody writes to any more.
-    pub(super) fn read_back(&self, topic: &str, partitions: i32, stop: &AtomicBool) -> Result<Vec<Copy>, Error> {
+    ///
+    /// # Errors
+    /// What Kafka says, [`Error::Unread`] when records are missing, [`Error::Interrupted`] when `stop` is set.
+    pub fn read_back(&self, topic: &str, partitions: i32, stop: &AtomicBool) -> Result<Vec<Copy>, Error> {
         let mut config = self.config();
         config.set("group.id", "nobody").set("enable.auto.commit", "false").set("fetch.wait.max.ms", "50");
         config.set("queued.max.messages.kbytes", "16384");
@@ -80,7 +89,9 @@ impl Kafka {
                     copies.push(copy(&message));
                     last = Instant::now();
                 }
-                Some(Err(error)) => return Err(error.into()),
+                // A broker that is away may come back, or another takes over.
+                Some(Err(error)) if last.elapsed() > PATIENCE => return Err(error.into()),
+                Some(Err(_)) => {}
                 None if last.elapsed() > PATIENCE => {
                     let found = copies.len();
                     return Err(Error::Unread { topic: topic.to_owned(), found, wanted });
@@ -91,7 +102,11 @@ impl Kafka {
         Ok(copies)
     }
 
-    pub(super) async fn delete_topics(&self, topics: &[&str]) -> Result<(), Error> {
+    /// Deletes topics; one that is not there is none the worse.
+    ///
+    /// # Errors
+    /// What Kafka says.
+    pub async fn delete_topics(&self, topics: &[&str]) -> Result<(), Error> {
         let client: AdminClient<DefaultClientContext> = self.config().create()?;
         let options = AdminOptions::new().operation_timeout(Some(PATIENCE));
         for deleted in client.delete_topics(topics, &options).await? {
@@ -118,23 +133,45 @@ fn copy(message: &BorrowedMessage<'_>) -> Copy {
 }
 
 /// What the consumer's group has committed, by partition; 0 where it never has.
-pub(super) fn committed(consumer: &BaseConsumer, topic: &str, partitions: i32) -> Result<Vec<i64>, Error> {
-    let mut list = TopicPartitionList::new();
-    list.add_partition_range(topic, 0, partitions - 1);
-    let offsets = consumer.committed_offsets(list, PATIENCE)?;
-    let offset = |partition| offsets.find_partition(topic, partition).and_then(|e| e.offset().to_raw());
-    Ok((0..partitions).map(|partition| offset(partition).unwrap_or(0).max(0)).collect())
+///
+/// # Errors
+/// What Kafka says.
+pub fn committed(consumer: &BaseConsumer, topic: &str, partitions: i32) -> Result<Vec<i64>, Error> {
+    patiently(|| {
+        let mut list = TopicPartitionList::new();
+        list.add_partition_range(topic, 0, partitions - 1);
+        let offsets = consumer.committed_offsets(list, PATIENCE)?;
+        offsets.elements().iter().try_for_each(|e| e.error())?;
+        let offset = |partition| offsets.find_partition(topic, partition).and_then(|e| e.offset().to_raw());
+        Ok((0..partitions).map(|partition| offset(partition).unwrap_or(0).max(0)).collect())
+    })
 }
 
 /// Where the log of each partition ends.
-pub(super) fn ends(consumer: &BaseConsumer, topic: &str, partitions: i32) -> Result<Vec<i64>, Error> {
-    (0..partitions).map(|partition| Ok(consumer.fetch_watermarks(topic, partition, PATIENCE)?.1)).collect()
+///
+/// # Errors
+/// What Kafka says.
+pub fn ends(consumer: &BaseConsumer, topic: &str, partitions: i32) -> Result<Vec<i64>, Error> {
+    let end = |partition| patiently(|| Ok(consumer.fetch_watermarks(topic, partition, PATIENCE)?.1));
+    (0..partitions).map(end).collect()
+}
+
+/// Asks again while leaders and coordinators move: brokers come and go in some runs.
+fn patiently<T>(mut ask: impl FnMut() -> KafkaResult<T>) -> Result<T, Error> {
+    let begun = Instant::now();
+    loop {
+        match ask() {
+            Ok(answer) => return Ok(answer),
+            Err(error) if begun.elapsed() > PATIENCE => return Err(error.into()),
+            Err(_) => std::thread::sleep(Duration::from_millis(200)),
+        }
+    }
 }
 
 // ---------------------------------------------------------------------------------------------- producing
 
 /// Produces events and knows which of them the broker has.
-pub(super) struct Generator {
+pub struct Generator {
     topic: String,
     producer: ThreadedProducer<Acknowledgements>,
 }
@@ -153,6 +190,9 @@ impl ProducerContext for Acknowledgements {
     fn delivery(&self, result: &DeliveryResult<'_>, mut event: Box<Produced>) {
         let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
         match result {
+            Ok(message) if message.offset() < 0 => {
+                answers.1.push(format!("{}: acknowledged without a place", event.id))
+            }
             Ok(message) => {
                 let at = &mut event.record;
                 at.partition = message.partition();
@@ -167,7 +207,11 @@ impl ProducerContext for Acknowledgements {
 }
 
 impl Generator {
-    pub(super) fn new(kafka: &Kafka, topic: &str) -> Result<Self, Error> {
+    /// An idempotent producer of the topic.
+    ///
+    /// # Errors
+    /// What Kafka says.
+    pub fn new(kafka: &Kafka, topic: &str) -> Result<Self, Error> {
         let mut config = kafka.config();
         // One request at a time: librdkafka takes the success of a later batch for that of an earlier one, which a
         // broker that meets the producer for the first time may have refused.
@@ -183,7 +227,10 @@ impl Generator {
 
     /// Hands one event over; partition, offset and timestamp come with the acknowledgement. `false`: the queue is full,
     /// try again later.
-    pub(super) fn send(&self, event: Produced) -> Result<bool, Error> {
+    ///
+    /// # Errors
+    /// What the producer refuses.
+    pub fn send(&self, event: Produced) -> Result<bool, Error> {
         let record = event.record.clone();
         let insert = |headers: OwnedHeaders, (key, value): &ledger::Header| {
             headers.insert(Header { key, value: value.as_deref() })
@@ -215,7 +262,10 @@ impl Generator {
 
     /// Waits for every answer; the acknowledged events, and what was refused. A refused event may be on the topic all
     /// the same, so a run with one proves nothing of it and is told.
-    pub(super) fn finish(self) -> Result<(Vec<Produced>, Vec<String>), Error> {
+    ///
+    /// # Errors
+    /// When not everything is answered in time.
+    pub fn finish(self) -> Result<(Vec<Produced>, Vec<String>), Error> {
         self.producer.flush(Timeout::After(PATIENCE * 3))?;
         let answers = Arc::clone(&self.producer.context().answers);
         drop(self.producer);

@@ -9,16 +9,8 @@ use fastrand::Rng;
 use prost::Message as _;
 
 use super::ledger::{Copy, Fate, Produced};
+use super::proxy::Cut;
 use crate::messages::shop::v1::OrderPlaced;
-
-/// How Redis is cut off.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cut {
-    /// Connections are closed, new ones at once.
-    Refuse,
-    /// Connections stay and carry nothing.
-    BlackHole,
-}
 
 /// Something that goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,11 +43,13 @@ impl fmt::Display for Fault {
         match self {
             Fault::Kill { worker, down } => write!(f, "kill w{worker}, back after {:.1} s", down.as_secs_f64()),
             Fault::Freeze { worker, lasts } => write!(f, "freeze w{worker} for {:.1} s", lasts.as_secs_f64()),
-            Fault::Outage { cut: Cut::Refuse, lasts } => {
-                write!(f, "redis refuses connections for {:.1} s", lasts.as_secs_f64())
-            }
-            Fault::Outage { cut: Cut::BlackHole, lasts } => {
-                write!(f, "redis is a black hole for {:.1} s", lasts.as_secs_f64())
+            Fault::Outage { cut, lasts } => {
+                let how = match cut {
+                    Cut::Refuse => "refuses connections",
+                    Cut::BlackHole => "is a black hole",
+                    Cut::AtReply => "loses its replies",
+                };
+                write!(f, "redis {how} for {:.1} s", lasts.as_secs_f64())
             }
         }
     }

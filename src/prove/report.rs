@@ -20,18 +20,30 @@ pub struct Struck {
     pub at: Duration,
     /// Copies claimed, with the producer, acknowledged and not recorded: in hand of those that it hit.
     pub in_hand: [usize; 3],
-    /// Copies that a woken process handed to the producer after their lease.
-    pub zombie_sends: usize,
+    /// Copies that a woken process handed on or settled anew after their lease.
+    pub zombie: usize,
+}
+
+/// A time when the machine did not let a worker run.
+#[derive(Clone, Debug)]
+pub struct Stall {
+    /// Which.
+    pub worker: String,
+    /// For how long.
+    pub lasted: Duration,
+    /// Copies that lost their lease by it.
+    pub held: usize,
 }
 
 impl Struck {
     /// A fault whose effect is not known yet.
     pub fn new(fault: Fault, at: Duration) -> Self {
-        Self { fault, at, in_hand: [0; 3], zombie_sends: 0 }
+        Self { fault, at, in_hand: [0; 3], zombie: 0 }
     }
 
     /// Counts what one process had in hand.
     pub fn held(&mut self, interruption: &Interruption) {
+        self.zombie += interruption.zombie.len();
         for held in &interruption.in_hand {
             self.in_hand[match held.how {
                 InHand::Claimed => 0,
@@ -61,6 +73,7 @@ pub struct Report {
     stages: Vec<StageFigures>,
     lateness_us: Vec<u64>,
     faults: Vec<Struck>,
+    stalls: Vec<Stall>,
     /// One for each invariant, in order.
     pub verdicts: Vec<Verdict>,
     /// What went wrong beyond the ledger.
@@ -70,7 +83,14 @@ pub struct Report {
 
 impl Report {
     /// Judges.
-    pub fn new(seed: u64, ledger: &Ledger, faults: Vec<Struck>, problems: Vec<String>, wall: Duration) -> Self {
+    pub fn new(
+        seed: u64,
+        ledger: &Ledger,
+        faults: Vec<Struck>,
+        stalls: Vec<Stall>,
+        problems: Vec<String>,
+        wall: Duration,
+    ) -> Self {
         let mut verdicts: Vec<Verdict> = Invariant::ALL
             .iter()
             .map(|invariant| Verdict { invariant: *invariant, breaches: 0, examples: Vec::new() })
@@ -85,7 +105,7 @@ impl Report {
         }
         let (summary, stages) = (ledger.summary(), ledger.stage_figures());
         let lateness_us = ledger.lateness_us();
-        Self { seeds: vec![seed], summary, stages, lateness_us, faults, verdicts, problems, wall }
+        Self { seeds: vec![seed], summary, stages, lateness_us, faults, stalls, verdicts, problems, wall }
     }
 
     /// Adds a later round.
@@ -109,6 +129,7 @@ impl Report {
         self.lateness_us.sort_unstable();
         let before = self.wall;
         self.faults.extend(other.faults.into_iter().map(|f| Struck { at: f.at + before, ..f }));
+        self.stalls.extend(other.stalls);
         for (a, b) in self.verdicts.iter_mut().zip(other.verdicts) {
             a.breaches += b.breaches;
             a.examples.extend(b.examples);
@@ -151,8 +172,9 @@ impl Report {
             let [claimed, published, acknowledged] = s.in_hand;
             json!({ "at_s": s.at.as_secs_f64(), "what": s.fault.to_string(), "in_hand": {
                 "claimed": claimed, "published": published, "acknowledged": acknowledged },
-                "zombie_sends": s.zombie_sends })
+                "zombie": s.zombie })
         };
+        let stall = |s: &Stall| json!({ "worker": s.worker, "seconds": s.lasted.as_secs_f64(), "leases_lost": s.held });
         let verdict = |v: &Verdict| {
             json!({ "name": v.invariant.name(), "says": v.invariant.says(), "holds": v.breaches == 0,
                 "breaches": v.breaches, "examples": v.examples })
@@ -167,6 +189,7 @@ impl Report {
             "proved": self.is_proved(), "repeated": repeated, "copied_again": copied_again,
             "ended_twice": ended_twice, "seeds": self.seeds, "seconds": self.wall.as_secs_f64(),
             "faults": self.faults.iter().map(fault).collect::<Vec<_>>(),
+            "stalls": self.stalls.iter().map(stall).collect::<Vec<_>>(),
             "invariants": self.verdicts.iter().map(verdict).collect::<Vec<_>>(),
             "problems": self.problems,
         })
@@ -181,16 +204,26 @@ impl Report {
 
     fn write(&self, out: &mut String) -> std::fmt::Result {
         let Summary { produced, done, dead_lettered, executions, repeated, copied_again, ended_twice } = self.summary;
-        writeln!(
-            out,
-            "\n  at        fault                                         in hand: claimed  with the producer  acked"
-        )?;
-        for Struck { fault, at, in_hand: [claimed, published, acked], zombie_sends } in &self.faults {
+        // Of hours, nobody reads every fault: they were told as they struck, and the JSON has them.
+        let one_round = self.seeds.len() == 1;
+        if one_round {
+            writeln!(
+                out,
+                "\n  at        fault                                         in hand: claimed  with the producer  acked"
+            )?;
+        }
+        for Struck { fault, at, in_hand: [claimed, published, acked], zombie } in
+            self.faults.iter().filter(|_| one_round)
+        {
             write!(out, "{:6.1} s    {:<54}{claimed:8}{published:19}{acked:7}", at.as_secs_f64(), fault.to_string())?;
-            if *zombie_sends > 0 {
-                write!(out, "  {zombie_sends} sent on after waking")?;
+            if *zombie > 0 {
+                write!(out, "  {zombie} done anew after waking")?;
             }
             writeln!(out)?;
+        }
+        for Stall { worker, lasted, held } in &self.stalls {
+            let lasted = lasted.as_secs_f64();
+            writeln!(out, "  the machine let {worker} stand still for {lasted:.1} s: {held} leases ran out by it")?;
         }
         writeln!(out, "\n  stage      executions      done  forwarded  dead-lettered")?;
         for s in &self.stages {
@@ -231,13 +264,23 @@ impl Report {
         for problem in &self.problems {
             writeln!(out, "  PROBLEM {problem}")?;
         }
-        let verdict = if self.is_proved() { "the promise held" } else { "THE PROMISE WAS BROKEN" };
-        writeln!(
-            out,
-            "\n  {verdict}: {} faults in {:.0} s, seed {}",
-            self.faults.len(),
-            self.wall.as_secs_f64(),
-            self.seeds.first().copied().unwrap_or_default()
-        )
+        let verdict = match (self.is_proved(), self.verdicts.iter().all(|v| v.breaches == 0)) {
+            (true, _) => "the promise held",
+            (false, true) => "NOT PROVED",
+            (false, false) => "THE PROMISE WAS BROKEN",
+        };
+        let (faults, wall) = (self.faults.len(), self.wall.as_secs_f64());
+        write!(out, "\n  {verdict}: {faults} faults in {wall:.0} s, ")?;
+        match self.seeds.as_slice() {
+            [seed] => writeln!(out, "seed {seed}")?,
+            seeds => {
+                let (first, last) = (seeds.first().unwrap_or(&0), seeds.last().unwrap_or(&0));
+                writeln!(out, "{} rounds, seeds {first} to {last}", seeds.len())?;
+            }
+        }
+        if let (false, Some(seed)) = (self.is_proved(), self.seeds.last()) {
+            writeln!(out, "  the last round's plan again, topics and the workers' files kept: --seed {seed} --keep")?;
+        }
+        Ok(())
     }
 }

@@ -14,7 +14,7 @@ use super::ledger::{Interruption, Ledger, Produced, Stage, read_executions};
 use super::outside::{Generator, Kafka, Keys, committed, ends};
 use super::plan::{self, Counts, Fault, Planned};
 use super::proxy::Proxy;
-use super::report::{Report, Struck};
+use super::report::{Report, Stall, Struck};
 use super::worker::Orders;
 use super::{Error, Options, PIPELINE, Progress, Watch, now_us};
 use crate::adapters::kafka::admin::plan::known_topics;
@@ -99,17 +99,17 @@ impl Round<'_> {
         let generator = Generator::new(self.kafka, &self.names.topic)?;
         generator.wait_for_topic(PARTITIONS)?;
         let begun = Instant::now();
-        let mut struck = self.under_fire(&mut crew, &generator, &faults, proxy.as_ref())?;
+        let mut struck = self.under_fire(&mut crew, &generator, &faults, proxy.as_ref(), begun)?;
         let (produced, refused) = generator.finish()?;
         let mut problems: Vec<String> =
             refused.iter().map(|text| format!("not acknowledged, so nothing can be said of it: {text}")).collect();
-        problems.extend(self.wait_for_the_end(&mut crew, pipeline, produced.len() as u64, faults.len())?);
+        problems.extend(self.wait_for_the_end(&mut crew, pipeline, produced.len() as u64, faults.len(), begun)?);
         let wall = begun.elapsed();
         problems.extend(crew.stop(PATIENCE));
 
         self.watch.say("reading everything back");
-        let ledger = self.evidence(&crew, pipeline, produced, &mut struck, &mut problems)?;
-        Ok(Report::new(self.seed, &ledger, struck, problems, wall))
+        let (ledger, stalls) = self.evidence(&crew, pipeline, produced, &mut struck, &mut problems)?;
+        Ok(Report::new(self.seed, &ledger, struck, stalls, problems, wall))
     }
 
     fn counts(&self) -> Counts {
@@ -231,8 +231,9 @@ pipelines:
         generator: &Generator,
         faults: &[Planned],
         proxy: Option<&Proxy>,
+        begun: Instant,
     ) -> Result<Vec<Struck>, Error> {
-        let (begun, events) = (Instant::now(), self.options.events);
+        let events = self.options.events;
         let mut fire = Fire { crew, proxy, faults, struck: Vec::new(), pending: Vec::new(), begun };
         let mut told = Instant::now();
         while self.sent < events || fire.struck.len() < faults.len() || !fire.pending.is_empty() {
@@ -248,8 +249,8 @@ pipelines:
             }
             if told.elapsed() > Duration::from_millis(250) {
                 told = Instant::now();
-                let (acknowledged, struck) = (generator.acknowledged(), fire.struck.len());
-                self.watch.progress(Progress { events, acknowledged, struck, faults: faults.len(), open: None });
+                let (at, acknowledged, struck) = (begun.elapsed(), generator.acknowledged(), fire.struck.len());
+                self.watch.progress(Progress { at, events, acknowledged, struck, faults: faults.len(), open: None });
             }
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -263,6 +264,7 @@ pipelines:
         pipeline: &config::Pipeline,
         acknowledged: u64,
         faults: usize,
+        begun: Instant,
     ) -> Result<Option<String>, Error> {
         let lookers: Vec<(BaseConsumer, String)> = pipeline
             .stages()
@@ -281,8 +283,8 @@ pipelines:
                 done += committed(looker, topic, PARTITIONS)?.iter().sum::<i64>();
                 all += ends(looker, topic, PARTITIONS)?.iter().sum::<i64>();
             }
-            let open = Some(all - done);
-            self.watch.progress(Progress { events: self.options.events, acknowledged, struck: faults, faults, open });
+            let (at, events, open) = (begun.elapsed(), self.options.events, Some(all - done));
+            self.watch.progress(Progress { at, events, acknowledged, struck: faults, faults, open });
             if done == all {
                 return Ok(None);
             }
@@ -304,7 +306,7 @@ pipelines:
         produced: Vec<Produced>,
         struck: &mut [Struck],
         problems: &mut Vec<String>,
-    ) -> Result<Ledger, Error> {
+    ) -> Result<(Ledger, Vec<Stall>), Error> {
         let mut stages = Vec::new();
         for (index, (stage, topic)) in pipeline.stages().into_iter().enumerate() {
             let looker = self.kafka.looker(&pipeline.stage_group(&stage))?;
@@ -318,7 +320,9 @@ pipelines:
                 offsets: (0..PARTITIONS).zip(committed).zip(ends).map(|((p, c), e)| (p, c, e)).collect(),
             });
         }
-        let (mut executions, mut interruptions) = (Vec::new(), Vec::new());
+        let (mut executions, mut interruptions, mut stalls) = (Vec::new(), Vec::new(), Vec::new());
+        // Of a worker's runtime.
+        let threads = std::thread::available_parallelism()?.get();
         for life in &crew.lives {
             let blows: Vec<_> = life.blows.iter().map(|(_, blow)| *blow).collect();
             // A worker killed at its start has no files.
@@ -330,26 +334,23 @@ pipelines:
             // A line that the kill cut off was not synced: nothing came of it.
             let whole = &file[..file.rfind('\n').map_or(0, |end| end + 1)];
             executions.extend(read_executions(whole).map_err(Error::Evidence)?);
-            let told = journal::read(&life.orders.marks(), &blows)?;
+            let told = journal::read(&life.orders.marks(), &blows, threads)?;
             for ((fault, _), interruption) in life.blows.iter().zip(&told.interruptions) {
                 struck[*fault].held(interruption);
             }
-            if let Some(first) = life.blows.first().filter(|_| told.zombie_sends > 0) {
-                struck[first.0].zombie_sends += told.zombie_sends;
-            }
-            for stall in &told.stalls {
-                let (name, count) = (&life.orders.name, stall.in_hand.len());
-                self.watch.say(&format!("the machine let {name} stand still; it had {count} copies in hand"));
-            }
             interruptions.extend(told.interruptions);
-            interruptions.extend(told.stalls);
+            for (blow, interruption) in told.stalls {
+                let lasted = Duration::from_micros(blow.to_us - blow.from_us);
+                stalls.push(Stall { worker: life.orders.name.clone(), lasted, held: interruption.in_hand.len() });
+                interruptions.push(interruption);
+            }
         }
         interruptions.retain(|i: &Interruption| !i.in_hand.is_empty());
         let (count, keys) = Keys::connect(&self.options.redis)?.open(&self.keys())?;
         if count == 0 && !executions.is_empty() {
             problems.push("redis holds no key of this run: somebody else removed them".to_owned());
         }
-        Ok(Ledger { group: pipeline.group.clone(), stages, produced, executions, interruptions, keys })
+        Ok((Ledger { group: pipeline.group.clone(), stages, produced, executions, interruptions, keys }, stalls))
     }
 
     /// Every key that a claim of this round can have, as the contract names them: prefix, group, topic, event id, hop.

@@ -1,10 +1,9 @@
 //! A worker process of the proof: the real ladder, built as `pipeline` builds it, with ports that are watched.
 //!
 //! The engine knows nothing of it. Each watcher writes down an answer of the outside before the engine sees it
-//! ([`super::journal`]); the handler records each execution in a file of this process, synced to the disk before and
+//! ([`super::ports`], [`super::journal`]); the handler records each execution in a file of this process, synced to the disk before and
 //! after the effect. A process that cannot write its evidence ends at once.
 
-use std::fmt::Write as _;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,18 +14,15 @@ use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use super::journal::Marks;
+use super::journal::{Line, Marks, Step};
 use super::ledger::Fate;
-use super::plan;
+use super::ports::{WatchedPublisher, WatchedStore, Witness};
+use super::{now_us, plan};
 use crate::app::{Builder, StageName};
 use crate::config::{Sources, load};
 use crate::handlers::executions::Executions;
-use crate::ladder::event::{ClaimReply, Failure, Outcome};
-use crate::stage::clock::{Clock as _, SystemClock};
-use crate::stage::ports::{
-    AckSink, Claim, CopyKey, Event, Handler, IdempotencyStore, Mark, Outgoing, PublishError, Publisher, SettleReply,
-    StoreError,
-};
+use crate::ladder::event::{Failure, Outcome};
+use crate::stage::ports::{Event, Handler, IdempotencyStore, Publisher};
 
 /// What a worker is to do; handed over as a file.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -93,15 +89,16 @@ pub async fn run(orders: &Path) -> anyhow::Result<()> {
     });
     let mut config = load(&Sources::new(Some(orders.config.clone()))).map_err(|f| anyhow::anyhow!("{f}"))?.config;
     config.instance = orders.instance.clone();
-    let witness = Arc::new(Witness { marks: Marks::create(&orders.marks())? });
+    let witness = Arc::new(Evidence(Marks::create(&orders.marks())?));
     let beating = Arc::clone(&witness);
     std::thread::spawn(move || {
         loop {
-            beating.mark(&format!("h {}\n", now_us()));
+            beating.saw(&[Line { at_us: now_us(), step: Step::Alive, hop: 0, id: "-".into() }]);
             std::thread::sleep(HEARTBEAT);
         }
     });
-    let executor = Executor { executions: Executions::open(&orders.executions(), true)?, latency: orders.latency };
+    let executions = Executions::open(&orders.executions(), true)?;
+    let executor = Executor { executions, latency: orders.latency, witness: Arc::clone(&witness) };
     let stages = orders.stages.iter().map(|name| name.parse::<StageName>()).collect::<Result<_, _>>()?;
     let (of_store, of_publisher) = (Arc::clone(&witness), Arc::clone(&witness));
     let app = Builder::new(config)
@@ -133,15 +130,12 @@ fn broken_publisher(inner: Arc<dyn Publisher>) -> Arc<dyn Publisher> {
 #[cfg(feature = "sabotage")]
 use super::sabotage::{broken_publisher, broken_store};
 
-fn now_us() -> u64 {
-    SystemClock.now().wall.as_micros()
-}
-
 // ---------------------------------------------------------------------------------------------- the handler
 
 struct Executor {
     executions: Executions,
     latency: Duration,
+    witness: Arc<Evidence>,
 }
 
 impl Executor {
@@ -168,6 +162,8 @@ impl Handler for Executor {
                 _ => ("permanent", Outcome::Failed(Failure::permanent("never"))),
             };
             self.record(&event, "end", word).await;
+            let hop = u64::from(event.attempt) - 1;
+            self.witness.saw(&[Line { at_us: now_us(), step: Step::Handled, hop, id: event.id.to_string() }]);
             outcome
         }
         .boxed()
@@ -180,153 +176,14 @@ fn die(what: &str) -> ! {
     std::process::abort();
 }
 
-// ---------------------------------------------------------------------------------------------- the ports, watched
+// ---------------------------------------------------------------------------------------------- what it saw
 
-struct Witness {
-    marks: Marks,
-}
+struct Evidence(Marks);
 
-impl Witness {
-    fn mark(&self, lines: &str) {
-        if lines.is_empty() {
-            return;
-        }
-        if let Err(error) = self.marks.write(lines) {
+impl Witness for Evidence {
+    fn saw(self: &Arc<Self>, lines: &[Line]) {
+        if let Err(error) = self.0.write(lines) {
             die(&error.to_string());
         }
-    }
-
-    /// One line for each copy of which `tells` is true.
-    fn mark_all<T>(&self, what: char, copies: &[Of], replies: &[T], tells: impl Fn(&T) -> bool) {
-        let (mut lines, now) = (String::new(), now_us());
-        for (of, _) in copies.iter().zip(replies).filter(|(_, reply)| tells(reply)) {
-            // A `String` takes everything.
-            writeln!(lines, "{what} {now} {} {} {}", of.hop, of.id, of.rest).ok();
-        }
-        self.mark(&lines);
-    }
-}
-
-/// A copy as the marks name it.
-struct Of {
-    id: String,
-    hop: u64,
-    rest: String,
-}
-
-impl Of {
-    /// By the key: event id and hop are its last parts. The ids of a run need no encoding.
-    fn new(key: &CopyKey, rest: String) -> Self {
-        let mut parts = key.rsplit(':');
-        let hop = parts.next().and_then(|hop| hop.parse().ok()).unwrap_or_default();
-        Self { id: parts.next().unwrap_or_default().to_owned(), hop, rest }
-    }
-}
-
-struct WatchedStore {
-    inner: Arc<dyn IdempotencyStore>,
-    witness: Arc<Witness>,
-}
-
-impl IdempotencyStore for WatchedStore {
-    fn claim(
-        &self,
-        batch: Vec<(CopyKey, Claim)>,
-        lease: Duration,
-    ) -> BoxFuture<'static, Vec<Result<ClaimReply, StoreError>>> {
-        // Redis counts from when it executes the command, which is later.
-        let until = now_us() + lease.as_micros() as u64;
-        let of = |(key, claim): &(CopyKey, Claim)| Of::new(key, format!("{} {until}", claim.fence));
-        let copies: Vec<_> = batch.iter().map(of).collect();
-        let (call, witness) = (self.inner.claim(batch, lease), Arc::clone(&self.witness));
-        async move {
-            let replies = call.await;
-            let ours = |reply: &_| matches!(reply, Ok(ClaimReply::Claimed | ClaimReply::AlreadyOurs));
-            witness.mark_all('c', &copies, &replies, ours);
-            replies
-        }
-        .boxed()
-    }
-
-    fn renew(
-        &self,
-        batch: Vec<(CopyKey, Claim)>,
-        lease: Duration,
-    ) -> BoxFuture<'static, Vec<Result<bool, StoreError>>> {
-        let until = now_us() + lease.as_micros() as u64;
-        let copies: Vec<_> = batch.iter().map(|(key, _)| Of::new(key, format!("- {until}"))).collect();
-        let (call, witness) = (self.inner.renew(batch, lease), Arc::clone(&self.witness));
-        async move {
-            let replies = call.await;
-            witness.mark_all('n', &copies, &replies, |reply| matches!(reply, Ok(true)));
-            replies
-        }
-        .boxed()
-    }
-
-    fn settle(
-        &self,
-        batch: Vec<(CopyKey, Claim, Mark, Duration)>,
-    ) -> BoxFuture<'static, Vec<Result<SettleReply, StoreError>>> {
-        let copies: Vec<_> = batch.iter().map(|(key, ..)| Of::new(key, String::new())).collect();
-        let (call, witness) = (self.inner.settle(batch), Arc::clone(&self.witness));
-        async move {
-            let replies = call.await;
-            witness.mark_all('s', &copies, &replies, Result::is_ok);
-            replies
-        }
-        .boxed()
-    }
-
-    fn is_available(&self) -> bool {
-        self.inner.is_available()
-    }
-
-    fn release(&self, batch: Vec<(CopyKey, Claim)>) -> BoxFuture<'static, Vec<Result<bool, StoreError>>> {
-        let copies: Vec<_> = batch.iter().map(|(key, _)| Of::new(key, String::new())).collect();
-        let (call, witness) = (self.inner.release(batch), Arc::clone(&self.witness));
-        async move {
-            let replies = call.await;
-            witness.mark_all('r', &copies, &replies, |reply| matches!(reply, Ok(true)));
-            replies
-        }
-        .boxed()
-    }
-}
-
-struct WatchedPublisher {
-    inner: Arc<dyn Publisher>,
-    witness: Arc<Witness>,
-}
-
-impl Publisher for WatchedPublisher {
-    fn publish(&self, record: Outgoing, ticket: u64, acks: &Arc<dyn AckSink>) {
-        let header = |name: &str| {
-            let value = record.headers.iter().find(|(n, _)| n == name).and_then(|(_, value)| value.as_deref());
-            value.and_then(|value| std::str::from_utf8(value).ok())
-        };
-        let id = header("x-ladder-event-id").unwrap_or_default().to_owned();
-        let next = header("x-ladder-hop").and_then(|hop| hop.parse::<u64>().ok());
-        let hop = next.map_or(0, |next| next.saturating_sub(1));
-        self.witness.mark(&format!("p {} {hop} {id}\n", now_us()));
-        let (acks, witness) = (Arc::clone(acks), Arc::clone(&self.witness));
-        let acks: Arc<dyn AckSink> = Arc::new(WatchedAck { acks, witness, id, hop });
-        self.inner.publish(record, ticket, &acks);
-    }
-}
-
-struct WatchedAck {
-    acks: Arc<dyn AckSink>,
-    witness: Arc<Witness>,
-    id: String,
-    hop: u64,
-}
-
-impl AckSink for WatchedAck {
-    fn acknowledged(&self, ticket: u64, result: Result<(), PublishError>) {
-        if result.is_ok() {
-            self.witness.mark(&format!("a {} {} {}\n", now_us(), self.hop, self.id));
-        }
-        self.acks.acknowledged(ticket, result);
     }
 }

@@ -1,44 +1,34 @@
 //! Where lanes ask before they start an event: open, shut, or open for a few.
 //!
 //! One [`Outage`] for each pipeline of a process holds its breaker and its brake; each stage has a [`Gate`] to it, which
-//! a command may shut for that stage alone. What is judged is pure, in [`crate::ladder::breaker`] and
-//! [`crate::ladder::brake`]; here permits in use are counted, the two are told what happened, lanes are woken, and it is
-//! told to people.
+//! a command may shut for that stage alone. What is judged is pure, in [`crate::ladder::gate`]; here it is locked, lanes
+//! are woken, and it is told to people.
 //!
 //! Invariants
 //! - A shut gate stops starts and nothing else: what runs is renewed, published and settled, what waits stays where it
-//!   is, and no attempt is charged to an event that has not run.
+//!   is, what is claimed and not started is given back, and no attempt is charged to an event that has not run.
 //! - Whoever waits at the gate is woken when it opens: it listens before it looks, and whoever changes what it looks at
 //!   calls afterwards. Without a change nobody wakes, but for the end of a cool-down.
-//! - While everything is well an event costs no lock here: a few atomics for each batch of permits, a load for each end.
-//! - While only a few may run the stages take turns, so that one whose events always fail keeps none out.
+//! - While everything is well an event costs no lock here: a few atomics for each batch of permits, a load or two for
+//!   each start and end.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::future::pending;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use tokio::sync::Notify;
 
 use super::clock::Clock;
 use super::stats::{PauseReason, StageStats};
-use crate::ladder::brake::{self, Brake, BrakeChange, BrakeSettings, DeadLetter, Probe};
-use crate::ladder::breaker::{Answer, Breaker, BreakerChange, BreakerSettings};
-use crate::ladder::event::{FailureClass, Now, Outcome, Timestamp};
+use crate::ladder::brake::BrakeChange;
+use crate::ladder::breaker::{Answer, BreakerChange};
+use crate::ladder::event::{Now, Outcome, Timestamp};
+use crate::ladder::gate::{Asked, Change, End, Gates, Grant, OutageSettings};
 
 const PAUSED: &str = "paused by command; `pipeline resume` ends it";
-
-/// Which of the two there are.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct OutageSettings {
-    /// Stops while the handler's target is down.
-    pub breaker: Option<BreakerSettings>,
-    /// Stops while too many events become dead letters.
-    pub brake: Option<BrakeSettings>,
-}
 
 /// What stops the stages of one pipeline in this process.
 pub struct Outage {
@@ -49,79 +39,45 @@ pub struct Outage {
     restricted: AtomicBool,
     /// A success would change nothing.
     calm: AtomicBool,
-    /// Permits in use, all stages together.
-    running: AtomicUsize,
-    /// Grows with each beginning of a probing.
-    epoch: AtomicU32,
+    /// The mark of what is granted now.
+    grant: AtomicU32,
     inner: Mutex<Inner>,
     changed: Notify,
 }
 
 struct Inner {
-    breaker: Option<Breaker>,
-    brake: Option<Brake>,
-    /// At most so many permits are in use by events that were started before the probing began.
-    old: usize,
+    gates: Gates,
     members: Vec<Member>,
     /// Stages that are paused by command, also such as do not run here.
     commands: HashMap<String, String>,
-    turns: u64,
 }
 
-/// A stage.
+/// A stage, by its number in `gates`.
 struct Member {
     name: Arc<str>,
-    is_main: bool,
-    /// Breaker and brake are about it.
     is_judged: bool,
     stats: Arc<StageStats>,
     commanded: Arc<AtomicBool>,
-    /// Dead letters without an execution: nothing could be read.
-    unread: u64,
-    /// Lanes that have a permit and wait.
-    waiting: usize,
-    last_turn: u64,
-}
-
-/// What came of asking.
-enum Asked {
-    Granted(usize),
-    /// Not now; again when something changes, at the latest after this long.
-    Shut(Option<Duration>),
-}
-
-/// What is to be told to people, once the lock is free.
-enum Change {
-    Breaker(BreakerChange),
-    Brake(BrakeChange),
 }
 
 impl Outage {
     /// Nothing is stopped at first.
     pub fn new(pipeline: &Arc<str>, settings: OutageSettings, clock: Arc<dyn Clock>) -> Arc<Self> {
         let now = clock.now();
+        let gates = Gates::new(settings, now.boot);
         Arc::new(Self {
             pipeline: Arc::clone(pipeline),
             begun: now.wall,
             restricted: AtomicBool::new(false),
             calm: AtomicBool::new(true),
-            running: AtomicUsize::new(0),
-            epoch: AtomicU32::new(0),
-            inner: Mutex::new(Inner {
-                breaker: settings.breaker.map(|breaker| Breaker::new(breaker, 0)),
-                brake: settings.brake.map(|brake| Brake::new(brake, now.boot, 0)),
-                old: 0,
-                members: Vec::new(),
-                commands: HashMap::new(),
-                turns: 0,
-            }),
+            grant: AtomicU32::new(gates.grant()),
+            inner: Mutex::new(Inner { gates, members: Vec::new(), commands: HashMap::new() }),
             changed: Notify::new(),
             clock,
         })
     }
 
-    /// The gate of a stage with this many handlers at once. `is_judged`: breaker and brake stop it and learn from it;
-    /// not so the rung whose handler only looks at dead letters.
+    /// The gate of a stage with this many handlers at once; `is_judged` as in [`Gates::join`].
     pub fn gate(
         self: &Arc<Self>,
         name: &Arc<str>,
@@ -131,56 +87,42 @@ impl Outage {
         stats: &Arc<StageStats>,
     ) -> Gate {
         let mut inner = self.lock();
-        let commanded = Arc::new(AtomicBool::new(inner.commands.contains_key(&**name)));
-        stats.pauses.set(PauseReason::Command, commanded.load(Ordering::Relaxed));
-        if let Some(why) = inner.commands.get(&**name) {
+        let why = inner.commands.get(&**name).cloned();
+        let member = inner.gates.join(is_main, is_judged, concurrency);
+        inner.gates.command(member, why.is_some());
+        stats.pauses.set(PauseReason::Command, why.is_some());
+        let commanded = Arc::new(AtomicBool::new(why.is_some()));
+        if let Some(why) = why {
             tracing::warn!(pipeline = &*self.pipeline, stage = &**name, why, "{PAUSED}");
         }
-        if let Some(breaker) = inner.breaker.as_mut().filter(|_| is_judged) {
-            breaker.add_concurrency(concurrency);
-        }
-        inner.members.push(Member {
-            name: Arc::clone(name),
-            is_main,
-            is_judged,
-            stats: Arc::clone(stats),
-            commanded: Arc::clone(&commanded),
-            unread: 0,
-            waiting: 0,
-            last_turn: 0,
-        });
-        Gate { outage: Arc::clone(self), member: inner.members.len() - 1, is_judged, commanded }
+        let stats = Arc::clone(stats);
+        inner.members.push(Member { name: Arc::clone(name), is_judged, stats, commanded: Arc::clone(&commanded) });
+        Gate { outage: Arc::clone(self), member, is_judged, commanded }
     }
 
     /// Pauses a stage by command (`Some`: by whom and why) or lets it go on. A resume also lets a brake go, and an open
     /// breaker probe at once.
     pub fn command(&self, stage: &str, paused: Option<&str>) {
-        let mut changes = Vec::new();
-        let mut inner = self.lock();
+        let mut guard = self.lock();
+        let inner = &mut *guard;
         let before = match paused {
             Some(why) => inner.commands.insert(stage.to_owned(), why.to_owned()),
             None => inner.commands.remove(stage),
         };
-        let members = inner.members.iter().filter(|member| *member.name == *stage);
-        let runs_here = members
-            .map(|member| {
-                member.commanded.store(paused.is_some(), Ordering::SeqCst);
-                member.stats.pauses.set(PauseReason::Command, paused.is_some());
-            })
-            .count()
-            > 0;
-        if paused.is_none() {
-            let now = self.clock.now();
-            let entered = inner.entered();
-            let released = inner.brake.as_mut().and_then(|brake| brake.release(now.boot, entered));
-            changes.extend(released.map(Change::Brake));
-            if inner.breaker.as_ref().is_some_and(|breaker| breaker.opens_at().is_some()) {
-                inner.breaker.iter_mut().for_each(Breaker::probe_now);
-                self.begin_probing(&mut inner);
-            }
-            self.settle(&inner);
+        let mut runs_here = false;
+        for (at, member) in inner.members.iter().enumerate().filter(|(_, member)| *member.name == *stage) {
+            runs_here = true;
+            inner.gates.command(at, paused.is_some());
+            member.commanded.store(paused.is_some(), Ordering::SeqCst);
+            member.stats.pauses.set(PauseReason::Command, paused.is_some());
         }
-        drop(inner);
+        let mut change = None;
+        if paused.is_none() {
+            let now = self.clock.now().boot;
+            change = inner.gates.resume(now, |member| inner.members[member].stats.executions.get());
+            self.show(inner);
+        }
+        drop(guard);
         self.changed.notify_waiters();
         if runs_here {
             match (before.is_some(), paused) {
@@ -191,104 +133,38 @@ impl Outage {
                 _ => {}
             }
         }
-        self.tell(changes);
+        self.tell(change);
     }
 
-    /// Permits in use, all stages together.
+    /// Permits in use by events that are tried.
     #[cfg(test)]
-    pub(super) fn running(&self) -> usize {
-        self.running.load(Ordering::SeqCst)
+    pub(super) fn on_trial(&self) -> usize {
+        self.lock().gates.on_trial()
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Results of what runs now say nothing about what is tried from now on.
-    fn begin_probing(&self, inner: &mut Inner) {
-        inner.old = self.running.load(Ordering::SeqCst);
-        self.epoch.fetch_add(1, Ordering::SeqCst);
-    }
-
     /// Shows what the two say now.
-    fn settle(&self, inner: &Inner) {
-        let open = inner.breaker.as_ref().is_some_and(Breaker::is_open);
-        let stopped = inner.brake.as_ref().is_some_and(|brake| !brake.is_released());
+    fn show(&self, inner: &Inner) {
+        let gates = &inner.gates;
         for member in inner.members.iter().filter(|member| member.is_judged) {
-            member.stats.pauses.set(PauseReason::Breaker, open);
-            member.stats.pauses.set(PauseReason::Brake, stopped);
+            member.stats.pauses.set(PauseReason::Breaker, gates.is_broken());
+            member.stats.pauses.set(PauseReason::Brake, gates.is_braked());
         }
-        let closed = inner.breaker.as_ref().is_none_or(Breaker::is_closed);
-        self.calm.store(!stopped && inner.breaker.as_ref().is_none_or(Breaker::is_calm), Ordering::SeqCst);
-        self.restricted.store(stopped || !closed, Ordering::SeqCst);
+        self.grant.store(gates.grant(), Ordering::SeqCst);
+        self.calm.store(gates.is_calm(), Ordering::SeqCst);
+        self.restricted.store(gates.is_restricted(), Ordering::SeqCst);
     }
 
-    fn ask(&self, member: usize, count: usize) -> Asked {
-        let mut inner = self.lock();
-        let now = self.clock.now().boot;
-        let inner = &mut *inner;
-        let opens = |at: Option<Duration>| at.is_some_and(|at| at <= now);
-        let (breaker, brake) = (&mut inner.breaker, &mut inner.brake);
-        let begins =
-            opens(breaker.as_ref().and_then(Breaker::opens_at)) || opens(brake.as_ref().and_then(Brake::opens_at));
-        let limits = [breaker.as_mut().and_then(|b| b.limit(now)), brake.as_mut().and_then(|b| b.limit(now))];
-        let at = breaker.as_ref().and_then(Breaker::opens_at).max(brake.as_ref().and_then(Brake::opens_at));
-        if begins {
-            self.begin_probing(inner);
-        }
-        let running = self.running.load(Ordering::SeqCst);
-        let granted = match limits.into_iter().flatten().min() {
-            None => count,
-            Some(limit) => {
-                inner.old = inner.old.min(running);
-                let free = limit.saturating_sub(running - inner.old);
-                let mine = &inner.members[member];
-                let others =
-                    inner.members.iter().enumerate().filter(|(_, other)| !other.commanded.load(Ordering::SeqCst));
-                let mut others = others.filter(|(at, other)| *at != member && other.waiting > 0).peekable();
-                let count = if others.peek().is_some() { 1 } else { count };
-                let before_me = |(at, other): (usize, &Member)| (other.last_turn, at) < (mine.last_turn, member);
-                if free == 0 || others.any(before_me) {
-                    return Asked::Shut(at.map(|at| at.saturating_sub(now)));
-                }
-                inner.turns += 1;
-                inner.members[member].last_turn = inner.turns;
-                free.min(count)
-            }
-        };
-        self.running.fetch_add(granted, Ordering::SeqCst);
-        Asked::Granted(granted)
-    }
-
-    fn concluded(&self, member: usize, now: Now, execution: Option<u32>, answer: Answer, end: End) {
-        let mut changes = Vec::new();
-        let mut inner = self.lock();
-        let inner = &mut *inner;
-        let is_current = execution == Some(self.epoch.load(Ordering::SeqCst));
-        if execution.is_some() && !is_current {
-            inner.old = inner.old.saturating_sub(1);
-        }
-        if let Some(breaker) = inner.breaker.as_mut().filter(|_| is_current) {
-            changes.extend(breaker.concluded(now.boot, member, answer).map(Change::Breaker));
-        }
-        inner.members[member].unread += u64::from(execution.is_none() && matches!(end, End::Dead(_)));
-        let has_main = inner.members.iter().any(|member| member.is_main);
-        let entered = inner.entered();
-        if let Some(brake) = &mut inner.brake {
-            let change = match end {
-                End::Dead(dead) if brake.is_released() && brake::counts(has_main, dead) => {
-                    brake.dead_letter(now.boot, entered)
-                }
-                _ if !is_current && execution.is_some() => None,
-                // A tombstone that was skipped shows nothing; what cannot be read is what it may have stopped for.
-                End::Done if execution.is_none() => None,
-                End::Dead(_) => brake.probed(now.boot, Probe::Dead, entered),
-                End::Done => brake.probed(now.boot, Probe::Done, entered),
-                End::Retried => brake.probed(now.boot, Probe::Retried, entered),
-            };
-            changes.extend(change.map(Change::Brake));
-        }
-        self.settle(inner);
+    fn concluded(&self, member: usize, now: Now, execution: Option<Grant>, answer: Answer, end: End) {
+        let mut guard = self.lock();
+        let inner = &mut *guard;
+        let executions = |member: usize| inner.members[member].stats.executions.get();
+        let changes = inner.gates.concluded(now.boot, member, execution, answer, end, executions);
+        self.show(inner);
+        drop(guard);
         // The limit may have risen with a mere success, too.
         if self.restricted.load(Ordering::SeqCst) || !changes.is_empty() {
             self.changed.notify_waiters();
@@ -296,7 +172,7 @@ impl Outage {
         self.tell(changes);
     }
 
-    fn tell(&self, changes: Vec<Change>) {
+    fn tell(&self, changes: impl IntoIterator<Item = Change>) {
         let pipeline = &*self.pipeline;
         for change in changes {
             match change {
@@ -335,23 +211,6 @@ impl Outage {
     }
 }
 
-impl Inner {
-    /// Events that have entered, ever: executed on main or unreadable there. Without a main stage here: on any stage.
-    fn entered(&self) -> u64 {
-        let has_main = self.members.iter().any(|member| member.is_main);
-        let judged = self.members.iter().filter(|member| member.is_judged && (member.is_main || !has_main));
-        judged.map(|member| member.stats.executions.get() + member.unread).sum()
-    }
-}
-
-/// What an event came to, as far as the brake is concerned.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum End {
-    Done,
-    Dead(DeadLetter),
-    Retried,
-}
-
 /// A stage's way to what may stop it.
 #[derive(Clone)]
 pub struct Gate {
@@ -378,47 +237,54 @@ impl Gate {
         &self.outage
     }
 
-    /// How many of `count` events may start now. They count as running until [`Gate::returned`].
-    pub(super) fn take(&self, count: usize) -> usize {
+    /// How many of `count` events may start now. Their permits are in use until [`Gate::returned`].
+    pub(super) fn take(&self, count: usize) -> (usize, Grant) {
         match self.ask(count) {
-            Asked::Granted(count) => count,
-            Asked::Shut(_) => 0,
+            Asked::Granted(count, grant) => (count, grant),
+            Asked::Shut(_) => (0, 0),
         }
     }
 
     fn ask(&self, count: usize) -> Asked {
+        // Before the others: a trial that begins now is not about what is granted here.
+        let grant = self.outage.grant.load(Ordering::SeqCst);
         if self.commanded.load(Ordering::SeqCst) {
             return Asked::Shut(None);
         }
-        if !self.is_judged {
-            return Asked::Granted(count);
+        if !self.is_judged || !self.outage.restricted.load(Ordering::SeqCst) {
+            return Asked::Granted(count, grant);
         }
-        if !self.outage.restricted.load(Ordering::SeqCst) {
-            self.outage.running.fetch_add(count, Ordering::SeqCst);
-            return Asked::Granted(count);
-        }
-        self.outage.ask(self.member, count)
+        let now = self.outage.clock.now().boot;
+        let mut inner = self.outage.lock();
+        let asked = inner.gates.ask(now, self.member, count);
+        self.outage.grant.store(inner.gates.grant(), Ordering::SeqCst);
+        asked
     }
 
-    /// So many events that were let through run no more.
-    pub(super) fn returned(&self, count: usize) {
-        if self.is_judged && count > 0 {
-            self.outage.running.fetch_sub(count, Ordering::SeqCst);
-            if self.outage.restricted.load(Ordering::SeqCst) {
-                self.outage.changed.notify_waiters();
-            }
+    /// Whether an event that was let through may still start, now that it is claimed.
+    pub(super) fn may_start(&self, grant: Grant) -> bool {
+        let restricted = self.is_judged && self.outage.restricted.load(Ordering::SeqCst);
+        !self.commanded.load(Ordering::SeqCst)
+            && (!restricted || self.outage.lock().gates.may_start(self.member, grant))
+    }
+
+    /// So many permits of this grant are free again.
+    pub(super) fn returned(&self, count: usize, grant: Grant) {
+        if count > 0 && self.is_judged && self.outage.restricted.load(Ordering::SeqCst) {
+            self.outage.lock().gates.returned(count, grant);
+            self.outage.changed.notify_waiters();
         }
     }
 
-    /// Waits until one event may start.
-    pub(super) async fn pass(&self) {
+    /// Waits until one event may start; with which grant.
+    pub(super) async fn pass(&self) -> Grant {
         let mut waiting = None;
         loop {
             let mut changed = pin!(self.outage.changed.notified());
             // From here on no change is missed.
             changed.as_mut().enable();
             let again = match self.ask(1) {
-                Asked::Granted(_) => return,
+                Asked::Granted(_, grant) => return grant,
                 Asked::Shut(again) => again,
             };
             if waiting.is_none() && self.is_judged {
@@ -439,27 +305,19 @@ impl Gate {
         }
     }
 
-    /// Marks an execution that begins now.
-    pub(super) fn epoch(&self) -> u32 {
-        self.outage.epoch.load(Ordering::Relaxed)
-    }
-
-    /// Whether its end has to be told, and what it says of the target.
+    /// Whether the end of an execution has to be told, and what it says of the target.
     pub(super) fn heeds(&self, outcome: &Outcome) -> Option<Answer> {
         if !self.is_judged {
             return None;
         }
-        match outcome {
-            Outcome::Done | Outcome::Fenced if self.outage.calm.load(Ordering::Relaxed) => None,
-            Outcome::Failed(failure) if failure.class == FailureClass::Transient => {
-                Some(Answer::Failed(failure.retry_after))
-            }
-            _ => Some(Answer::Up),
+        match Answer::of(outcome) {
+            Answer::Up if !matches!(outcome, Outcome::Failed(_)) && self.outage.calm.load(Ordering::Relaxed) => None,
+            answer => Some(answer),
         }
     }
 
-    /// An event has come to an end here. `execution`: as marked when it began, `None`: no handler saw it.
-    pub(super) fn concluded(&self, now: Now, execution: Option<u32>, answer: Answer, end: End) {
+    /// An event has come to an end here. `execution`: what its permit was granted with, `None`: no handler saw it.
+    pub(super) fn concluded(&self, now: Now, execution: Option<Grant>, answer: Answer, end: End) {
         self.outage.concluded(self.member, now, execution, answer, end);
     }
 
@@ -474,14 +332,14 @@ struct Waiting<'a>(&'a Gate);
 
 impl<'a> Waiting<'a> {
     fn new(gate: &'a Gate) -> Self {
-        gate.outage.lock().members[gate.member].waiting += 1;
+        gate.outage.lock().gates.waits(gate.member, true);
         Self(gate)
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0.outage.lock().members[self.0.member].waiting -= 1;
+        self.0.outage.lock().gates.waits(self.0.member, false);
         // It may have been its turn.
         self.0.outage.changed.notify_waiters();
     }

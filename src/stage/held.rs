@@ -22,8 +22,6 @@ pub(super) struct Held {
     pub(super) key: CopyKey,
     /// When the handler was last started.
     pub(super) started: Timestamp,
-    /// What the gate marked that start with.
-    pub(super) epoch: u32,
     /// How long it ran.
     pub(super) took: Duration,
     /// What the next copy is made from, once an execution failed.
@@ -65,7 +63,6 @@ pub(super) fn receive(ctx: &StageContext, record: Record) -> Arrival<Box<Held>> 
             record: Arc::new(record),
             envelope,
             started: Timestamp::default(),
-            epoch: 0,
             took: Duration::ZERO,
             failed: None,
             shrink: Shrink::default(),

@@ -27,10 +27,11 @@ use super::context::StageContext;
 use super::held::{self, Held};
 use super::lanes::{LaneCommand, LaneEnds, LaneHandle};
 use super::ports::{AckSink, PublishError};
-use super::process::{Execution, Names, Prepared, prepare};
+use super::process::{Execution, Names, Prepared, message_of, prepare};
 use super::stats::Attempt;
 use super::{settle, trace};
 use crate::ladder::event::{Mark, Now, Outcome};
+use crate::ladder::gate::Grant;
 use crate::ladder::lane::{Delivery, Effects, Input, Lane, Slot};
 
 /// The wall clock is read again at least this often, so that a step of it (NTP, suspend) is noticed.
@@ -44,11 +45,12 @@ pub(super) fn open(ctx: Arc<StageContext>, partition: i32, runtime: &tokio::runt
     let state = Arc::clone(handle.state());
     runtime.spawn(async move {
         let run = Task::new(&ctx, ends).run();
-        if AssertUnwindSafe(run).catch_unwind().await.is_err() {
+        if let Err(panic) = AssertUnwindSafe(run).catch_unwind().await {
             // What it held is not done, so nothing is lost. The poll thread sees that the lane has ended, and ends the stage.
             state.halt();
             tracing::error!(
-                topic = %ctx.rung().topic, partition,
+                pipeline = &**ctx.ladder.pipeline(), stage = &*ctx.rung().name, topic = %ctx.rung().topic, partition,
+                panic = message_of(&*panic),
                 "the task of a partition panicked, which is a bug; its stage ends, start it again"
             );
         }
@@ -81,7 +83,7 @@ struct Task<'a> {
     settling: bool,
     /// Settlements for the next call.
     to_settle: Vec<(Slot, Mark)>,
-    permit: Option<BoxFuture<'static, Option<OwnedSemaphorePermit>>>,
+    permit: Option<BoxFuture<'static, Option<(OwnedSemaphorePermit, Grant)>>>,
     /// For due times; `None`: tokio's timer, which ticks in milliseconds.
     alarm: Option<Alarm>,
     rng: fastrand::Rng,
@@ -95,7 +97,7 @@ enum Wake {
     Acks,
     Returned(Result<(Slot, Outcome), Aborted>),
     Replied(Reply),
-    Permit(Option<OwnedSemaphorePermit>),
+    Permit(Option<(OwnedSemaphorePermit, Grant)>),
     Time,
     Abandoned,
 }
@@ -144,9 +146,9 @@ impl<'a> Task<'a> {
                 Wake::Replied(reply) => self.replied(reply),
                 Wake::Permit(permit) => {
                     self.permit = None;
-                    if let Some(permit) = permit {
+                    if let Some((permit, grant)) = permit {
                         permit.forget();
-                        self.step(Input::Permits(1));
+                        self.step(Input::Permits(1, grant));
                     }
                 }
                 Wake::Time => self.step(Input::Tick),
@@ -258,7 +260,6 @@ impl<'a> Task<'a> {
                     self.step(Input::Arrived(batch));
                 }
                 LaneCommand::Drain => self.step(Input::Drain),
-                LaneCommand::Hold(held) => self.step(Input::Hold(held)),
                 // Who asked may have lost patience.
                 LaneCommand::Look(answer) => drop(answer.send(self.view())),
                 LaneCommand::Stop => return Obeyed::Stop,
@@ -286,6 +287,7 @@ impl<'a> Task<'a> {
     /// Takes an outcome; when that was, and the time since the event was started.
     fn conclude(&mut self, slot: Slot, outcome: Outcome, executed: bool) -> (Now, Duration) {
         let now = self.ctx.clock.now();
+        let grant = self.lane.grant(slot);
         let held = self.lane.get_mut(slot);
         held.abort = None;
         let took = now.wall.since(held.started);
@@ -294,7 +296,7 @@ impl<'a> Task<'a> {
         let verdict = settle::conclude(self.ctx, held, outcome, now.wall, self.rng.f64());
         if let Some(answer) = answer {
             let end = settle::end(self.ctx, held, verdict);
-            self.ctx.gate.concluded(now, executed.then_some(held.epoch), answer, end);
+            self.ctx.gate.concluded(now, executed.then_some(grant), answer, end);
         }
         trace::executed(self.ctx, held, verdict, now.wall);
         self.step_at(now, Input::Returned(slot, verdict));
@@ -356,13 +358,13 @@ impl<'a> Task<'a> {
         if free == 0 {
             return;
         }
-        let free = self.ctx.gate.take(free);
+        let (free, grant) = self.ctx.gate.take(free);
         match u32::try_from(free).ok().and_then(|count| permits.try_acquire_many(count).ok()) {
             Some(taken) if free > 0 => {
                 taken.forget();
-                self.step_at(now, Input::Permits(free));
+                self.step_at(now, Input::Permits(free, grant));
             }
-            _ => self.ctx.gate.returned(free),
+            _ => self.ctx.gate.returned(free, grant),
         }
     }
 
@@ -375,8 +377,7 @@ impl<'a> Task<'a> {
             let (permits, gate) = (Arc::clone(&self.ctx.permits), self.ctx.gate.clone());
             let permit = async move {
                 let permit = permits.acquire_owned().await.ok()?;
-                gate.pass().await;
-                Some(permit)
+                Some((permit, gate.pass().await))
             };
             self.permit = Some(permit.boxed());
         }
@@ -438,11 +439,15 @@ impl<'a> Task<'a> {
         if !self.lane.may_start(begin, slot) {
             return begin;
         }
+        // Since it was let through and found due the gate may have been shut, and the wall clock set back.
+        if self.lane.due(slot) > begin.wall || !self.ctx.gate.may_start(self.lane.grant(slot)) {
+            self.step_at(begin, Input::NotStarted(slot));
+            return begin;
+        }
         let (now, fence) = (begin.wall, self.lane.claim(slot).fence);
         let due = self.lane.due(slot);
         let held = self.lane.get_mut(slot);
         held.started = now;
-        held.epoch = self.ctx.gate.epoch();
         trace::begin(self.ctx, held);
         let event = match prepare(self.ctx, &self.names, held, fence, now) {
             Prepared::Run(event) => event,
@@ -482,9 +487,9 @@ impl Drop for Task<'_> {
         self.running.clear();
         self.ctx.stats.running.fetch_sub(running as u64, Ordering::Relaxed);
         self.ctx.stats.attempts.of(Attempt::Cancelled).add(running as u64);
-        let permits = self.lane.permits_held() + self.fx.permits;
-        self.ctx.permits.add_permits(permits);
-        self.ctx.gate.returned(permits);
+        let (held, latest) = self.lane.permits_held();
+        self.ctx.permits.add_permits(held + self.fx.permits);
+        self.ctx.gate.returned(latest + self.fx.latest_permits, self.lane.latest_grant());
         self.ends.commands.close();
         self.ends.state.tell_end(self.lane.position());
         // Nobody listening is fine: the handle was dropped.

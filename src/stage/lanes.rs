@@ -22,8 +22,6 @@ pub enum LaneCommand {
     Drain,
     /// End now: what runs is cancelled, its leases run out.
     Stop,
-    /// Stop (`true`) or go on (`false`) starting events.
-    Hold(bool),
     /// Tell what is held now. In order with the records: those that were handed over before are part of it.
     Look(oneshot::Sender<LaneView>),
 }

@@ -148,6 +148,11 @@ impl Drop for Execution<'_> {
 }
 
 fn panicked(panic: &(dyn Any + Send)) -> Outcome {
-    let why = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    Outcome::Failed(Failure::transient(format!("handler panicked: {}", why.unwrap_or("(no message)"))))
+    Outcome::Failed(Failure::transient(format!("handler panicked: {}", message_of(panic))))
+}
+
+/// What a panic says.
+pub(super) fn message_of(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("(no message)")
 }

@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::context::{StageContext, StageSettings};
-use super::gate::End;
 use super::held::Held;
 use super::ports::Outgoing;
 use super::trace::EventTrace;
 use crate::ladder::brake::DeadLetter;
 use crate::ladder::event::{Action, Mark, Outcome, Timestamp};
+use crate::ladder::gate::End;
 use crate::ladder::headers::{self, Envelope, Move, Trace};
 use crate::ladder::lane::Verdict;
 use crate::ladder::route;

@@ -13,6 +13,7 @@ use opentelemetry::{Context, ContextGuard};
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider, Span, SpanData, SpanProcessor};
 use tracing::Subscriber;
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use tracing_subscriber::Layer;
 use tracing_subscriber::registry::LookupSpan;
 
@@ -94,6 +95,24 @@ impl SpanProcessor for Processor {
     }
 }
 
+fn span_context(trace: TraceContext) -> SpanContext {
+    let (trace_id, span_id) = (TraceId::from(trace.trace_id()), SpanId::from(trace.span_id()));
+    SpanContext::new(trace_id, span_id, TraceFlags::SAMPLED, true, TraceState::NONE)
+}
+
+/// One span for what several executions do together: a child of the first that is traced, with links to the others.
+/// Nothing where none is.
+pub(crate) fn shared_span(executions: impl Iterator<Item = TraceContext>, count: usize) -> tracing::Span {
+    let mut sampled = executions.filter(|trace| trace.is_sampled());
+    let Some(first) = sampled.next() else { return tracing::Span::none() };
+    let scope = Scope::new(Some(first));
+    let entered = scope.enter();
+    let span = tracing::info_span!("batch", events = count);
+    drop(entered);
+    sampled.for_each(|other| span.add_link(span_context(other)));
+    span
+}
+
 /// What spans that an execution opens are children of.
 #[derive(Debug)]
 pub(crate) struct Scope(Option<Context>);
@@ -101,11 +120,8 @@ pub(crate) struct Scope(Option<Context>);
 impl Scope {
     /// The execution whose span this is; nothing where it is not traced.
     pub(crate) fn new(trace: Option<TraceContext>) -> Self {
-        Self(trace.filter(|trace| trace.is_sampled()).map(|trace| {
-            let (trace_id, span_id) = (TraceId::from(trace.trace_id()), SpanId::from(trace.span_id()));
-            let parent = SpanContext::new(trace_id, span_id, TraceFlags::SAMPLED, true, TraceState::NONE);
-            Context::new().with_remote_span_context(parent)
-        }))
+        let trace = trace.filter(|trace| trace.is_sampled());
+        Self(trace.map(|trace| Context::new().with_remote_span_context(span_context(trace))))
     }
 
     /// Until the guard is dropped, spans of this thread are its children.

@@ -19,7 +19,10 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::{self, JsonFields, Writer};
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::prelude::*;
 use tracing_subscriber::registry::LookupSpan;
+
+use super::handler_spans::HandlerSpans;
 
 /// Lines of one warning or error that are written in a window.
 pub const REPEATS: u64 = 10;
@@ -39,17 +42,22 @@ pub enum Format {
     Json,
 }
 
-/// Starts logging for the whole process; a second call changes nothing.
-pub fn init(format: Format) {
+/// Starts logging for the whole process, and with `spans` the export of what handlers open; a second call changes nothing.
+pub fn init(format: Format, spans: Option<&HandlerSpans>) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,librdkafka=warn"));
     let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr);
     let begin = Instant::now();
     let now = move || begin.elapsed();
     let result = match format {
-        Format::Text => lines.event_format(Summarised::new(text(), format, now)).try_init(),
+        Format::Text => lines
+            .event_format(Summarised::new(text(), format, now))
+            .finish()
+            .with(spans.map(HandlerSpans::layer))
+            .try_init(),
         Format::Json => {
-            lines.fmt_fields(JsonFields::new()).event_format(Summarised::new(json(), format, now)).try_init()
+            let lines = lines.fmt_fields(JsonFields::new()).event_format(Summarised::new(json(), format, now));
+            lines.finish().with(spans.map(HandlerSpans::layer)).try_init()
         }
     };
     // Somebody (a test, a program that uses the library) logs in its own way already.

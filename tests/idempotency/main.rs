@@ -5,9 +5,6 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests, too")]
 
 mod contract;
-#[allow(dead_code, reason = "the other tests that share it use the rest")]
-#[path = "../support/proxy.rs"]
-mod proxy;
 mod redis_faults;
 #[allow(dead_code, reason = "the other tests that share it use the rest")]
 #[path = "../support/redis_server.rs"]

@@ -9,10 +9,10 @@ use retry_ladder::stage::ports::{ClaimReply, CopyKey, IdempotencyStore, Mark, Se
 use tokio::time::timeout;
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::proxy::{Network, Proxy};
 use crate::redis_server::RedisServer;
 use crate::stores::side;
 use crate::{claim_of, key};
+use retry_ladder::prove::proxy::{Cut, Proxy};
 
 const LEASE: Duration = Duration::from_secs(60);
 const TTL: Duration = Duration::from_secs(3_600);
@@ -143,17 +143,17 @@ async fn an_outage_is_noticed_without_any_batch() {
 #[tokio::test]
 async fn a_black_hole_fails_batches_in_time_and_heals() {
     let server = RedisServer::start();
-    let proxy = Proxy::to(server.port()).await;
+    let proxy = Proxy::start(format!("127.0.0.1:{}", server.port())).await.unwrap();
     let store = open(&proxy.url()).await;
     assert!(claim(&store, &["a"]).await[0].is_ok());
 
-    proxy.set(Network::BlackHole);
+    proxy.set(Some(Cut::BlackHole));
     for _ in 0..2 {
         let begin = Instant::now();
         assert!(claim(&store, &["a", "b"]).await.iter().all(Result::is_err));
         assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
     }
-    proxy.set(Network::Fine);
+    proxy.set(None);
     let begin = Instant::now();
     until_available(&store, true).await;
     assert!(begin.elapsed() < Duration::from_secs(4), "back after {:?}", begin.elapsed());
@@ -163,17 +163,17 @@ async fn a_black_hole_fails_batches_in_time_and_heals() {
 #[tokio::test]
 async fn lost_replies_fail_the_whole_batch_and_the_claims_are_found_to_be_ours() {
     let server = RedisServer::start();
-    let proxy = Proxy::to(server.port()).await;
+    let proxy = Proxy::start(format!("127.0.0.1:{}", server.port())).await.unwrap();
     let store = open(&proxy.url()).await;
 
-    proxy.set(Network::CutAtReply);
+    proxy.set(Some(Cut::AtReply));
     let names: Vec<String> = (0..200).map(|i| i.to_string()).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let replies = claim(&store, &names).await;
     assert_eq!(replies.len(), 200);
     assert!(replies.iter().all(Result::is_err), "unknown, each of them");
 
-    proxy.set(Network::Fine);
+    proxy.set(None);
     until_available(&store, true).await;
     for reply in claim(&store, &names).await {
         assert_eq!(reply.unwrap(), ClaimReply::AlreadyOurs);

@@ -9,12 +9,12 @@ use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt as _;
 use std::time::{Duration, Instant};
 
+use retry_ladder::prove::journal::{self, Blow, Step};
 use retry_ladder::prove::ledger::{self, Copy, InHand, Interruption, Summary};
 
 use crate::outside;
 use crate::support::{brokers, redis_url, unique};
 use crate::worker::evidence::{self, PATIENCE, looker};
-use crate::worker::journal::Step;
 use crate::worker::load::Source;
 use crate::worker::process::{LogsOnFailure, Worker};
 use crate::worker::{self, Moment, ORDERS, Orders, Point};
@@ -246,7 +246,7 @@ fn run(test: &str, case: &Case) {
         alive.push(Worker::start(test, &Orders { name: "b".into(), kill: None, instance, ..a1.clone() }));
     }
     let mut kills = vec![send_until_killed(&mut source, Worker::start(test, &a1))];
-    let uncommitted = uncommitted(&a1, &kills[0]);
+    let uncommitted = uncommitted(&a1);
     if case.again.is_some() {
         let a2 = Orders { name: "a2".into(), kill: case.again.clone(), ..a1.clone() };
         kills.push(send_until_killed(&mut source, Worker::start(test, &a2)));
@@ -289,18 +289,19 @@ fn send_until_killed(source: &mut Source, mut worker: Worker) -> Interruption {
     };
     assert_eq!(status.signal(), Some(SIGKILL), "{}: {status}", worker.name());
     source.send(BEFORE.saturating_sub(source.sent));
-    let words = std::fs::read_to_string(worker.orders.last_words()).expect("what it had in hand");
-    Interruption::read(&words).expect("what it had in hand")
+    let told = journal::read(&worker.orders.journal(), &[Blow::kill()], worker::THREADS).expect("its marks");
+    told.interruptions.into_iter().next().expect("of the kill")
 }
 
 /// How many copies the killed process had settled on the stage of its point without committing their offsets.
-fn uncommitted(orders: &Orders, kill: &Interruption) -> usize {
+fn uncommitted(orders: &Orders) -> usize {
     let stage = orders.kill.as_ref().map_or(0, |point| point.stage);
     let ladder = orders.ladder();
     let rung = &ladder.rungs()[stage];
     let committed = outside::committed(&looker(orders, &rung.group_id), &rung.topic, PARTITIONS);
-    let settled: BTreeSet<&str> =
-        kill.settled.iter().filter(|(_, hop)| *hop == stage as u64).map(|(id, _)| id.as_str()).collect();
+    let lines = worker::journal::read(&orders.journal());
+    let settled = lines.iter().filter(|line| line.step == Step::Settled && line.hop == stage as u64);
+    let settled: BTreeSet<&str> = settled.map(|line| line.id.as_str()).collect();
     let open = |copy: &Copy| copy.offset >= committed[copy.partition as usize];
     let copies = outside::read_back(&orders.brokers, &rung.topic, PARTITIONS);
     let id = |copy: &Copy| ledger::text(&copy.headers, "x-ladder-event-id").map(str::to_owned);

@@ -7,9 +7,11 @@
 #[path = "../support/board.rs"]
 mod board;
 mod operations;
-#[allow(dead_code, reason = "the other tests that share it use the rest")]
-#[path = "../support/proxy.rs"]
-mod proxy;
+#[cfg(feature = "postgres")]
+mod postgres;
+#[cfg(feature = "postgres")]
+#[path = "../support/postgres_server.rs"]
+mod postgres_server;
 #[allow(dead_code, reason = "the other tests that share it use the rest")]
 #[path = "../support/redis_server.rs"]
 mod redis_server;

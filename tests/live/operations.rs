@@ -4,12 +4,17 @@
 mod exit_codes;
 mod harness;
 mod killed;
+mod ladder_changes;
 mod limits;
 mod logs;
 mod offsets;
 mod outage;
 mod pauses;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod prometheus;
 mod redis_restart;
+mod registry;
 mod sharing;
 mod signals;
+mod two_groups;

@@ -4,6 +4,7 @@ pub(crate) mod kafka_server;
 pub(crate) mod network;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
@@ -37,9 +38,28 @@ pub(crate) fn redis_url() -> String {
     })
 }
 
+/// The url of the real schema registry, up to what comes before `/schemas`.
+///
+/// # Panics
+/// When `SCHEMA_REGISTRY_URL` is not set.
+pub(crate) fn registry_url() -> String {
+    std::env::var("SCHEMA_REGISTRY_URL").unwrap_or_else(|_| {
+        panic!(
+            "SCHEMA_REGISTRY_URL is not set: this test needs a real schema registry; start one with \
+             `scripts/services up registry`, then set SCHEMA_REGISTRY_URL=http://localhost:8081/apis/ccompat/v7"
+        )
+    })
+}
+
 /// How to reach the real Kafka.
 pub(crate) fn connection() -> Connection {
     Connection { brokers: brokers(), properties: BTreeMap::new() }
+}
+
+/// A time that is promised of a machine with nothing else to do, and measured where `LADDER_QUIET` is set. Elsewhere a
+/// busy machine's own slowness would be measured: there only that it comes to pass at all, within 90 s.
+pub(crate) fn promised(time: Duration) -> Duration {
+    if std::env::var_os("LADDER_QUIET").is_some() { time } else { time.max(Duration::from_secs(90)) }
 }
 
 /// A name that is new in every call and run.
@@ -59,7 +79,7 @@ pub(crate) async fn create_topic(name: &str, partitions: i32, configs: &[(&str, 
     let client: AdminClient<DefaultClientContext> = client_config().create().expect("admin client");
     let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
     let topic = configs.iter().fold(topic, |topic, (key, value)| topic.set(key, value));
-    let options = AdminOptions::new().operation_timeout(Some(std::time::Duration::from_secs(10)));
+    let options = AdminOptions::new().operation_timeout(Some(Duration::from_secs(10)));
     let results = client.create_topics([&topic], &options).await.expect("create topics");
     assert_eq!(results, [Ok(name.to_owned())]);
 }

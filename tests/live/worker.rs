@@ -1,17 +1,16 @@
 //! The worker processes of the fault tests: a ladder with all its stages on real services, in a process that can be
 //! killed, frozen, cut off or told a wrong time.
 //!
-//! The engine is the real one and knows nothing of it: the ports around it are wrapped ([`ports`]). Each wrapper sees
-//! an answer of the outside (a claim granted, a delivery report, a settlement recorded) before the engine does and
-//! writes it to the process's journal, so that whatever happens to the process, it can be told what it had in hand
+//! The engine is the real one and knows nothing of it: the ports around it are watched, as in the proof's own workers
+//! ([`retry_ladder::prove::ports`]), so that whatever happens to the process, it can be told what it had in hand
 //! ([`journal`]). At a chosen moment of a chosen event it sends itself SIGKILL ([`witness`]).
 //!
 //! A worker is the very test that needs it, executed again with [`ORDERS`] in its environment ([`process`]).
 
 pub(crate) mod evidence;
+mod executor;
 pub(crate) mod journal;
 pub(crate) mod load;
-mod ports;
 pub(crate) mod process;
 mod witness;
 
@@ -35,14 +34,17 @@ use retry_ladder::ladder::lane::{Dedup, Order};
 use retry_ladder::ladder::rungs::{Ladder, LadderSpec};
 use retry_ladder::messages::{Decoder, Framing};
 use retry_ladder::prove::ledger::Fate;
+use retry_ladder::prove::ports::{WatchedPublisher, WatchedStore};
 use retry_ladder::stage::clock::{Clock, SystemClock};
 use retry_ladder::stage::context::{Partitions, StageSettings, Tombstones};
 use retry_ladder::stage::ports::Handler;
 use retry_ladder::telemetry::logs;
 
-use self::ports::{Executor, WitnessedPublisher, WitnessedStore};
+use self::executor::Executor;
 use self::witness::Witness;
 
+/// Threads of a worker's runtime.
+pub(crate) const THREADS: usize = 2;
 /// Set in the environment of a worker: what it is to do, as JSON.
 pub(crate) const ORDERS: &str = "LADDER_CRASH_ORDERS";
 
@@ -113,11 +115,6 @@ impl Orders {
         self.folder.join("executions")
     }
 
-    /// What this process had in hand when it died at its point.
-    pub(crate) fn last_words(&self) -> PathBuf {
-        self.folder.join(format!("{}.killed", self.name))
-    }
-
     /// What became of each copy, line by line as it happened.
     pub(crate) fn journal(&self) -> PathBuf {
         self.folder.join(format!("{}.journal", self.name))
@@ -160,8 +157,8 @@ impl Clock for WrongClock {
 /// Runs the stages until standard input ends, or until the process dies at its point.
 pub(crate) fn run(orders: &str) {
     let orders: Orders = serde_json::from_str(orders).expect("orders");
-    logs::init(logs::Format::Text);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    logs::init(logs::Format::Text, None);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build();
     runtime.expect("a runtime").block_on(work(orders));
 }
 
@@ -178,9 +175,9 @@ async fn work(orders: Orders) {
     let clock: Arc<dyn Clock> = Arc::new(WrongClock { ahead_ms: orders.clock_ahead_ms });
     let publisher = KafkaPublisher::new(properties.clone(), Options::default()).expect("a producer");
     let witness = Arc::new(Witness::new(&orders, Arc::clone(&clock)));
-    let publisher = Arc::new(WitnessedPublisher { inner: publisher, witness: Arc::clone(&witness) });
+    let publisher = Arc::new(WatchedPublisher { inner: Arc::new(publisher), witness: Arc::clone(&witness) });
     let store = redis::connect(&orders.redis, redis::Options::default()).await.expect("a redis");
-    let store = Arc::new(WitnessedStore { inner: Arc::new(store), witness: Arc::clone(&witness) });
+    let store = Arc::new(WatchedStore { inner: Arc::new(store), witness: Arc::clone(&witness) });
     let handler: Arc<dyn Handler> = Arc::new(Executor { witness });
 
     let mut engine = Engine::new(properties, publisher).expect("an engine");
@@ -203,7 +200,7 @@ async fn work(orders: Orders) {
     let pipeline = Pipeline {
         ladder,
         message: message.into(),
-        decode: Arc::new(PayloadDecoder::new(Decoder::new(message, None, Framing::Plain).expect("a decoder"), None)),
+        decode: Arc::new(PayloadDecoder::Own(Decoder::new(message, None, Framing::Plain).expect("a decoder"), None)),
         handler,
         dead_letters: Arc::new(retry_ladder::handlers::handler_fn(|_| async {})),
         store,

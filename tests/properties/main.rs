@@ -3,6 +3,8 @@
 
 mod subjects;
 
+use std::path::Path;
+
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -45,4 +47,21 @@ proptest! {
     ]) {
         subjects::traceparent_survives(&data);
     }
+}
+
+/// The targets in `fuzz/` are built by nobody but who fuzzes: that they call what is here is held here.
+#[test]
+fn every_subject_has_a_fuzz_target_that_calls_it() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");
+    let manifest = std::fs::read_to_string(folder.join("Cargo.toml")).unwrap();
+    for (target, function, subject) in subjects::SUBJECTS {
+        subject(target.as_bytes());
+        let text = std::fs::read_to_string(folder.join(format!("fuzz_targets/{target}.rs"))).unwrap();
+        assert!(text.contains(r##"#[path = "../../tests/properties/subjects.rs"]"##), "{target}");
+        let call = format!("libfuzzer_sys::fuzz_target!(|data: &[u8]| subjects::{function}(data));");
+        assert!(text.ends_with(&format!("{call}\n")), "{target} calls {function}");
+        let path = format!("name = \"{target}\"\npath = \"fuzz_targets/{target}.rs\"");
+        assert!(manifest.contains(&path), "fuzz/Cargo.toml has {target}");
+    }
+    assert_eq!(manifest.matches("[[bin]]").count(), subjects::SUBJECTS.len());
 }

@@ -12,6 +12,18 @@ use retry_ladder::ladder::rungs::{Ladder, LadderSpec};
 use retry_ladder::messages::{Decoder, Framing};
 use retry_ladder::telemetry::trace_context::TraceContext;
 
+/// The name of a fuzz target, and of the function in this file that it calls.
+type Subject = (&'static str, &'static str, fn(&[u8]));
+
+/// All of them.
+pub(crate) const SUBJECTS: [Subject; 5] = [
+    ("headers", "headers_read_and_round_trip", headers_read_and_round_trip),
+    ("config", "config_loads_or_has_faults", config_loads_or_has_faults),
+    ("framing", "framing_finds_the_payload", framing_finds_the_payload),
+    ("retry_after", "retry_after_is_bounded", retry_after_is_bounded),
+    ("traceparent", "traceparent_survives", traceparent_survives),
+];
+
 /// Takes numbers and byte strings off the front of the input; zeros and nothing at its end.
 struct Input<'a>(&'a [u8]);
 

@@ -29,4 +29,20 @@ pub(crate) enum Broken {
     EndlessDeferrals,
     /// Records of one key are handed to the lane without their key.
     KeysIgnored,
+    /// A claim without an answer counts as granted.
+    NoAnswerIsYes,
+    /// Handlers whose lease is lost are not cancelled.
+    CancelUnheard,
+    /// What was let through and is claimed starts, though the gate was shut meanwhile.
+    ClaimsStartAnyway,
+    /// What the gate does not let start fails, as circuit breakers that fail fast have it.
+    FailsAtTheGate,
+    /// Events that are tried take up nothing of the limit.
+    TriedUncounted,
+    /// Nobody looks again at the end of a cool-down.
+    OpeningUnheard,
+    /// The breaker is not told of successes.
+    SuccessUntold,
+    /// A permit is not given back when the event is found busy.
+    PermitKept,
 }

@@ -220,6 +220,9 @@ impl World {
             faults.push((Invariant::Bounded, format!("hop {} after {}", hop(copy), hop(parent))));
         }
         let charged = attempt(copy).wrapping_sub(attempt(parent));
+        if charged > 0 && !self.ledger.was_executed(parent.copy) {
+            faults.push((Invariant::AttemptsPaid, "it is charged for an execution that never was".into()));
+        }
         if charged > 1 || attempt(copy) > last {
             faults.push((Invariant::Bounded, format!("attempt {} after {}", attempt(copy), attempt(parent))));
         }

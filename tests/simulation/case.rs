@@ -42,7 +42,8 @@ faults! {
     Fenced = "fenced": "The sink refuses a fence.",
     Flaky = "flaky": "Outcomes differ from one execution of a copy to the next.",
     Slow = "slow": "Handlers run for longer than a lease, or than their deadline.",
-    Hold = "hold": "Lanes are told to start nothing for a while.",
+    Pause = "pause": "A stage is paused by command, and resumed; every worker hears of it in its own time.",
+    TargetDown = "target-down": "Whatever the handlers call fails for a while.",
 }
 
 /// A set of kinds of fault.

@@ -1,5 +1,6 @@
 //! What strikes a schedule, what its handlers answer, and what is looked at when it is over.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use retry_ladder::ladder::event::{Failure, Outcome, Timestamp};
@@ -9,7 +10,7 @@ use retry_ladder::ladder::lane::Dedup;
 use super::case::Fault;
 use super::lane::Held;
 use super::ledger::{Ending, Fate, Invariant};
-use super::world::{Event, HANDLER_TIMEOUT, MS, Plan, Process, ProcessId, SECOND, SESSION, Time, World};
+use super::world::{EPOCH_MS, Event, HANDLER_TIMEOUT, MS, Plan, Process, ProcessId, SECOND, SESSION, Time, World};
 
 impl Plan {
     pub(crate) fn draw(rng: &mut fastrand::Rng, partitions: usize, retries: usize) -> Self {
@@ -39,11 +40,15 @@ impl World {
         };
         let outcome = match envelope.attempt {
             _ if plan.poison => return (Outcome::Failed(Failure::poison("garbage")), 0, None),
+            _ if self.now < self.target_down_until => transient_again(),
             attempt if attempt < plan.fails => transient(),
             _ if plan.then_permanent => Outcome::Failed(Failure::permanent("never")),
             _ => Outcome::Done,
         };
-        let outcome = if self.chance(Fault::Flaky, 0.5) {
+        let down = self.now < self.target_down_until;
+        let outcome = if down {
+            outcome
+        } else if self.chance(Fault::Flaky, 0.5) {
             match self.rng.u8(..4) {
                 0 => Outcome::Failed(Failure::permanent("this time")),
                 1 => transient_again(),
@@ -92,9 +97,21 @@ impl World {
     /// A worker is started.
     pub(crate) fn spawn(&mut self, worker: usize) {
         let process = self.processes.len();
-        let free = vec![self.concurrency; self.ladder.dlq().index];
-        self.processes.push(Process { worker, alive: true, leaving: false, frozen_until: 0, cut_until: 0, free });
-        self.ledger.fates.push(Fate::default());
+        let rungs = self.ladder.dlq().index;
+        let wall = (EPOCH_MS * MS + self.now).saturating_add_signed(self.skew[worker]);
+        self.processes.push(Process {
+            worker,
+            alive: true,
+            leaving: false,
+            frozen_until: 0,
+            cut_until: 0,
+            free: vec![self.concurrency; rungs],
+            queues: vec![VecDeque::new(); rungs],
+            gates: self.new_gates(World::boot(self.now)),
+            executions: vec![0; rungs],
+            begun: Timestamp::from_micros(wall),
+        });
+        self.ledger.fates.push(Fate::new(self.paused.clone()));
         match self.workers.get_mut(worker) {
             Some(known) => *known = process,
             None => self.workers.push(process),
@@ -254,10 +271,13 @@ impl World {
                     }
                 }
             }
-            Fault::Hold => {
-                if let Some((.., owner)) = self.any_owned() {
-                    self.after(MS, Event::Hold(owner, true));
-                }
+            Fault::Pause => {
+                let rung = self.rng.usize(..self.ladder.dlq().index);
+                self.order(rung, true);
+            }
+            Fault::TargetDown => {
+                self.note(|| "the target is down".into());
+                self.target_down_until = self.heal.min(self.now + self.rng.u64(500..9_000) * MS);
             }
             // Drawn where they strike.
             _ => {}
@@ -300,6 +320,7 @@ impl World {
                 );
             }
         }
+        self.check_permits();
         self.ledger.check_ends(at);
     }
 }

@@ -10,6 +10,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use retry_ladder::ladder::breaker::Answer;
 use retry_ladder::ladder::event::{Action, Failure, Mark, Now, Outcome, Timestamp};
 use retry_ladder::ladder::headers::{self, CompatHeaders, Coordinates, Envelope, IdSource, Move, NextHeader, Shrink};
 use retry_ladder::ladder::lane::{Arrival, ClaimId, Delivery, Effects, Finish, Input, Lane, LaneConfig, Slot, Verdict};
@@ -18,6 +19,7 @@ use retry_ladder::stage::ports::{Claim, CopyKey};
 
 use super::broken::Broken;
 use super::broker::{Headers, Outgoing, Rec};
+use super::gate::{self, Line};
 use super::ledger::{Ending, Execution, Invariant};
 use super::store::{Command, Op};
 use super::world::{Event, LaneId, ProcessId, Time, World};
@@ -74,6 +76,8 @@ pub(crate) struct SimLane {
     arrivals: u64,
     /// By key: arrivals that have not returned.
     of_key: BTreeMap<u64, Vec<u64>>,
+    /// For a permit, and for the gate.
+    pub(crate) line: Line,
 }
 
 impl SimLane {
@@ -106,6 +110,7 @@ impl SimLane {
             committed: None,
             arrivals: 0,
             of_key: BTreeMap::new(),
+            line: Line::Nowhere,
         }
     }
 
@@ -118,8 +123,10 @@ impl SimLane {
         !self.fx.is_empty() || (!self.settling && !self.to_settle.is_empty())
     }
 
-    pub(crate) fn permits(&self) -> usize {
-        self.lane.permits_held() + self.fx.permits
+    /// Permits in use here, and as many of them as are of the newest grant.
+    pub(crate) fn permits(&self) -> (usize, usize) {
+        let (held, latest) = self.lane.permits_held();
+        (held + self.fx.permits, latest + self.fx.latest_permits)
     }
 
     /// Records that were fetched.
@@ -164,7 +171,9 @@ impl SimLane {
         self.lane.step(now, input, &mut self.fx);
         for slot in self.fx.cancel.drain(..) {
             let held = self.lane.get_mut(slot);
-            if let Some(execution) = held.execution.take() {
+            if world.broken != Some(Broken::CancelUnheard)
+                && let Some(execution) = held.execution.take()
+            {
                 world.note(|| format!("lane {}: cancel {}", self.id, held.record.copy));
                 world.ledger.end(execution, world.now, Ending::Cancelled);
             }
@@ -176,13 +185,20 @@ impl SimLane {
         if world.ledger.executions[execution].ended.is_some() {
             return;
         }
+        if world.broken == Some(Broken::CancelUnheard) && !self.lane.is_running(slot) {
+            return world.ledger.end(execution, world.now, Ending::Cancelled);
+        }
         let ending = if outcome == Outcome::Fenced { Ending::Fenced } else { Ending::Returned };
         world.ledger.end(execution, world.now, ending);
-        self.conclude(world, slot, outcome);
+        let poison = world.plans[self.lane.get(slot).record.copy.event].poison;
+        self.conclude(world, slot, outcome, (!poison).then_some(execution));
     }
 
-    fn conclude(&mut self, world: &mut World, slot: Slot, outcome: Outcome) {
+    /// `execution`: its number, `None`: no handler saw the event.
+    pub(crate) fn conclude(&mut self, world: &mut World, slot: Slot, outcome: Outcome, execution: Option<usize>) {
         let now = world.clock(self.process);
+        let answer = Answer::of(&outcome);
+        let grant = self.lane.grant(slot);
         let held = self.lane.get_mut(slot);
         held.execution = None;
         held.took = now.wall.since(held.started);
@@ -208,6 +224,13 @@ impl SimLane {
             let arrival = held.arrival;
             open.retain(|other| *other != arrival);
         }
+        let begun = world.processes[self.process].begun;
+        let failed = held.failed.as_ref().map(|(_, action)| action);
+        let end = gate::end(verdict, failed, self.rung, held.envelope.origin.timestamp_ms, begun);
+        world.concluded(self, execution.map(|_| grant), answer, end);
+        if let Some(execution) = execution {
+            world.check_reopened(self.process, execution, answer);
+        }
         self.step_at(world, now, Input::Returned(slot, verdict));
     }
 
@@ -225,22 +248,10 @@ impl SimLane {
                 self.perform(world, doing);
             }
             if self.fx.is_empty() && (self.settling || self.to_settle.is_empty()) {
+                self.queue_for_permit(world);
                 return true;
             }
             self.begin_effects(world);
-        }
-    }
-
-    fn take_permits(&mut self, world: &mut World) {
-        let now = world.clock(self.process);
-        if self.claiming {
-            return;
-        }
-        let free = &mut world.processes[self.process].free[self.rung];
-        let taken = self.lane.wanted(now).min(*free);
-        if taken > 0 {
-            *free -= taken;
-            self.step_at(world, now, Input::Permits(taken));
         }
     }
 
@@ -248,16 +259,19 @@ impl SimLane {
     fn begin_effects(&mut self, world: &mut World) {
         let mut fx = std::mem::take(&mut self.fx);
         let sent = world.now;
-        world.processes[self.process].free[self.rung] += fx.permits;
-        if fx.permits > 0 {
-            world.permits_freed(self.process, self.rung, self.id);
+        if world.broken == Some(Broken::PermitKept) && fx.busy > 0 {
+            fx.permits -= 1;
         }
+        self.permits_back(world, fx.permits, fx.latest_permits);
         for (held, finish) in fx.finished.drain(..) {
             world.note(|| format!("lane {}: {} finished: {finish:?}", self.id, held.record.copy));
             if let Some(key) = held.record.key_hash()
                 && let Some(open) = self.of_key.get_mut(&key)
             {
                 open.retain(|other| *other != held.arrival);
+            }
+            if finish != Finish::Duplicate {
+                world.ledger.finished(held.record.copy, self.process, sent);
             }
             if finish == Finish::Duplicate && held.failed.is_none() && held.execution.is_some() {
                 world.ledger.fail(sent, Invariant::LanesEmpty, "an event was finished while its handler ran");
@@ -321,7 +335,7 @@ impl SimLane {
                 None => self.step(world, Input::Published(slot, Delivery::Unpublishable)),
             },
             Doing::Start(slot) => {
-                if self.lane.may_start(world.clock(self.process), slot) {
+                if self.lane.may_start(world.clock(self.process), slot) && self.still_may_start(world, slot) {
                     self.doing.push_front(Doing::Run(slot));
                 }
             }
@@ -350,12 +364,14 @@ impl SimLane {
             world.ledger.fail(world.now, Invariant::KeyOrder, format!("{copy} starts before one that came earlier"));
         }
         let (outcome, took, effect) = world.handler(&held.envelope, copy.event);
+        world.processes[self.process].executions[self.rung] += u64::from(!world.plans[copy.event].poison);
         let at = world.now;
         world.note(|| format!("lane {}: process {} starts {copy}, fence {fence}", self.id, self.process));
         let number = world.ledger.start(Execution {
             copy,
             process: self.process,
             lane: self.id,
+            rung: self.rung,
             key,
             started: at,
             fence,

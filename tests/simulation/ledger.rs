@@ -2,7 +2,7 @@
 //!
 //! Nothing here comes from the engine: executions are noted by the handler, copies by the broker, effects by the sink.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use super::world::{LEASE, LaneId, ProcessId, SECOND, Time};
@@ -36,6 +36,16 @@ pub(crate) enum Invariant {
     FencesGrow,
     /// Own headers occur once; the key, the value, the identity and others' headers pass untouched.
     HeadersKept,
+    /// Nothing starts on a stage that its process has been told to pause, or while its breaker or brake is shut.
+    StoppedStarts,
+    /// After breaker or brake was shut, one event at a time is tried until that has succeeded.
+    OneIsTried,
+    /// A breaker closes again when the target is back.
+    Reopens,
+    /// No permit is lost, and none is made: at most so many handlers run.
+    PermitsKept,
+    /// No attempt is charged to an event that has not run.
+    AttemptsPaid,
     /// Nothing panics, the lane's own assertions included.
     NoPanic,
 }
@@ -86,6 +96,7 @@ pub(crate) struct Execution {
     pub(crate) copy: CopyId,
     pub(crate) process: ProcessId,
     pub(crate) lane: LaneId,
+    pub(crate) rung: usize,
     pub(crate) key: Option<u64>,
     pub(crate) started: Time,
     pub(crate) fence: u64,
@@ -104,8 +115,10 @@ struct Copy {
     resolved: bool,
     /// Last loss of its key in the store.
     forgotten: Option<Time>,
-    /// Last command about it that got no answer.
-    unanswered: Option<Time>,
+    /// Commands about it that got no answer, and whose they were.
+    unanswered: Vec<(Time, ProcessId)>,
+    /// When which process took it for settled.
+    finished: Vec<(Time, ProcessId)>,
 }
 
 /// What is known of one event.
@@ -124,16 +137,55 @@ pub(crate) struct Event {
 pub(crate) struct Fate {
     pub(crate) ended: Option<Time>,
     pub(crate) freezes: Vec<(Time, Time)>,
+    /// Stages that it was told to pause.
+    paused: BTreeSet<usize>,
+    /// Until when breaker and brake said to be shut; until they say otherwise, one event at a time is tried from then on.
+    shut_until: [Option<Time>; 2],
+    /// Number of the first execution since one of them was shut last: the first that says how the target is now.
+    tried_from: usize,
+    /// Successes since then, without a failure between.
+    pub(crate) successes: usize,
 }
 
 impl Fate {
+    pub(crate) fn new(paused: BTreeSet<usize>) -> Self {
+        Self { paused, ..Self::default() }
+    }
+
+    pub(crate) fn command(&mut self, rung: usize, paused: bool) {
+        match paused {
+            true => self.paused.insert(rung),
+            false => self.paused.remove(&rung),
+        };
+    }
+
+    /// A resume by command ends every cool-down.
+    pub(crate) fn resumed(&mut self, at: Time) {
+        self.shut_until.iter_mut().flatten().for_each(|until| *until = at.min(*until));
+    }
+
+    /// Breaker (0) or brake (1) is shut until then, or open; `executions` so far.
+    pub(crate) fn shut(&mut self, which: usize, until: Option<Time>, executions: usize) {
+        self.shut_until[which] = until;
+        if until.is_some() {
+            (self.tried_from, self.successes) = (executions, 0);
+        }
+    }
+
+    pub(crate) fn answered(&mut self, execution: usize, up: bool) {
+        if execution >= self.tried_from {
+            self.successes = if up { self.successes + 1 } else { 0 };
+        }
+    }
+
     /// Its last act before it froze was to look at the lease, its first one after is to start the handler: nobody can tell.
     pub(crate) fn wakes_at(&self, at: Time) -> bool {
         self.freezes.iter().any(|(_, to)| *to == at)
     }
 
-    fn froze_since(&self, since: Time) -> bool {
-        self.freezes.iter().any(|(_, to)| *to >= since)
+    /// Whether it stood still at some instant of this time.
+    fn froze_within(&self, from: Time, to: Time) -> bool {
+        self.freezes.iter().any(|(begin, end)| *begin <= to && *end >= from)
     }
 }
 
@@ -147,6 +199,9 @@ pub(crate) struct Counts {
     pub(crate) freezes: u64,
     pub(crate) repeats: u64,
     pub(crate) steps: u64,
+    /// Times that a breaker opened or stayed open, and the same of brakes.
+    pub(crate) openings: u64,
+    pub(crate) stops: u64,
 }
 
 impl Counts {
@@ -158,6 +213,8 @@ impl Counts {
         self.freezes += other.freezes;
         self.repeats += other.repeats;
         self.steps += other.steps;
+        self.openings += other.openings;
+        self.stops += other.stops;
     }
 }
 
@@ -173,12 +230,14 @@ pub(crate) struct Ledger {
     pub(crate) strict: bool,
     /// Clocks agree, so fences grow.
     pub(crate) clocks_agree: bool,
+    /// Handlers at once, by stage and process.
+    concurrency: usize,
     /// Executions that have not ended.
     live: Vec<usize>,
 }
 
 impl Ledger {
-    pub(crate) fn new(events: usize, strict: bool, clocks_agree: bool) -> Self {
+    pub(crate) fn new(events: usize, strict: bool, clocks_agree: bool, concurrency: usize) -> Self {
         Self {
             events: (0..events).map(|_| Event::default()).collect(),
             executions: Vec::new(),
@@ -188,6 +247,7 @@ impl Ledger {
             copies: BTreeMap::new(),
             strict,
             clocks_agree,
+            concurrency,
             live: Vec::new(),
         }
     }
@@ -205,6 +265,7 @@ impl Ledger {
         if self.strict {
             self.check_repeat(&execution);
         }
+        self.check_gate(&execution);
         let earlier = self.copies.get(&copy).filter(|known| known.forgotten.is_none());
         // After a refused fence the key is free at once, also for a claim of another worker that had no answer so far:
         // its fence is up to a lease old, is refused in turn, and the next one is not.
@@ -238,20 +299,55 @@ impl Ledger {
         number
     }
 
+    /// Whether its process may start anything now.
+    fn check_gate(&mut self, new: &Execution) {
+        let fate = &self.fates[new.process];
+        let shut = fate.shut_until.into_iter().flatten().max();
+        let live = || self.live.iter().filter(|i| self.executions[**i].process == new.process);
+        let (at, copy, process) = (new.started, new.copy, new.process);
+        let mut faults = Vec::new();
+        if live().filter(|i| self.executions[**i].rung == new.rung).count() >= self.concurrency {
+            faults.push((Invariant::PermitsKept, "without a permit"));
+        }
+        if !fate.wakes_at(at) {
+            if fate.paused.contains(&new.rung) || shut.is_some_and(|until| at < until) {
+                faults.push((Invariant::StoppedStarts, "while it is stopped"));
+            } else if shut.is_some() && live().any(|i| *i >= fate.tried_from) {
+                faults.push((Invariant::OneIsTried, "while another is tried"));
+            }
+        }
+        for (invariant, what) in faults {
+            self.fail(at, invariant, format!("{copy} starts in process {process} {what}"));
+        }
+    }
+
     fn check_repeat(&mut self, new: &Execution) {
         let (at, copy) = (new.started, new.copy);
         let Some(known) = self.copies.get(&copy) else { return };
         let Some(last) = known.executions.last().map(|i| &self.executions[*i]) else { return };
         // Its claim stood a little before it started.
         let since = |fault: Option<Time>, last: &Execution| fault.is_some_and(|fault| fault + SECOND >= last.started);
+        let lease = LEASE.as_micros() as Time;
+        // What befell its process after it had let go of it explains nothing.
+        let its = |(at, process): &&(Time, ProcessId)| *process == last.process && *at >= last.started;
+        let let_go = match last.ended {
+            Some((end, Ending::Cancelled | Ending::Fenced | Ending::Died)) => end,
+            Some((_, Ending::Returned)) => known.finished.iter().find(its).map_or(at, |(end, _)| *end),
+            None => at,
+        };
         // A lease counts from before its claim was sent, which may have been before a freeze.
-        let frozen = self.fates[last.process].froze_since(last.started.saturating_sub(LEASE.as_micros() as Time));
+        let frozen = self.fates[last.process].froze_within(last.started.saturating_sub(lease), let_go);
+        let unanswered = known
+            .unanswered
+            .iter()
+            .any(|(lost, process)| *process == last.process && lost + SECOND >= last.started && *lost <= let_go);
         let forgotten = since(known.forgotten, last);
         let mut faults = Vec::new();
         for other in known.executions.iter().map(|i| &self.executions[*i]).filter(|e| e.ended.is_none()) {
-            let excused = self.fates[other.process].froze_since(other.started)
+            // Awake, it would have cancelled it at the latest a lease after the store had it for the last time.
+            let excused = self.fates[other.process].froze_within(at, at)
                 || self.fates[new.process].wakes_at(at)
-                || since(known.forgotten, other);
+                || (since(known.forgotten, other) && known.forgotten.is_some_and(|lost| at <= lost + lease));
             if !excused {
                 let what = format!("{copy} starts in process {} while it runs in {}", new.process, other.process);
                 faults.push((Invariant::OneAtATime, what));
@@ -260,8 +356,8 @@ impl Ledger {
         let explained = frozen
             || self.fates[new.process].wakes_at(at)
             || forgotten
-            || self.fates[last.process].ended.is_some_and(|end| end >= last.started)
-            || since(known.unanswered, last)
+            || self.fates[last.process].ended.is_some_and(|end| end >= last.started && end <= let_go)
+            || unanswered
             || matches!(last.ended, Some((_, Ending::Fenced)));
         if !explained {
             let what =
@@ -320,6 +416,10 @@ impl Ledger {
         self.copies.get(&copy).is_some_and(|copy| copy.resolved)
     }
 
+    pub(crate) fn was_executed(&self, copy: CopyId) -> bool {
+        self.copies.get(&copy).is_some_and(|copy| !copy.executions.is_empty())
+    }
+
     pub(crate) fn forgotten(&mut self, copy: CopyId, at: Time) {
         self.copies.entry(copy).or_default().forgotten = Some(at);
     }
@@ -328,8 +428,13 @@ impl Ledger {
         self.copies.get(&copy).is_some_and(|copy| copy.forgotten.is_some())
     }
 
-    pub(crate) fn unanswered(&mut self, copy: CopyId, at: Time) {
-        self.copies.entry(copy).or_default().unanswered = Some(at);
+    pub(crate) fn unanswered(&mut self, copy: CopyId, process: ProcessId, at: Time) {
+        self.copies.entry(copy).or_default().unanswered.push((at, process));
+    }
+
+    /// A process takes a copy for settled: it will do no more about it.
+    pub(crate) fn finished(&mut self, copy: CopyId, process: ProcessId, at: Time) {
+        self.copies.entry(copy).or_default().finished.push((at, process));
     }
 
     /// At the end: what became of every event.

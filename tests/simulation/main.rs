@@ -2,7 +2,7 @@
 //!
 //! Several workers, partitions, main, up to three retry stages and a DLQ, with models of Kafka ([`broker`]) and of Redis
 //! ([`store`]); what decides is the library's own: `Lane::step`, `route::decide`, the header codec, the watermark,
-//! the claim's text. [`lane`] is the shell around it, once more and without tokio. The `dlq` stage is left out, because
+//! the claim's text, the gates with breaker and brake. [`lane`] is the shell around it, once more and without tokio. The `dlq` stage is left out, because
 //! it claims nothing and moves nothing.
 //!
 //! `LADDER_SCHEDULES` sets how many schedules are run, `LADDER_SEED` where they begin. A failure is printed as a case, the steps
@@ -17,6 +17,7 @@ mod broken;
 mod broker;
 mod case;
 mod faults;
+mod gate;
 mod lane;
 mod ledger;
 mod schedules;

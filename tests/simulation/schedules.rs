@@ -152,6 +152,14 @@ fn broken_builds_fail_for_the_right_reason() {
         (Broken::HeadersAppended, HeadersKept),
         (Broken::EndlessDeferrals, Bounded),
         (Broken::KeysIgnored, KeyOrder),
+        (Broken::NoAnswerIsYes, RepeatsExplained),
+        (Broken::CancelUnheard, OneAtATime),
+        (Broken::ClaimsStartAnyway, StoppedStarts),
+        (Broken::FailsAtTheGate, AttemptsPaid),
+        (Broken::TriedUncounted, OneIsTried),
+        (Broken::OpeningUnheard, ComesToAnEnd),
+        (Broken::SuccessUntold, Reopens),
+        (Broken::PermitKept, PermitsKept),
     ] {
         match find(broken, invariant) {
             Some(seed) => println!("{broken:?}: {invariant:?} after {} schedules", seed + 1),

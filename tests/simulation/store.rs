@@ -181,7 +181,7 @@ impl World {
         }
         // No answer in time; the batch is lost, or applied all the same, perhaps long after it was given up.
         for command in &request.batch {
-            self.ledger.unanswered(command.copy, self.now);
+            self.ledger.unanswered(command.copy, request.process, self.now);
         }
         let nothing = request.batch.iter().map(|command| (command, None)).collect();
         let reply = reply(&request.batch, nothing, World::boot(sent), self.broken);
@@ -201,7 +201,7 @@ impl World {
         let mut answers = Vec::with_capacity(request.batch.len());
         for (command, refused) in request.batch.iter().zip(&request.refused) {
             if *refused {
-                self.ledger.unanswered(command.copy, self.now);
+                self.ledger.unanswered(command.copy, request.process, self.now);
                 answers.push((command, None));
             } else {
                 answers.push((command, Some(self.store.apply(self.now, command, LEASE, self.broken))));
@@ -230,7 +230,7 @@ fn reply(
         Op::Claim => {
             let claim = |answer| match answer {
                 Some(Answer::Claim(reply)) => Some(reply),
-                _ => None,
+                _ => (broken == Some(Broken::NoAnswerIsYes)).then_some(ClaimReply::Claimed),
             };
             Input::Claimed(answers.into_iter().map(|(c, answer)| (c.slot, claim(answer))).collect(), sent)
         }

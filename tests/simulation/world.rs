@@ -5,11 +5,14 @@
 //! an order drawn at random, but a lane performs the effects of a round after all inputs of that instant.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeSet, BinaryHeap, VecDeque};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use retry_ladder::ladder::brake::BrakeSettings;
+use retry_ladder::ladder::breaker::BreakerSettings;
 use retry_ladder::ladder::event::{Now, Outcome, Timestamp};
+use retry_ladder::ladder::gate::{Gates, OutageSettings};
 use retry_ladder::ladder::headers::CopyKeys;
 use retry_ladder::ladder::lane::{Dedup, Delivery, Input, LaneConfig, Order, Slot};
 use retry_ladder::ladder::rungs::{Ladder, LadderSpec};
@@ -38,6 +41,21 @@ pub(crate) const HANDLER_TIMEOUT: Time = 8 * SECOND;
 pub(crate) const SESSION: Time = 3 * SECOND;
 /// More than any schedule needs: one that spins is ended, and fails for what it has not done.
 const MAX_STEPS: u64 = 50_000;
+const BREAKER: BreakerSettings = BreakerSettings {
+    consecutive_failures: 3,
+    min_time: Duration::from_millis(50),
+    slow_failures: 4,
+    slow_time: Duration::from_secs(3),
+    cool_down: Duration::from_millis(300),
+    max_cool_down: Duration::from_secs(2),
+};
+const BRAKE: BrakeSettings = BrakeSettings {
+    ratio: 0.5,
+    min_events: 3,
+    window: Duration::from_secs(60),
+    cool_down: Duration::from_millis(500),
+    max_cool_down: Duration::from_secs(2),
+};
 const DELAYS: [Duration; 3] = [Duration::from_secs(1), Duration::from_millis(2_500), Duration::from_secs(6)];
 
 /// What happens next.
@@ -55,7 +73,11 @@ pub(crate) enum Event {
     Commit(LaneId),
     Drain(LaneId),
     DrainOver(LaneId),
-    Hold(LaneId, bool),
+    /// The gate may have opened for a lane that has a permit.
+    Pass(LaneId),
+    /// A process reads what was ordered for a stage.
+    Command(ProcessId, usize),
+    Resume(usize),
     Assign(usize, usize),
     Session(ProcessId),
     Stopped(ProcessId),
@@ -72,6 +94,13 @@ pub(crate) struct Process {
     pub(crate) cut_until: Time,
     /// Free permits, by rung.
     pub(crate) free: Vec<usize>,
+    /// Lanes that wait for one, in turn, by rung.
+    pub(crate) queues: Vec<VecDeque<LaneId>>,
+    pub(crate) gates: Gates,
+    /// Handlers started, ever, by rung.
+    pub(crate) executions: Vec<u64>,
+    /// When it began to count.
+    pub(crate) begun: Timestamp,
 }
 
 /// What is to become of an event.
@@ -110,8 +139,13 @@ pub(crate) struct World {
     window: usize,
     pub(crate) concurrency: usize,
     /// From here on everything works.
-    heal: Time,
+    pub(crate) heal: Time,
     pub(crate) outage_until: Time,
+    pub(crate) target_down_until: Time,
+    /// Breaker and brake of every process.
+    pub(crate) guard: OutageSettings,
+    /// Stages that are paused by command.
+    pub(crate) paused: BTreeSet<usize>,
     /// Whom the store does not answer; `None`: nobody.
     pub(crate) outage_of: Option<ProcessId>,
     /// By worker, in microseconds.
@@ -121,6 +155,8 @@ pub(crate) struct World {
     pub(crate) freeze_in: Option<u32>,
     queue: BinaryHeap<Reverse<Queued>>,
     sequence: u64,
+    /// The lane to which something happens now, and which is not in `lanes` meanwhile.
+    pub(crate) at_work: LaneId,
 }
 
 struct Queued {
@@ -193,6 +229,8 @@ impl World {
         let skew = (0..workers).map(|_| skew(&mut rng)).collect();
         let clocks_agree = !case.faults.has(Fault::Skew) && !case.faults.has(Fault::ClockStep);
         let heal = rng.u64(6..18) * SECOND;
+        let concurrency = rng.usize(1..=4);
+        let guard = OutageSettings { breaker: rng.bool().then_some(BREAKER), brake: rng.bool().then_some(BRAKE) };
         let mut world = Self {
             case,
             broken,
@@ -207,19 +245,28 @@ impl World {
             lanes: Vec::new(),
             places: Vec::new(),
             plans,
-            ledger: Ledger::new(case.events, dedup == Dedup::Required, clocks_agree && dedup == Dedup::Required),
+            ledger: Ledger::new(
+                case.events,
+                dedup == Dedup::Required,
+                clocks_agree && dedup == Dedup::Required,
+                concurrency,
+            ),
             trace: traced.then(Vec::new),
             ordered: rng.u8(..3) > 0,
             dedup,
             window: rng.usize(1..=6),
-            concurrency: rng.usize(1..=4),
+            concurrency,
             heal,
             outage_until: 0,
+            target_down_until: 0,
+            guard,
+            paused: BTreeSet::new(),
             outage_of: None,
             skew,
             kill_in: None,
             freeze_in: None,
             queue: BinaryHeap::new(),
+            at_work: 0,
             sequence: 0,
             rng,
         };
@@ -252,7 +299,8 @@ impl World {
             ClockStep,
             OffsetReset,
             StepBack,
-            Hold,
+            Pause,
+            TargetDown,
         ] {
             if self.case.faults.has(fault) {
                 for _ in 0..self.rng.usize(1..=3) {
@@ -374,8 +422,8 @@ impl World {
             | Event::Commit(id)
             | Event::Drain(id)
             | Event::DrainOver(id)
-            | Event::Hold(id, _) => lane(*id),
-            Event::Append(process, ..) | Event::Stopped(process) => Some(*process),
+            | Event::Pass(id) => lane(*id),
+            Event::Append(process, ..) | Event::Stopped(process) | Event::Command(process, _) => Some(*process),
             _ => return None,
         })
     }
@@ -427,27 +475,23 @@ impl World {
             Event::Commit(id) => self.with(id, |world, lane| world.commit(lane)),
             Event::Drain(id) => self.with(id, |world, lane| world.drain(lane)),
             Event::DrainOver(id) => self.with(id, |world, lane| world.give_up(lane)),
-            Event::Hold(id, held) => self.with(id, |world, lane| {
-                if held {
-                    let over = world.rng.u64(100..5_000) * MS;
-                    world.after(over, Event::Hold(lane.id, false));
-                }
-                lane.input(world, Input::Hold(held));
-            }),
+            Event::Pass(id) => self.with(id, |world, lane| lane.pass(world)),
+            Event::Command(process, rung) => self.obey(process, rung),
+            Event::Resume(rung) => self.order(rung, false),
         }
     }
 
     /// Something happens to a lane; then whatever follows from its new state is set.
     fn with(&mut self, id: LaneId, happens: impl FnOnce(&mut Self, &mut SimLane)) {
         let Some(mut lane) = self.lanes[id].take() else { return };
+        self.at_work = id;
         happens(self, &mut lane);
         if !self.processes[lane.process].alive {
             return; // killed in the middle
         }
         if !lane.round_due {
             if lane.lane.drained() {
-                self.processes[lane.process].free[lane.rung] += lane.permits();
-                self.permits_freed(lane.process, lane.rung, id);
+                lane.close(self);
                 self.note(|| format!("lane {id} has drained"));
                 return self.give_up(&mut lane);
             }
@@ -458,7 +502,7 @@ impl World {
 
     fn follow_up(&mut self, lane: &mut SimLane) {
         let now = self.clock(lane.process);
-        if lane.has_effects() || (lane.waits_for_permits(now) && self.processes[lane.process].free[lane.rung] > 0) {
+        if lane.has_effects() || lane.waits_for_permits(now) != lane.is_in_line() {
             lane.round_due = true;
             self.at(self.now, ROUND, Event::Round(lane.id));
         }
@@ -486,22 +530,6 @@ impl World {
         {
             let after = self.network();
             self.after(after, Event::Fetch(id));
-        }
-    }
-
-    /// Other lanes of the stage may be waiting for permits.
-    pub(crate) fn permits_freed(&mut self, process: ProcessId, rung: usize, by: LaneId) {
-        let now = self.clock(process);
-        let waiting: Vec<LaneId> = (self.lanes.iter_mut().flatten())
-            .filter(|lane| lane.process == process && lane.rung == rung && lane.id != by && !lane.round_due)
-            .filter(|lane| lane.waits_for_permits(now))
-            .map(|lane| {
-                lane.round_due = true;
-                lane.id
-            })
-            .collect();
-        for id in waiting {
-            self.at(self.now, ROUND, Event::Round(id));
         }
     }
 }

@@ -8,6 +8,7 @@
 //!   itself; rdkafka's `store_offset` would add one). librdkafka commits what is stored, every second, on revoke and
 //!   on close.
 //! - On revoke the lanes drain before the partition is given up.
+//! - A member that lost its place is not fenced by what its own client still sent without it: it joins again.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use rdkafka::ClientContext;
-use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
+use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -103,6 +104,12 @@ fn heartbeat(session_timeout: Duration) -> Duration {
     (session_timeout / 5).clamp(Duration::from_millis(1), Duration::from_secs(1))
 }
 
+/// How long after the loss of its membership a client may hear of a request that it sent without one: it waits at most
+/// a session for a coordinator, and 60 s for its answer.
+fn in_doubt(session_timeout: Duration) -> Duration {
+    session_timeout + Duration::from_secs(60)
+}
+
 struct Assigned {
     lane: LaneHandle,
     paused: bool,
@@ -127,11 +134,30 @@ struct Context {
     options: Options,
     host: Arc<dyn LaneHost>,
     lanes: Mutex<HashMap<i32, Assigned>>,
+    /// When the membership was lost last, other than by being fenced.
+    lost: Mutex<Option<Instant>>,
 }
 
 impl Context {
     fn lanes(&self) -> MutexGuard<'_, HashMap<i32, Assigned>> {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The membership is gone and others may own the partitions already: what runs holds its leases and settles, nothing
+    /// is stored.
+    fn lose(&self, taken: impl Iterator<Item = Assigned>) {
+        self.host.member(false);
+        for assigned in taken {
+            assigned.lane.command(LaneCommand::Drain);
+        }
+    }
+
+    /// Whether being fenced says nothing of another process. librdkafka forgets its member id when it loses its membership,
+    /// and still sends what it had to send: commits of what was stored, in nobody's name, and heartbeats that are tried
+    /// again, in the old one's. A coordinator that knows the `instance` takes that for a second process.
+    fn is_fenced_by_itself(&self) -> bool {
+        let lost = *self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        lost.is_some_and(|at| at.elapsed() < in_doubt(self.options.session_timeout))
     }
 
     /// Drains these lanes, at most the drain time; gives back what they reached and those that were not done by then.
@@ -207,12 +233,11 @@ impl ConsumerContext for Context {
                     partitions.iter().filter_map(|p| lanes.remove(p).map(|a| (*p, a))).collect()
                 };
                 if consumer.assignment_lost() {
-                    // Others may own them already: what runs here holds its leases and settles, nothing is stored.
                     tracing::warn!(topic = %self.options.topic, ?partitions, "membership lost; joining again");
-                    self.host.member(false);
-                    for (_, assigned) in taken {
-                        assigned.lane.command(LaneCommand::Drain);
+                    if consumer.client().fatal_error().is_none() {
+                        *self.lost.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
                     }
+                    self.lose(taken.into_iter().map(|(_, assigned)| assigned));
                 } else {
                     let (reached, late) = self.drain(taken);
                     self.store(consumer, &reached);
@@ -251,6 +276,7 @@ impl ConsumerContext for Context {
 /// A stage's consumer. [`StageConsumer::run`] is its poll thread.
 pub struct StageConsumer {
     consumer: Arc<BaseConsumer<Context>>,
+    config: ClientConfig,
     options: Options,
 }
 
@@ -288,17 +314,34 @@ impl StageConsumer {
         if let Some(instance) = &options.group_instance_id {
             config.set("group.instance.id", instance);
         }
+        Self::connect(config, options, host)
+    }
+
+    fn connect(config: ClientConfig, options: Options, host: Arc<dyn LaneHost>) -> Result<Self, Error> {
         let context = Context {
             connection: Connection::new(format!("consumer of {}", options.topic)),
             options: options.clone(),
             host,
             lanes: Mutex::new(HashMap::new()),
+            lost: Mutex::new(None),
         };
         let config_error = |source| Error::Config { topic: options.topic.clone(), source };
         let consumer: BaseConsumer<Context> =
             BaseConsumer::from_config_and_context(&config, context).map_err(config_error)?;
         consumer.subscribe(&[&options.topic]).map_err(config_error)?;
-        Ok(Self { consumer: Arc::new(consumer), options })
+        Ok(Self { consumer: Arc::new(consumer), config, options })
+    }
+
+    /// The same member in a new client, the old one is of no more use.
+    fn join_anew(self) -> Result<Self, Error> {
+        let Self { consumer, config, options } = self;
+        tracing::warn!(topic = %options.topic, "fenced for what was sent without a membership; joining with a new client");
+        let context = Arc::clone(consumer.context());
+        // With the queues of its partitions goes all that keeps the client.
+        let lanes = std::mem::take(&mut *context.lanes());
+        context.lose(lanes.into_values());
+        drop(consumer);
+        Self::connect(config, options, Arc::clone(&context.host))
     }
 
     /// Polls until `stop` is set, then drains the lanes, stores what they reached and leaves the group.
@@ -307,9 +350,14 @@ impl StageConsumer {
     /// When the client cannot go on: fenced by another member, a fatal error, a lane that ended by itself. The lanes are
     /// drained all the same, so that what runs here is settled and not executed again by the next owner; nothing is
     /// stored then. Also when handlers outlast the drain time.
-    pub fn run(self, stop: &AtomicBool, alive: impl Fn()) -> Result<(), Error> {
-        let context = Arc::clone(self.consumer.context());
-        let result = self.poll(&context, stop, alive);
+    pub fn run(mut self, stop: &AtomicBool, alive: impl Fn()) -> Result<(), Error> {
+        let (context, result) = loop {
+            let context = Arc::clone(self.consumer.context());
+            match self.poll(&context, stop, &alive) {
+                Err(Error::Fenced { .. }) if context.is_fenced_by_itself() => self = self.join_anew()?,
+                result => break (context, result),
+            }
+        };
         let lanes: Vec<_> = context.lanes().drain().collect();
         let (reached, late) = context.drain(lanes);
         if result.is_ok() {

@@ -57,7 +57,7 @@ pub(super) async fn one(
         let (desk, book) = (shelf.desk()?, shelf.book()?);
         let letter = page::find(&desk, &book, place)?;
         let letter = letter.ok_or_else(|| Refused::not_found(format!("no letter is at {place} any more, or yet")))?;
-        let mut view = View::of(&letter, &desk.ladder, &shelf.decoder);
+        let mut view = View::of(&letter, &desk.ladder, &shelf.reader);
         if !shared.show_values {
             hide(&mut view);
         }

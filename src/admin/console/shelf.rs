@@ -23,7 +23,7 @@ use crate::app::wire;
 use crate::config::{Config, Pipeline};
 use crate::ladder::headers::IdSource;
 use crate::ladder::rungs::Ladder;
-use crate::messages::{Decoder, Framing};
+use crate::messages::Reader;
 use crate::stage::clock::{Clock as _, SystemClock};
 use crate::stage::ports::Tracer;
 
@@ -52,7 +52,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(super) struct Shelf {
     pub(super) name: String,
     pub(super) ladder: Arc<Ladder>,
-    pub(super) decoder: Decoder,
+    pub(super) reader: Reader,
     pub(super) works: Works,
     pub(super) properties: Properties,
     /// Where pauses are ordered.
@@ -123,7 +123,7 @@ impl Shelf {
         Ok(Self {
             name: pipeline.name.clone(),
             ladder: Arc::new(wire::ladder(pipeline)?),
-            decoder: wire::decoder(pipeline)?,
+            reader: wire::reader(pipeline, wire::registry(config)?.as_ref())?,
             works: Works::default(),
             properties: wire::properties(config),
             control_topic: wire::topics(pipeline).control_topic(),
@@ -143,8 +143,8 @@ impl Shelf {
             "name": self.name,
             "topic": &**self.ladder.topic(),
             "group": &**self.ladder.group(),
-            "message": self.decoder.message(),
-            "can_correct": self.decoder.framing() == Framing::Plain,
+            "message": self.reader.message(),
+            "can_correct": self.reader.plain().is_some(),
             "stages": stages.collect::<Vec<_>>(),
         })
     }

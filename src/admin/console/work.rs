@@ -22,7 +22,6 @@ use crate::adapters::kafka::scan::Progress;
 use crate::admin::dlq::book::{Job, JobState};
 use crate::admin::dlq::page::Place;
 use crate::admin::dlq::redrive::{self, Order, Plan};
-use crate::messages::Framing;
 
 /// Plans that are kept for their confirmation; the oldest go first.
 const MAX_PLANS: usize = 16;
@@ -244,12 +243,12 @@ pub(super) async fn plan_corrected(
     if !shared.show_values {
         return Err(Refused::new(StatusCode::FORBIDDEN, "values are hidden here, so they cannot be corrected"));
     }
-    if shelf.decoder.framing() == Framing::Confluent {
+    let Some(decoder) = shelf.reader.plain() else {
         let error = "a corrected value needs its writer's schema id, which is not supported with `framing: confluent`";
         return Err(Refused::new(StatusCode::UNPROCESSABLE_ENTITY, error));
-    }
+    };
     let ask: CorrectionAsk = read(&body)?;
-    let payload = shelf.decoder.from_json(&ask.json);
+    let payload = decoder.from_json(&ask.json);
     let payload = payload.map_err(|error| Refused::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()))?;
     let mut order = ask.order(place, &shelf.ladder)?;
     order.corrected.insert((place.partition, place.offset), Bytes::from(payload));

@@ -1,11 +1,13 @@
 //! A dead letter for people and programs: key, value and headers decoded where they can be, in hexadecimal where not.
 
+use futures::FutureExt as _;
 use serde::Serialize;
 use serde_json::Value;
+use tokio::runtime::Handle;
 
 use super::letter::{Letter, Summary};
 use crate::ladder::rungs::Ladder;
-use crate::messages::Decoder;
+use crate::messages::Reader;
 
 /// Bytes that may be text.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -97,10 +99,14 @@ pub struct View {
 }
 
 impl Content {
-    /// Reads a value.
-    pub fn of(value: Option<&[u8]>, decoder: &Decoder) -> Self {
+    /// Reads a value. Blocks while a schema is asked for.
+    pub fn of(value: Option<&[u8]>, reader: &Reader) -> Self {
         let Some(value) = value else { return Self { size: None, json: None, hex: None, problem: None } };
-        let decoded = decoder.check(value).and_then(|range| decoder.to_json(&value[range]));
+        let decoded = reader.to_json(value);
+        let decoded = match decoded.now_or_never() {
+            Some(decoded) => decoded,
+            None => Handle::current().block_on(reader.to_json(value)),
+        };
         let (json, problem) = match decoded {
             Ok(text) => (serde_json::from_str(&text).ok(), None),
             Err(error) => (None, Some(error.to_string())),
@@ -115,8 +121,8 @@ impl Content {
 }
 
 impl View {
-    /// Reads a letter.
-    pub fn of(letter: &Letter, ladder: &Ladder, decoder: &Decoder) -> Self {
+    /// Reads a letter. Blocks as [`Content::of`].
+    pub fn of(letter: &Letter, ladder: &Ladder, reader: &Reader) -> Self {
         let name = |index: u64| {
             let rung = usize::try_from(index).ok().and_then(|index| ladder.rung(index));
             rung.map_or_else(|| format!("stage {index}"), |rung| rung.name.to_string())
@@ -134,7 +140,7 @@ impl View {
             failed_stage: letter.envelope.failed_stage.map(|index| name(index as u64)),
             trace_id: letter.record.trace().map(|trace| format!("{:032x}", trace.trace_id())),
             key: letter.record.key.as_deref().map(Bytes::of),
-            value: Content::of(letter.record.value.as_deref(), decoder),
+            value: Content::of(letter.record.value.as_deref(), reader),
             headers: headers.map(|(n, v)| (String::from_utf8_lossy(n).into_owned(), v.map(Bytes::of))).collect(),
             history: history.collect(),
         }

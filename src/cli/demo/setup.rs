@@ -85,8 +85,8 @@ pub(super) fn start(options: SimulateOptions) -> anyhow::Result<Demo> {
     let rungs = ladder.rungs().len();
     let running = Pipeline {
         ladder: Arc::clone(&ladder),
-        message: pipeline.message.as_str().into(),
-        decode: Arc::new(wire::payload_decoder(pipeline)?),
+        message: pipeline.message_name().into(),
+        decode: Arc::new(wire::payload_decoder(pipeline, false)?),
         handler: Arc::clone(&recorder) as _,
         dead_letters: Arc::new(DeadLetterLog::new(Arc::clone(&engine.clock))),
         store: Arc::new(MemoryStore::new(Arc::clone(&engine.clock))),

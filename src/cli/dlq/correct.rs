@@ -9,15 +9,15 @@ use serde_json::Value;
 
 use super::Error;
 use crate::admin::dlq::redrive::{Desk, Order};
-use crate::messages::{Decoder, Framing};
+use crate::messages::Reader;
 
 /// The order with the values of the file; an order with corrections means just the letters in it.
-pub(super) fn read(path: &Path, mut order: Order, desk: &Desk, decoder: &Decoder) -> Result<Order, Error> {
+pub(super) fn read(path: &Path, mut order: Order, desk: &Desk, reader: &Reader) -> Result<Order, Error> {
     let wrong = |line: usize, why: &str| Error::Usage(format!("{} line {line}: {why}", path.display()));
-    if decoder.framing() == Framing::Confluent {
+    let Some(decoder) = reader.plain() else {
         let why = "corrected values need the schema id of the writer, which is not supported with `framing: confluent`";
         return Err(Error::Usage(format!("--from: {why}")));
-    }
+    };
     let file = File::open(path).map_err(|e| Error::Usage(format!("--from {}: {e}", path.display())))?;
     for (n, line) in BufReader::new(file).lines().enumerate() {
         let (line, n) = (line?, n + 1);

@@ -182,11 +182,23 @@ fn a_breaker_or_a_brake_that_could_never_work_as_meant_is_refused() {
 fn exactly_one_handler() {
     let handler = |h: &str| LEAST.replace("{log: {}}", h);
     let at = "pipelines.orders.handler";
-    check(&handler("{}"), at, &["none is chosen", "http, log, simulate"]);
+    check(&handler("{}"), at, &["none is chosen", "http, postgres, log, simulate"]);
     check(&handler("null"), at, &["none is chosen"]);
     check(&handler("{log: {}, simulate: {}}"), at, &["log and simulate at once"]);
     check(&handler("{htpt: {}}"), "pipelines.orders.handler.htpt", &["did you mean `http`?"]);
-    check(&handler("{postgres: {}}"), "pipelines.orders.handler.postgres", &["not available in this version"]);
+    let pg = "pipelines.orders.handler.postgres";
+    let postgres = |keys: &str| handler(&format!("{{postgres: {{url: 'postgres://u@h/d', {keys}}}}}"));
+    check(&handler("{postgres: {}}"), &format!("{pg}.url"), &["missing"]);
+    check(&handler("{postgres: {url: 'http://h/d'}}"), &format!("{pg}.url"), &["not a url of PostgreSQL"]);
+    check(&postgres("timeout: 29s"), &format!("{pg}.timeout"), &["29s", "with flush_interval", "less than 30s"]);
+    check(
+        &postgres("timeout: 1s"),
+        &format!("{pg}.connect_timeout"),
+        &["5s", "longer than timeout", "at most timeout, 1s"],
+    );
+    check(&postgres("pool_min_idle: 5"), &format!("{pg}.pool_min_idle"), &["more than there may be", "at most"]);
+    check(&postgres("columns: [a]"), &format!("{pg}.columns"), &["not a map", "a map from column to source"]);
+    check(&postgres("columns: {a: {b: c}}"), &format!("{pg}.columns.a"), &["not a text"]);
     check(&handler("{http: {}}"), "pipelines.orders.handler.http.url", &["missing"]);
     check(&handler("{http: {url: 'ftp://x/'}}"), "pipelines.orders.handler.http.url", &["not a url of HTTP"]);
     check(&handler("{http: {url: x}}"), "pipelines.orders.handler.http.url", &["not a url"]);
@@ -227,12 +239,29 @@ fn a_pipeline_needs_topic_message_and_handler() {
         told,
         [
             ("pipelines.orders.topic", "missing"),
-            ("pipelines.orders.message", "missing"),
             ("pipelines.orders.handler", "missing"),
+            // Not always: with a registry it may be left out.
+            ("pipelines.orders.message", "missing"),
         ]
     );
     check(&LEAST.replace("shop.v1.OrderPlaced", "shop/v1"), "pipelines.orders.message", &["shop.v1.OrderPlaced"]);
     pipeline("descriptor_set: no/such/file", "descriptor_set", &["no such file"]);
+}
+
+#[test]
+fn a_registry_is_checked_and_what_depends_on_it() {
+    beside("registry: {urls: ['ftp://x']}", "registry.urls[0]", &["not a url of HTTP"]);
+    beside("registry: {urls: ['http://a'], user: u, token: t}", "registry.token", &["***", "there is a user, too"]);
+    beside("registry: {urls: ['http://u:p@a'], token: t}", "registry.token", &["either a token or a user"]);
+    beside("registry: {password: p}", "registry.user", &["a password without its user"]);
+    beside("registry: {ca: no/such/file}", "registry.ca", &["no such file"]);
+
+    let framed = LEAST.replace("message: shop.v1.OrderPlaced", "framing: confluent");
+    check(&framed, "pipelines.orders.message", &["missing, and there is no registry to ask"]);
+    let registered = format!("registry: {{urls: ['http://localhost:8081']}}\n{framed}");
+    assert_eq!(config(&registered).pipelines[0].message, None);
+    let by_field = registered.replace("framing: confluent", "framing: confluent, event_id: {field: unique_id}");
+    check(&by_field, "pipelines.orders.event_id.field", &["read before any schema is looked up", "unique_id"]);
 }
 
 #[test]

@@ -13,7 +13,7 @@
 //! The status alone decides: once it says done, a body that breaks off or never ends changes nothing.
 //!
 //! # Invariants
-//! - A request carries the payload byte for byte, or the JSON that the injected mapping makes of it.
+//! - A request carries the payload byte for byte, or its proto3 JSON.
 //! - One execution sends one request. (An idle connection that the server had closed before anything was written to it is
 //!   replaced without a word.)
 //! - At most [`MAX_BODY`] of an answer's body is read: enough that ordinary answers leave their connection usable for the
@@ -40,8 +40,8 @@ use reqwest::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, Method, Request, Response, StatusCode, Url, redirect};
 use tokio::time::{Instant, timeout_at};
 
-pub use self::options::{Body, Class, Error, HttpOptions, JsonMapping};
-use super::retry_after;
+pub use self::options::{Body, Class, Error, HttpOptions};
+use super::{registered, retry_after};
 use crate::ladder::event::{Failure, Outcome};
 use crate::stage::clock::Clock;
 use crate::stage::ports::{Event, Handler};
@@ -115,7 +115,7 @@ impl HttpHandler {
     }
 
     async fn post(&self, event: Event) -> Outcome {
-        let body = match self.body(&event) {
+        let body = match self.body(&event).await {
             Ok(body) => body,
             Err(failure) => return Outcome::Failed(failure),
         };
@@ -138,14 +138,14 @@ impl HttpHandler {
         }
     }
 
-    fn body(&self, event: &Event) -> Result<Bytes, Failure> {
-        match &self.options.body {
+    async fn body(&self, event: &Event) -> Result<Bytes, Failure> {
+        match (&self.options.body, &event.record.value) {
             // A tombstone is no message: nothing is there to be mapped.
-            _ if event.record.value.is_none() => Ok(Bytes::new()),
-            Body::Protobuf => Ok(event.payload.clone()),
-            Body::Json(mapping) => match mapping(&event.payload) {
+            (_, None) => Ok(Bytes::new()),
+            (Body::Protobuf, _) => Ok(event.payload.clone()),
+            (Body::Json(reader), Some(value)) => match reader.to_json(value).await {
                 Ok(json) => Ok(json.into()),
-                Err(error) => Err(Failure::poison(format!("{} has no json form: {error}", event.message))),
+                Err(error) => Err(registered::failure(&error)),
             },
         }
     }

@@ -5,16 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::Url;
 use reqwest::header::AUTHORIZATION;
 
 use super::headers;
-
-/// Makes the proto3 JSON of Protobuf bytes, or says why they are no such message.
-pub type JsonMapping = Arc<dyn Fn(&[u8]) -> Result<String, String> + Send + Sync>;
+use crate::messages::Reader;
 
 /// What the request's body is.
 #[derive(Clone)]
@@ -22,7 +19,7 @@ pub enum Body {
     /// The Protobuf bytes (the record's value without any schema registry framing), as `application/x-protobuf`.
     Protobuf,
     /// Their proto3 JSON mapping, as `application/json`.
-    Json(JsonMapping),
+    Json(Reader),
 }
 
 impl Body {
@@ -194,6 +191,8 @@ fn masked(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::handlers::http::HttpHandler;
     use crate::handlers::testing::FixedClock;

@@ -15,6 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use super::*;
 use crate::handlers::testing::{EventBuilder, FixedClock};
 use crate::ladder::event::FailureClass;
+use crate::messages::{Decoder, Framing, Reader};
 
 /// A request as the server saw it.
 struct Seen {
@@ -220,24 +221,23 @@ async fn hostile_events_arrive_whole() {
 }
 
 #[tokio::test]
-async fn json_is_made_by_the_mapping_and_its_refusal_is_poison() {
+async fn json_is_made_of_the_message_and_what_has_none_is_poison() {
     let server = Server::start(|| StatusCode::OK).await;
-    let mapping: JsonMapping = Arc::new(|bytes| match std::str::from_utf8(bytes) {
-        Ok(text) => Ok(format!("{{\"text\":\"{text}\"}}")),
-        Err(_) => Err("invalid utf-8".to_owned()),
-    });
-    let handler = handler(HttpOptions { body: Body::Json(mapping), ..HttpOptions::new(&server.url) });
-    assert_eq!(handler.handle(EventBuilder::new().payload(b"hello").build()).await, Outcome::Done);
-    assert_eq!(
-        handler.handle(EventBuilder::new().payload(b"\xff").build()).await,
-        Outcome::Failed(Failure::poison("shop.v1.OrderPlaced has no json form: invalid utf-8"))
-    );
+    let decoder = Decoder::new("shop.v1.OrderPlaced", None, Framing::Plain).unwrap();
+    let body = Body::Json(Reader::Own(decoder));
+    let handler = handler(HttpOptions { body, ..HttpOptions::new(&server.url) });
+    assert_eq!(handler.handle(EventBuilder::new().payload(b"\x0a\x05hello").build()).await, Outcome::Done);
+    // A time that no JSON can say: year 300,000.
+    let late = b"\x3a\x08\x08\x80\xfc\xd0\x95\xdc\x91\x02";
+    let Outcome::Failed(failure) = handler.handle(EventBuilder::new().payload(late).build()).await else { panic!() };
+    assert_eq!(failure.class, FailureClass::Poison);
+    assert!(failure.message.starts_with("shop.v1.OrderPlaced without a JSON form"), "{}", failure.message);
     assert_eq!(handler.handle(EventBuilder::new().tombstone().build()).await, Outcome::Done);
 
     let seen = server.seen.lock().unwrap();
     assert_eq!(seen.len(), 2, "what cannot be mapped is not sent");
     assert_eq!(seen[0].headers["content-type"], "application/json");
-    assert_eq!(seen[0].body, "{\"text\":\"hello\"}");
+    assert_eq!(seen[0].body, "{\"uniqueId\":\"hello\"}");
     assert_eq!(seen[1].headers["x-ladder-tombstone"], "true");
     assert_eq!(seen[1].headers["content-length"], "0");
     assert!(seen[1].body.is_empty());

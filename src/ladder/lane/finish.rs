@@ -7,11 +7,23 @@ use super::{Dedup, Delivery, Effects, Finish, Lane, MAX_BACKOFF, Slot, State, Ve
 use crate::ladder::event::{Mark, Now};
 
 impl<T> Lane<T> {
+    /// Its claim is given back, so that whoever may start it can.
+    pub(super) fn not_started(&mut self, slot: Slot, fx: &mut Effects<T>) {
+        if !self.is_running(slot) {
+            return; // given up in the same moment
+        }
+        self.permit_back(slot, fx);
+        match self.entry(slot).leased {
+            true => self.release(slot, true, fx),
+            false => self.back_to_ready(slot),
+        }
+    }
+
     pub(super) fn returned(&mut self, now: Now, slot: Slot, verdict: Verdict, fx: &mut Effects<T>) {
         if !self.is_running(slot) {
             return; // it was cancelled in the same moment: its outcome no longer counts, its permit is back already
         }
-        fx.permits += 1;
+        self.permit_back(slot, fx);
         match verdict {
             Verdict::Done => {
                 self.key_returned(now, slot);
@@ -26,7 +38,7 @@ impl<T> Lane<T> {
                 self.entry_mut(slot).state = State::Publishing;
                 fx.publish.push(slot);
             }
-            Verdict::Fenced if self.entry(slot).leased => self.release(slot, fx),
+            Verdict::Fenced if self.entry(slot).leased => self.release(slot, false, fx),
             Verdict::Fenced => self.park(now, slot),
             Verdict::Halt => self.halt(slot),
         }
@@ -75,7 +87,10 @@ impl<T> Lane<T> {
     }
 
     pub(super) fn settled(&mut self, now: Now, slot: Slot, recorded: bool, fx: &mut Effects<T>) {
-        let State::Settling(mark) = self.entry(slot).state else { return };
+        let State::Settling(mark) = self.entry(slot).state else {
+            debug_assert!(false, "nothing else ends a settlement");
+            return;
+        };
         if recorded || self.config.dedup == Dedup::BestEffort {
             self.finish(slot, Finish::Settled(mark), fx);
         } else {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::ladder::event::{Action, ClaimReply, Mark, Timestamp};
+use crate::ladder::gate::Grant;
 
 /// Names an event in the lane until it is finished; reused afterwards.
 pub type Slot = u32;
@@ -74,12 +75,14 @@ pub enum Input<T> {
     Arrived(Vec<Arrival<T>>),
     /// Time passed, or nothing else did.
     Tick,
-    /// This many permits to run handlers were granted.
-    Permits(usize),
+    /// This many permits to run handlers were granted, all with this grant.
+    Permits(usize, Grant),
     /// Replies to claims that were first sent at `sent` (boot time); `None` = no answer, the outcome is unknown.
     Claimed(Vec<(Slot, Option<ClaimReply>)>, Duration),
     /// Replies to renewals sent at `sent`: still ours, lost, or no answer.
     Renewed(Vec<(Slot, ClaimId, Option<bool>)>, Duration),
+    /// The handler that was to be started was not: the gate was shut meanwhile, or the wall clock set back.
+    NotStarted(Slot),
     /// The handler came back.
     Returned(Slot, Verdict),
     /// The producer answered.
@@ -90,8 +93,6 @@ pub enum Input<T> {
     Released(Vec<Slot>),
     /// Start nothing more, forget what waits, finish what runs.
     Drain,
-    /// Stop (`true`) or go on (`false`) starting events.
-    Hold(bool),
 }
 
 /// What the shell makes of a handler's outcome.
@@ -163,6 +164,8 @@ pub struct Effects<T> {
     pub finished: Vec<(T, Finish)>,
     /// Permits that are free again.
     pub permits: usize,
+    /// As many of them are of the newest grant.
+    pub latest_permits: usize,
     /// Events parked because somebody else holds them.
     pub busy: usize,
     /// Claims whose value was nobody's: alarm.
@@ -184,6 +187,7 @@ impl<T> Default for Effects<T> {
             release: Vec::new(),
             finished: Vec::new(),
             permits: 0,
+            latest_permits: 0,
             busy: 0,
             corrupt: Vec::new(),
             leases_lost: 0,
@@ -222,6 +226,7 @@ impl<T> Effects<T> {
         self.finished.clear();
         self.corrupt.clear();
         self.permits = 0;
+        self.latest_permits = 0;
         self.busy = 0;
         self.leases_lost = 0;
     }

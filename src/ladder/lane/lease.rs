@@ -27,18 +27,18 @@ impl<T> Lane<T> {
                 fx.renew.extend(entry.claim.map(|claim| (slot, claim)));
             }
             Some(ClaimReply::Done | ClaimReply::MovedOn) => {
-                fx.permits += 1;
+                self.permit_back(slot, fx);
                 self.key_returned(now, slot);
                 self.finish(slot, Finish::Duplicate, fx);
             }
             Some(ClaimReply::Busy) => {
                 fx.busy += 1;
-                fx.permits += 1;
+                self.permit_back(slot, fx);
                 self.park(now, slot);
             }
             Some(ClaimReply::Corrupt(_)) => {
                 fx.corrupt.push(slot);
-                fx.permits += 1;
+                self.permit_back(slot, fx);
                 self.park(now, slot);
             }
             None if self.config.dedup == Dedup::BestEffort && !self.draining && self.entry(slot).due <= now.wall => {
@@ -46,10 +46,8 @@ impl<T> Lane<T> {
             }
             None => {
                 // The store may hold the claim all the same; kept, so that the next try finds its own value.
-                fx.permits += 1;
-                self.owed -= 1;
-                self.entry_mut(slot).state = State::Ready;
-                self.ready.push_front(slot);
+                self.permit_back(slot, fx);
+                self.back_to_ready(slot);
             }
         }
     }
@@ -64,12 +62,12 @@ impl<T> Lane<T> {
         let early = entry.due > now.wall;
         if early || self.draining {
             // The end, or the wall clock was set back while the claim was under way: never early.
-            fx.permits += 1;
-            self.release(slot, fx);
+            self.permit_back(slot, fx);
+            self.release(slot, true, fx);
         } else if now.boot >= until {
             // The answer took longer than the lease: somebody else may hold it by now.
             fx.leases_lost += 1;
-            fx.permits += 1;
+            self.permit_back(slot, fx);
             self.park(now, slot);
         } else {
             self.next_lease_check = self.next_lease_check.min(until);
@@ -95,15 +93,13 @@ impl<T> Lane<T> {
         match (entry.state, reply) {
             (State::Confirming, Some(true)) => self.leased(now, slot, sent, fx),
             (State::Confirming, Some(false)) => {
-                fx.permits += 1;
+                self.permit_back(slot, fx);
                 self.park(now, slot);
             }
             (State::Confirming, None) => {
                 self.store_down_until = Some(now.boot + STORE_PROBE);
-                fx.permits += 1;
-                self.owed -= 1;
-                self.entry_mut(slot).state = State::Ready;
-                self.ready.push_front(slot);
+                self.permit_back(slot, fx);
+                self.back_to_ready(slot);
             }
             (_, Some(true)) => entry.lease_until = entry.lease_until.max(sent + lease),
             (_, Some(false)) => self.lose(now, slot, fx),
@@ -119,7 +115,7 @@ impl<T> Lane<T> {
                 fx.leases_lost += 1;
                 fx.start.retain(|started| *started != slot);
                 fx.cancel.push(slot);
-                fx.permits += 1;
+                self.permit_back(slot, fx);
                 self.park(now, slot);
             }
             State::Republish => {
@@ -171,16 +167,22 @@ impl<T> Lane<T> {
         entry
     }
 
-    pub(super) fn release(&mut self, slot: Slot, fx: &mut Effects<T>) {
+    /// `ready`: it may start again at once.
+    pub(super) fn release(&mut self, slot: Slot, ready: bool, fx: &mut Effects<T>) {
         let entry = self.entry_mut(slot);
-        entry.state = State::Releasing;
+        entry.state = State::Releasing(ready);
         entry.leased = false;
         fx.release.extend(entry.claim.take().map(|claim| (slot, claim)));
     }
 
     pub(super) fn released(&mut self, now: Now, slot: Slot) {
-        if self.entry(slot).state == State::Releasing {
-            self.park(now, slot);
+        match self.entry(slot).state {
+            State::Releasing(true) if !self.draining => {
+                self.give_up(slot).state = State::Waiting;
+                self.admit(now, slot);
+            }
+            State::Releasing(_) => self.park(now, slot),
+            _ => {}
         }
     }
 

@@ -30,6 +30,7 @@ pub use io::{Arrival, ClaimId, Dedup, Delivery, Effects, Finish, Input, LaneConf
 pub use view::Standing;
 
 use super::event::{Mark, Now, Timestamp};
+use super::gate::Grant;
 use super::headers::next_fence;
 use super::offsets::Watermark;
 
@@ -51,8 +52,8 @@ enum State {
     Settling(Mark),
     /// To be settled again when its timer fires.
     Resettle(Mark),
-    /// Its claim is being released; then it waits again, or is forgotten when draining.
-    Releasing,
+    /// Its claim is being released; then it is ready again or (`false`) parked, or forgotten when draining.
+    Releasing(bool),
     /// Stays for ever: the partition is halted.
     Halted,
 }
@@ -87,6 +88,8 @@ struct Entry<T> {
     /// Boot time until which the lease is certainly ours.
     lease_until: Duration,
     lost: bool,
+    /// What its permit was granted with.
+    grant: Grant,
     last_fence: u64,
     /// Tries of what is being tried now: claims found busy, publishes, settlements.
     tries: u32,
@@ -116,8 +119,9 @@ pub struct Lane<T> {
     owed: usize,
     paused: bool,
     draining: bool,
-    held: bool,
     halted: bool,
+    /// The newest grant of permits.
+    grant: Grant,
     /// The store did not answer: nothing is claimed before this boot time, then one probe.
     store_down_until: Option<Duration>,
     next_renewal: Duration,
@@ -150,8 +154,8 @@ impl<T> Lane<T> {
             owed: 0,
             paused: false,
             draining: false,
-            held: false,
             halted: false,
+            grant: 0,
             store_down_until: None,
             next_renewal: NEVER,
             next_lease_check: NEVER,
@@ -193,6 +197,16 @@ impl<T> Lane<T> {
         entry.claim.unwrap_or(ClaimId { sequence: 0, fence: entry.last_fence })
     }
 
+    /// What the permit of the event in a slot was granted with.
+    pub fn grant(&self, slot: Slot) -> Grant {
+        self.entry(slot).grant
+    }
+
+    /// The newest grant that it was given.
+    pub fn latest_grant(&self) -> Grant {
+        self.grant
+    }
+
     /// Whether the store holds this claim for the event in this slot, as far as is known.
     pub fn holds(&self, slot: Slot, claim: ClaimId) -> bool {
         self.entries.get(slot as usize).and_then(Option::as_ref).is_some_and(|entry| entry.claim == Some(claim))
@@ -211,7 +225,7 @@ impl<T> Lane<T> {
 
     /// How many permits the lane can use now.
     pub fn wanted(&self, now: Now) -> usize {
-        if self.draining || self.held || self.halted {
+        if self.draining || self.halted {
             return 0;
         }
         match self.store_down_until {
@@ -247,7 +261,7 @@ impl<T> Lane<T> {
         let wall = if self.draining { None } else { self.due.peek().map(|Reverse((due, ..))| *due) };
         let timer = self.timers.peek().map_or(NEVER, |Reverse((at, ..))| *at);
         let probe = match self.store_down_until {
-            Some(until) if until > PROBE_NOW && !self.ready.is_empty() && !self.draining && !self.held => until,
+            Some(until) if until > PROBE_NOW && !self.ready.is_empty() && !self.draining => until,
             _ => NEVER,
         };
         let boot = timer.min(probe).min(self.next_renewal).min(self.next_lease_check);
@@ -264,7 +278,7 @@ impl<T> Lane<T> {
                 }
             }
             Input::Tick => {}
-            Input::Permits(n) => self.dispatch(now, n, fx),
+            Input::Permits(n, grant) => self.dispatch(now, n, grant, fx),
             Input::Claimed(replies, sent) => {
                 for (slot, reply) in replies {
                     self.claimed(now, slot, reply, sent, fx);
@@ -275,6 +289,7 @@ impl<T> Lane<T> {
                     self.renewed(now, slot, claim, reply, sent, fx);
                 }
             }
+            Input::NotStarted(slot) => self.not_started(slot, fx),
             Input::Returned(slot, verdict) => self.returned(now, slot, verdict, fx),
             Input::Published(slot, delivery) => self.published(now, slot, delivery, fx),
             Input::Settled(replies) => {
@@ -288,7 +303,6 @@ impl<T> Lane<T> {
                 }
             }
             Input::Drain => self.drain(),
-            Input::Hold(held) => self.held = held,
         }
         self.advance(now, fx);
         self.paused = if self.paused {
@@ -321,6 +335,7 @@ impl<T> Lane<T> {
             leased: false,
             lease_until: Duration::ZERO,
             lost: false,
+            grant: 0,
             last_fence: arrival.fence,
             tries: 0,
             item: arrival.item,
@@ -375,7 +390,11 @@ impl<T> Lane<T> {
         self.ready.push_back(slot);
     }
 
-    fn dispatch(&mut self, now: Now, permits: usize, fx: &mut Effects<T>) {
+    fn dispatch(&mut self, now: Now, permits: usize, grant: Grant, fx: &mut Effects<T>) {
+        if self.grant != grant {
+            self.grant = grant;
+            fx.latest_permits = 0; // those are of an earlier grant
+        }
         let usable = permits.min(self.wanted(now));
         let mut used = 0;
         while used < usable {
@@ -388,6 +407,7 @@ impl<T> Lane<T> {
             }
             used += 1;
             self.owed += 1;
+            self.entry_mut(slot).grant = grant;
             if self.config.dedup == Dedup::Off {
                 self.start(now, slot, fx);
                 continue;
@@ -406,6 +426,7 @@ impl<T> Lane<T> {
             fx.claim.push(slot);
         }
         fx.permits += permits - used;
+        fx.latest_permits += permits - used;
         // While the store is down one probe at a time is out; the next waits for its answer.
         if let Some(until) = &mut self.store_down_until
             && used > 0
@@ -428,6 +449,19 @@ impl<T> Lane<T> {
         entry.state = State::Running;
         entry.tries = 0;
         fx.start.push(slot);
+    }
+
+    /// The permit of this event is free again.
+    fn permit_back(&self, slot: Slot, fx: &mut Effects<T>) {
+        fx.permits += 1;
+        fx.latest_permits += usize::from(self.entry(slot).grant == self.grant);
+    }
+
+    /// First in the line for the next permit.
+    fn back_to_ready(&mut self, slot: Slot) {
+        self.owed -= 1;
+        self.entry_mut(slot).state = State::Ready;
+        self.ready.push_front(slot);
     }
 
     fn advance(&mut self, now: Now, fx: &mut Effects<T>) {

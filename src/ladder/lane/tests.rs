@@ -57,7 +57,7 @@ impl Rig {
     }
 
     fn permits(&mut self, n: usize) -> &Effects<i64> {
-        self.step(Input::Permits(n))
+        self.step(Input::Permits(n, 0))
     }
 
     fn claimed(&mut self, slot: Slot, reply: ClaimReply) -> &Effects<i64> {
@@ -479,11 +479,71 @@ fn the_bytes_of_events_in_flight_pause_too_and_are_given_back() {
 }
 
 #[test]
-fn a_held_lane_starts_nothing_until_it_is_let_go() {
+fn what_was_not_started_gives_its_claim_and_its_permit_back_and_is_ready_again() {
+    let mut rig = Rig::new(Order::Stage, Dedup::Required);
+    rig.arrive(1, Some(7), Duration::ZERO);
+    rig.arrive(2, Some(7), Duration::ZERO);
+    let slot = rig.permits(1).claim[0];
+    rig.claimed(slot, ClaimReply::Claimed);
+    let claim = rig.lane.claim(slot);
+    let fx = rig.step(Input::NotStarted(slot));
+    assert_eq!((fx.release.as_slice(), fx.permits, fx.latest_permits), ([(slot, claim)].as_slice(), 1, 1));
+    assert_eq!(rig.lane.wanted(rig.now()), 0, "the next of its key waits for it");
+    rig.step(Input::Released(vec![slot]));
+    assert_eq!(rig.permits(1).claim, [slot]);
+    assert_eq!(rig.lane.position(), Some(1));
+    assert!(rig.lane.claim(slot).sequence > claim.sequence);
+    // A drain forgets it.
+    rig.claimed(slot, ClaimReply::Claimed);
+    rig.step(Input::Drain);
+    rig.step(Input::NotStarted(slot));
+    assert!(!rig.lane.drained());
+    rig.step(Input::Released(vec![slot]));
+    assert!(rig.lane.drained());
+    // It was cancelled in the same moment.
+    assert!(rig.step(Input::NotStarted(slot)).is_empty());
+}
+
+#[test]
+fn what_was_not_started_without_a_claim_is_the_next_that_starts() {
+    for dedup in [Dedup::Off, Dedup::BestEffort] {
+        let mut rig = Rig::new(Order::None, dedup);
+        (1..3).for_each(|offset| rig.arrive(offset, None, Duration::ZERO));
+        let start = |rig: &mut Rig| -> Slot {
+            let fx = rig.permits(1);
+            let Some(slot) = fx.claim.first().copied() else { return fx.start[0] };
+            let sent = rig.now().boot;
+            rig.step(Input::Claimed(vec![(slot, None)], sent)).start[0]
+        };
+        let slot = start(&mut rig);
+        let fx = rig.step(Input::NotStarted(slot));
+        assert!(fx.release.is_empty() && fx.permits == 1, "{dedup:?}");
+        assert_eq!(start(&mut rig), slot, "{dedup:?}");
+    }
+}
+
+#[test]
+fn permits_of_an_earlier_grant_are_told_apart() {
     let mut rig = Rig::new(Order::None, Dedup::Off);
-    rig.arrive(1, None, Duration::ZERO);
-    rig.step(Input::Hold(true));
-    assert_eq!(rig.lane.wanted(rig.now()), 0);
-    rig.step(Input::Hold(false));
-    assert_eq!(rig.lane.wanted(rig.now()), 1);
+    (1..4).for_each(|offset| rig.arrive(offset, None, Duration::ZERO));
+    let old = rig.step(Input::Permits(1, 5)).start[0];
+    // One too many comes back at once.
+    let fx = rig.step(Input::Permits(3, 6));
+    assert_eq!((fx.start.len(), fx.permits, fx.latest_permits), (2, 1, 1));
+    let new = fx.start[0];
+    assert_eq!((rig.lane.grant(old), rig.lane.grant(new), rig.lane.latest_grant()), (5, 6, 6));
+    assert_eq!(rig.lane.permits_held(), (3, 2));
+    let mut back = |slot| {
+        let fx = rig.step(Input::Returned(slot, Verdict::Done));
+        (fx.permits, fx.latest_permits)
+    };
+    assert_eq!((back(old), back(new)), ((1, 0), (1, 1)));
+    // Those that came free before a new grant are not of it.
+    let mut fx = Effects::default();
+    let now = rig.now();
+    (4..6).for_each(|offset| rig.arrive(offset, None, Duration::ZERO));
+    let slot = rig.step(Input::Permits(1, 6)).start[0];
+    rig.lane.step(now, Input::Returned(slot, Verdict::Done), &mut fx);
+    rig.lane.step(now, Input::Permits(1, 7), &mut fx);
+    assert_eq!((fx.permits, fx.latest_permits), (1, 0));
 }

@@ -25,10 +25,11 @@ impl<T> Lane<T> {
         self.in_flight
     }
 
-    /// Permits that events of this lane hold now.
-    pub fn permits_held(&self) -> usize {
+    /// Permits that events of this lane hold now, and as many of them as are of the newest grant.
+    pub fn permits_held(&self) -> (usize, usize) {
         let holds = |e: &&Entry<T>| matches!(e.state, State::Claiming | State::Confirming | State::Running);
-        self.entries.iter().flatten().filter(holds).count()
+        let held = || self.entries.iter().flatten().filter(holds);
+        (held().count(), held().filter(|entry| entry.grant == self.grant).count())
     }
 
     /// All events in the lane, in no order.

@@ -1,8 +1,7 @@
-//! What a run leaves behind, as a ledger takes it: records, executions, what interrupted processes had in hand; and the
-//! two files of these read back.
+//! What a run leaves behind, as a ledger takes it: records, executions (read from the handler's file), what interrupted
+//! processes had in hand.
 
 use std::collections::HashMap;
-use std::fmt::Write as _;
 
 /// Name and value.
 pub type Header = (String, Option<Vec<u8>>);
@@ -118,6 +117,8 @@ pub enum Cause {
     Frozen,
     /// Cut off from Redis until its leases ran out.
     CutOff,
+    /// The machine did not let it run until its leases ran out: a freeze that nobody ordered.
+    Stalled,
     /// Redis lost the keys: whatever was claimed may be claimed again at once.
     Forgotten,
 }
@@ -129,8 +130,10 @@ pub struct Interruption {
     pub cause: Cause,
     /// What it had in hand.
     pub in_hand: Vec<Held>,
-    /// Settled by this process: event id, hop.
-    pub settled: Vec<(String, u64)>,
+    /// What it handed on or settled anew when it was woken after the lease: event id, hop.
+    pub zombie: Vec<(String, u64)>,
+    /// Its threads: each may end the step that it was in when it was frozen.
+    pub threads: usize,
 }
 
 /// Reads the handler's file: `start|end <unix_us> <stage> <attempt> <fence> <event_id> <outcome>`, and behind the
@@ -170,51 +173,4 @@ pub fn read_executions(file: &str) -> Result<Vec<Execution>, String> {
         }
     }
     Ok(executions)
-}
-
-impl Interruption {
-    /// One line a copy: `claimed|published|acknowledged <hop> <event_id> <fence> <leased_until_us>` or
-    /// `settled <hop> <event_id>`.
-    pub fn write(&self) -> String {
-        let mut file = String::new();
-        for Held { id, hop, how, fence, leased_until_us } in &self.in_hand {
-            let how = match how {
-                InHand::Claimed => "claimed",
-                InHand::Published => "published",
-                InHand::Acknowledged => "acknowledged",
-            };
-            writeln!(file, "{how} {hop} {id} {fence} {leased_until_us}").ok();
-        }
-        for (id, hop) in &self.settled {
-            writeln!(file, "settled {hop} {id}").ok();
-        }
-        file
-    }
-
-    /// The same read back.
-    ///
-    /// # Errors
-    /// The first line that is none.
-    pub fn read(file: &str) -> Result<Self, String> {
-        let mut read = Self::default();
-        for line in file.lines() {
-            let bad = || format!("no line of an interrupted process: {line:?}");
-            let number = |text: &str| text.parse::<u64>().map_err(|_| bad());
-            match line.split(' ').collect::<Vec<_>>()[..] {
-                ["settled", hop, id] => read.settled.push((id.to_owned(), number(hop)?)),
-                [how, hop, id, fence, until] => {
-                    let how = match how {
-                        "claimed" => InHand::Claimed,
-                        "published" => InHand::Published,
-                        "acknowledged" => InHand::Acknowledged,
-                        _ => return Err(bad()),
-                    };
-                    let (hop, fence, leased_until_us) = (number(hop)?, number(fence)?, number(until)?);
-                    read.in_hand.push(Held { id: id.to_owned(), hop, how, fence, leased_until_us });
-                }
-                _ => return Err(bad()),
-            }
-        }
-        Ok(read)
-    }
 }

@@ -1,6 +1,6 @@
 //! What is looked up again and again, built once: executions, copies and interruptions by event.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::{Copy, Execution, Held, InHand, Interruption, Ledger, Produced, number, text};
 
@@ -9,6 +9,8 @@ pub(super) struct Index<'a> {
     pub(super) executions: HashMap<&'a str, Vec<&'a Execution>>,
     /// By stage: the event's copies there; main's by the header, too, where there is one.
     pub(super) copies: Vec<HashMap<&'a str, Vec<&'a Copy>>>,
+    /// The broker's timestamps of main's records, by partition and offset.
+    pub(super) stamps: HashMap<(i32, i64), i64>,
     held: HashMap<&'a str, Vec<(&'a Interruption, &'a Held)>>,
     delays_ms: Vec<u64>,
 }
@@ -19,6 +21,7 @@ impl<'a> Index<'a> {
             events: ledger.produced.iter().map(|event| (event.id.as_str(), event)).collect(),
             executions: HashMap::with_capacity(ledger.produced.len()),
             copies: Vec::with_capacity(ledger.stages.len()),
+            stamps: HashMap::new(),
             held: HashMap::new(),
             delays_ms: ledger.stages.iter().map(|stage| stage.delay_ms).collect(),
         };
@@ -35,6 +38,8 @@ impl<'a> Index<'a> {
             }
             index.copies.push(copies);
         }
+        let main = ledger.stages.first().into_iter().flat_map(|main| &main.copies);
+        index.stamps = main.map(|copy| ((copy.partition, copy.offset), copy.timestamp_ms)).collect();
         for interruption in &ledger.interruptions {
             for held in &interruption.in_hand {
                 index.held.entry(&held.id).or_default().push((interruption, held));
@@ -56,15 +61,33 @@ impl<'a> Index<'a> {
         self.held.get(id).map_or(&[], Vec::as_slice)
     }
 
-    /// Interruptions that had this copy with the producer or acknowledged, and not recorded.
+    /// Claims of this copy that were interrupted when it was with the producer or acknowledged, and not recorded: what
+    /// Redis should have been told of its move may be lost. The broker's acknowledgement can be given before the process
+    /// sees it, so a copy with the producer counts. However many things befell one claim, it moves the copy once.
     pub(super) fn moving(&self, id: &str, hop: u64) -> usize {
-        self.held(id).iter().filter(|(_, held)| held.hop == hop && held.how != InHand::Claimed).count()
+        let moving = self.held(id).iter().filter(|(_, held)| held.hop == hop && held.how != InHand::Claimed);
+        moving.map(|(_, held)| held.fence).collect::<BTreeSet<_>>().len()
     }
 
-    /// Interruptions that may have lost what Redis should have been told of a move of this event. The broker's
-    /// acknowledgement can be given before the process sees it, so a copy with the producer counts.
-    pub(super) fn moving_any(&self, id: &str) -> usize {
-        self.held(id).iter().filter(|(_, held)| held.how != InHand::Claimed).count()
+    /// Ends of this event beyond the one that it must have, as far as no interruption of the very move explains them: by
+    /// hop, how many there are, and how many are explained.
+    ///
+    /// A copy ends (done, or in the DLQ) and goes on to the next stage, or ends twice, only if what became of it first was
+    /// not recorded.
+    pub(super) fn unexplained_ends(&self, id: &str) -> Vec<(u64, usize, usize)> {
+        let executions = self.executions.get(id).map_or(&[][..], Vec::as_slice);
+        let done: BTreeSet<u64> = executions.iter().filter(|e| e.is_done()).map(|e| u64::from(e.attempt) - 1).collect();
+        let mut ends: BTreeMap<u64, usize> = done.into_iter().map(|hop| (hop, 1)).collect();
+        for dead in self.copies.last().and_then(|dlq| dlq.get(id)).into_iter().flatten() {
+            let hop = number(&dead.headers, "x-ladder-hop").unwrap_or_default();
+            *ends.entry(hop.saturating_sub(1)).or_default() += 1;
+        }
+        // The last one must be.
+        if let Some(mut last) = ends.last_entry() {
+            *last.get_mut() -= 1;
+        }
+        let explained = ends.into_iter().map(|(hop, count)| (hop, count, self.moving(id, hop)));
+        explained.filter(|(_, count, explained)| count > explained).collect()
     }
 
     /// When the record that this execution was given fell due; `None`: no such record on the stage. By its header, but

@@ -55,7 +55,8 @@ pub enum Invariant {
     CopiesExplained,
     /// No execution starts before its due.
     NeverEarly,
-    /// Fences grow, a lease keeps others away, one copy never runs twice at the same time.
+    /// Fences grow, a lease keeps others away, one copy never runs twice at the same time, and whoever wakes after its
+    /// leases does nothing anew.
     OneAtATime,
     /// Key, value and foreign headers pass unchanged; our own are as the contract says.
     Faithful,
@@ -104,7 +105,9 @@ impl Invariant {
             Invariant::RepeatsExplained => "every second execution is explained by a fault that held the copy",
             Invariant::CopiesExplained => "every second record of one move is, too",
             Invariant::NeverEarly => "no execution starts before its due",
-            Invariant::OneAtATime => "fences grow, leases keep others away, no copy runs twice at a time",
+            Invariant::OneAtATime => {
+                "fences grow, leases keep others away, no copy runs twice at a time, no zombie acts"
+            }
             Invariant::Faithful => "key, value and foreign headers pass unchanged, ours are right",
             Invariant::Settled => "every group has committed its log's end, no claim is left in Redis",
         }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::index::Index;
-use super::{Cause, Execution, Fate, Findings, Invariant, Ledger, Produced};
+use super::{Cause, Execution, Fate, Findings, Interruption, Invariant, Ledger, Produced};
 
 /// Redis counts leases in whole milliseconds.
 const LEASE_SLACK_US: u64 = 5_000;
@@ -32,6 +32,18 @@ pub(super) fn check(ledger: &Ledger, index: &Index<'_>, findings: &mut Findings)
     for event in &ledger.produced {
         check_end(ledger, index, event, findings);
     }
+    for Interruption { zombie, threads, .. } in &ledger.interruptions {
+        // No check of a lease can lie between the check and the deed.
+        if zombie.len() > *threads {
+            let deeds: Vec<_> = zombie.iter().map(|(id, hop)| format!("{id} of hop {hop}")).collect();
+            let text = format!(
+                "a process of {threads} threads was woken after its leases and handed on or settled {} copies anew: {}",
+                zombie.len(),
+                deeds.join(", ")
+            );
+            findings.say(Invariant::OneAtATime, text);
+        }
+    }
 }
 
 /// Every execution of one copy but the last was interrupted, by something that held its very claim.
@@ -57,7 +69,7 @@ fn check_repeats(index: &Index<'_>, id: &str, attempt: u32, runs: &[&Execution],
             findings.say(Invariant::OneAtATime, text);
         }
         let overlaps = pair[0].ended.as_ref().is_some_and(|(end, _)| *end > pair[1].started_us);
-        let blind = |cause| matches!(cause, Cause::Frozen | Cause::Forgotten);
+        let blind = |cause| matches!(cause, Cause::Frozen | Cause::Stalled | Cause::Forgotten);
         if overlaps && !holding(pair[0].fence).any(|(i, _)| blind(i.cause)) {
             findings.say(Invariant::OneAtATime, format!("{id}: attempt {attempt} ran twice at the same time"));
         }
@@ -136,13 +148,12 @@ fn check_end(ledger: &Ledger, index: &Index<'_>, event: &Produced, findings: &mu
         let fault = format!("done at attempts {done:?}, {dead} in the DLQ; should be {right}");
         say(Invariant::Attempts, fault);
     }
-    let moving = index.moving_any(id);
-    if ends > 1 + moving {
+    for (hop, more, moving) in index.unexplained_ends(id) {
         say(
             Invariant::EndsOnce,
             format!(
-                "a second terminal state: done at attempts {done:?}, {dead} in the DLQ, and {moving} interruptions \
-                 between an acknowledgement and its record in redis"
+                "a second terminal state: done at attempts {done:?}, {dead} in the DLQ; {more} more than one at hop {hop}, \
+                 and {moving} interruptions between the acknowledgement of that move and its record in redis"
             ),
         );
     }

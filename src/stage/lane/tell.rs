@@ -13,7 +13,7 @@ impl Task<'_> {
         let stats = &self.ctx.stats;
         if fx.permits > 0 {
             self.ctx.permits.add_permits(fx.permits);
-            self.ctx.gate.returned(fx.permits);
+            self.ctx.gate.returned(fx.latest_permits, self.lane.latest_grant());
         }
         stats.busy.add(fx.busy as u64);
         stats.leases_lost.add(fx.leases_lost as u64);

@@ -187,7 +187,7 @@ impl Rig {
     #[track_caller]
     fn is_at_rest(&self) {
         assert_eq!(self.ctx.permits.available_permits(), self.ctx.settings.concurrency, "permits");
-        assert_eq!(self.ctx.gate.outage().running(), 0, "let through by the gate");
+        assert_eq!(self.ctx.gate.outage().on_trial(), 0, "let through by the gate");
         assert_eq!(self.stats().running.load(Ordering::Relaxed), 0, "stats.running");
         assert_eq!(self.handler.running(), 0, "handlers");
     }

@@ -5,11 +5,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 use tokio::time::Instant;
 
+use super::ports::Fault;
 use super::*;
 use crate::ladder::brake::BrakeSettings;
 use crate::ladder::breaker::BreakerSettings;
+use crate::ladder::gate::OutageSettings;
 use crate::stage::context::Tombstones;
-use crate::stage::gate::OutageSettings;
 use crate::stage::stats::PauseReason;
 
 const BREAKER: BreakerSettings = BreakerSettings {
@@ -409,6 +410,48 @@ async fn a_pause_by_command_lets_what_runs_finish_and_keeps_what_waits() {
     rig.ctx.gate.outage().command("main", None);
     rig.position(&lane, 10).await;
     assert!(!paused(&rig, PauseReason::Command));
+    rig.is_at_rest();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_is_granted_after_the_pause_is_given_back_and_its_event_starts_after_the_resume() {
+    let rig = Rig::new(MAIN, as_usual, done);
+    rig.store.fail(|f| f.claim = Fault::Slow(SECOND));
+    let lane = rig.lane(records(0..3));
+    rig.until("the claims are sent", || rig.store.calls("claim") == 1).await;
+    rig.ctx.gate.outage().command("main", Some("deploy"));
+    rig.pass(SECOND * 5).await;
+    assert_eq!((rig.handler.count(), rig.store.records.len()), (0, 0));
+    assert_eq!((rig.stats().released.get(), rig.stats().executions.get()), (3, 0));
+    rig.store.all(Fault::None);
+    let at = rig.clock.elapsed();
+    rig.ctx.gate.outage().command("main", None);
+    rig.position(&lane, 3).await;
+    assert!(rig.clock.elapsed() - at < MS * 100, "it is not parked");
+    assert!(rig.handler.count() == 3 && rig.handler.events().iter().all(|event| event.attempt == 1));
+    rig.is_at_rest();
+}
+
+#[tokio::test(start_paused = true)]
+async fn claims_under_way_when_the_breaker_opens_cost_no_attempt() {
+    let target = Arc::new(Target::default());
+    target.set_down(true);
+    let rig = target.rig(&breaker(), MAIN, 20);
+    // 10 failures over at least 100 ms open it.
+    let first = rig.lane(records(0..1));
+    rig.pass(MS * 100).await;
+    first.hand_over(records(1..10));
+    rig.until("nine run", || rig.handler.running() == 9).await;
+    rig.store.fail(|f| f.claim = Fault::Slow(MS * 200));
+    let second = rig.lane(records(100..110));
+    rig.until("it opens", || paused(&rig, PauseReason::Breaker)).await;
+    rig.pass(MS * 500).await;
+    assert_eq!((rig.handler.count(), target.failed(), rig.stats().released.get()), (10, 10, 10));
+    assert_eq!(rig.stored("e100", 0), "-");
+    target.set_down(false);
+    rig.store.all(Fault::None);
+    rig.position(&second, 110).await;
+    assert!(rig.handler.events()[10..].iter().all(|event| event.attempt == 1));
     rig.is_at_rest();
 }
 

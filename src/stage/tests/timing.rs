@@ -201,13 +201,23 @@ async fn a_lane_that_has_taken_nothing_in_yet_has_no_room_for_more() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_held_lane_starts_nothing_until_it_is_let_go() {
-    let rig = Rig::new(MAIN, as_usual, done);
-    let lane = rig.open();
-    lane.command(LaneCommand::Hold(true));
-    lane.hand_over(records(0..3));
-    rig.pass(SECOND * 60).await;
-    assert_eq!((rig.handler.count(), lane.position()), (0, Some(0)));
-    lane.command(LaneCommand::Hold(false));
-    rig.position(&lane, 3).await;
+async fn a_clock_that_is_set_back_between_the_claim_and_the_start_starts_nothing_early() {
+    let clock: Arc<std::sync::OnceLock<Arc<TestClock>>> = Arc::default();
+    let rig = {
+        let clock = Arc::clone(&clock);
+        // The first of the round sets the clock back before the second is started.
+        Rig::new(RETRY_1, as_usual, move |event: Event| {
+            if event.record.offset == 0 && event.attempt == 2 {
+                clock.get().unwrap().step(-10);
+            }
+            async { Outcome::Done }
+        })
+    };
+    clock.set(Arc::clone(&rig.clock)).ok().unwrap();
+    let lane = rig.lane([retry(RETRY_1, 0, SECOND), retry(RETRY_1, 1, SECOND)]);
+    rig.position(&lane, 2).await;
+    let times = rig.handler.times();
+    assert!(times[1] - times[0] >= SECOND * 10, "{:?}", times[1] - times[0]);
+    assert_eq!((rig.handler.count(), rig.stats().early.get()), (2, 0));
+    rig.is_at_rest();
 }

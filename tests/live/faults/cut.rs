@@ -1,9 +1,8 @@
 //! The network between one worker and the broker is cut; Redis stays in reach of it.
 
-use retry_ladder::prove::ledger::Cause;
+use retry_ladder::prove::proxy::Cut;
 
-use super::harness::{Run, fault_test, now_us};
-use crate::proxy::Network;
+use super::harness::{Run, fault_test};
 use crate::redis_server::RedisServer;
 use crate::support::kafka_server::KafkaCluster;
 use crate::support::network::Wire;
@@ -20,15 +19,14 @@ fault_test!(a_worker_cut_off_from_the_broker_loses_its_partitions_and_comes_back
     run.start("other");
     run.load_until_all_work(&["cut", "other"]);
 
-    wire.set(Network::BlackHole);
-    let (cut_us, sent) = (now_us(), run.source.sent);
+    wire.set(Some(Cut::BlackHole));
+    let sent = run.source.sent;
     run.load_until("its partitions run elsewhere", |run| run.claims_beyond("other", sent).len() == 4);
     let taken = run.source.sent;
-    wire.set(Network::Fine);
+    wire.set(None);
     run.load_until("it has partitions again", |run| !run.claims_beyond("cut", taken).is_empty());
     run.load_until_all_work(&["cut", "other"]);
-    // It holds the leases of what is with its producer until it knows more, or its lanes give up. What was with its
-    // producer is delivered after the mend, perhaps after another worker had it.
-    run.interrupted("cut", Cause::CutOff, cut_us..=now_us());
-    run.finish();
+    // It holds the leases of what is with its producer until that is acknowledged after the mend: no excuse.
+    let summary = run.finish().summary();
+    assert_eq!((summary.repeated, summary.copied_again, summary.ended_twice), (0, 0, 0), "{summary}");
 });

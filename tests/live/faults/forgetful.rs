@@ -4,8 +4,6 @@
 //! What is not committed may be old, where something before it is still open: so whatever was settled before may run
 //! again, and the ledger has to see to it that nothing else does, and that nothing is lost.
 
-use retry_ladder::prove::ledger::Cause;
-
 use super::harness::{Run, fault_test, now_us, seconds};
 use crate::redis_server::RedisServer;
 use crate::support::network::Wire;
@@ -26,14 +24,14 @@ fault_test!(a_flushed_redis_loses_nothing_and_repeats_only_what_it_forgot, |test
     run.kill("a");
     let gone_us = now_us();
     run.load(seconds(1.0));
-    run.all_interrupted(Cause::Forgotten, 0..=gone_us + UNDER_WAY_US);
+    run.all_forgotten(0..=gone_us + UNDER_WAY_US);
     run.start("c");
     run.load_until_all_work(&["b", "c"]);
     // A second flush, in peace: what runs is claimed anew, nobody else has it.
     redis.command(&["FLUSHALL"]);
     let flushed_us = now_us();
     run.load(seconds(2.0));
-    run.all_interrupted(Cause::Forgotten, 0..=flushed_us + UNDER_WAY_US);
+    run.all_forgotten(0..=flushed_us + UNDER_WAY_US);
     run.load_until_all_work(&["b", "c"]);
     run.finish();
 });
@@ -61,7 +59,7 @@ fault_test!(a_failover_that_lost_the_last_writes_loses_no_event, |test: &str| {
     wire.lead_to(replica.port());
     let promoted_us = now_us();
     run.load(seconds(1.0));
-    run.all_interrupted(Cause::Forgotten, parted_us - UNDER_WAY_US..=promoted_us + UNDER_WAY_US);
+    run.all_forgotten(parted_us - UNDER_WAY_US..=promoted_us + UNDER_WAY_US);
     run.start("c");
     run.load_until_all_work(&["b", "c"]);
     run.finish();

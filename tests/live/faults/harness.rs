@@ -4,15 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
+use retry_ladder::prove;
+use retry_ladder::prove::journal::Blow;
 use retry_ladder::prove::ledger::{Cause, Interruption, Ledger, Produced};
 use retry_ladder::stage::clock::{Clock as _, SystemClock};
 
 use crate::support::{self, unique};
-use crate::worker::Orders;
 use crate::worker::evidence::{self, PATIENCE};
 use crate::worker::journal::{self, Line, Step};
 use crate::worker::load::Source;
 use crate::worker::process::{LogsOnFailure, Worker};
+use crate::worker::{Orders, THREADS};
 
 /// Events a second.
 const RATE: u32 = 80;
@@ -129,19 +131,34 @@ impl Run {
     /// SIGKILL. What it had in hand may run again.
     pub(super) fn kill(&mut self, name: &str) {
         self.workers.remove(name).expect("it runs").kill();
-        self.interrupted(name, Cause::Killed, u64::MAX..=u64::MAX);
+        self.interrupted(name, Blow::kill());
     }
 
-    /// What this worker had in hand then may run again, for this cause.
-    pub(super) fn interrupted(&mut self, name: &str, cause: Cause, during: RangeInclusive<u64>) {
-        let interruption = journal::interruption(cause, &self.journal(name), during);
-        self.interruptions.push(interruption);
+    /// What this worker had in hand and could not keep for this blow may run again.
+    pub(super) fn interrupted(&mut self, name: &str, blow: Blow) {
+        self.interruptions.push(self.in_hand(name, blow));
     }
 
-    /// The same for every worker so far.
-    pub(super) fn all_interrupted(&mut self, cause: Cause, during: RangeInclusive<u64>) {
+    /// What this worker had in hand at this blow.
+    pub(super) fn in_hand(&self, name: &str, blow: Blow) -> Interruption {
+        let path = self.folder.path().join(format!("{name}.journal"));
+        let told = prove::journal::read(&path, &[blow], THREADS).expect("its marks");
+        told.interruptions.into_iter().next().expect("of the blow")
+    }
+
+    /// No worker could renew a lease in this span.
+    pub(super) fn all_cut_off(&mut self, during: RangeInclusive<u64>) {
+        let blow = Blow { cause: Cause::CutOff, from_us: *during.start(), to_us: *during.end() };
         for name in self.journals.clone() {
-            self.interrupted(&name, cause, during.clone());
+            self.interrupted(&name, blow);
+        }
+    }
+
+    /// Redis forgot what any worker told it in this span, and what they had in hand.
+    pub(super) fn all_forgotten(&mut self, during: RangeInclusive<u64>) {
+        for name in &self.journals {
+            let forgotten = journal::forgotten(&self.journal(name), *during.start(), *during.end());
+            self.interruptions.push(forgotten);
         }
     }
 

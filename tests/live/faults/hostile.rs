@@ -7,9 +7,10 @@ use std::time::Duration;
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 
-use retry_ladder::prove::ledger::{Cause, Header, Produced};
+use retry_ladder::prove::journal::Blow;
+use retry_ladder::prove::ledger::{Header, Produced};
 
-use super::harness::{Run, fault_test, now_us, seconds};
+use super::harness::{Run, fault_test, seconds};
 use crate::outside;
 use crate::redis_server::RedisServer;
 use crate::worker::load::event;
@@ -113,9 +114,9 @@ fault_test!(an_event_that_no_topic_takes_halts_its_partition_until_it_is_taken, 
     assert!(!run.is_committed("main"), "the event that was not taken was passed over");
 
     limit_dlq(&run, ENOUGH);
-    // Behind the halted event others were in hand.
-    run.interrupted("a", Cause::Killed, now_us()..=now_us());
     run.stop("a");
+    // What was in hand behind the halted event it gave up.
+    run.interrupted("a", Blow::kill());
     run.start("b");
     run.load_until_all_work(&["b"]);
     let ledger = run.finish();

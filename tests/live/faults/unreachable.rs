@@ -1,9 +1,8 @@
 //! Redis does not answer, or refuses to write. (Killed and restarted: `operations::redis_restart`.)
 
-use retry_ladder::prove::ledger::Cause;
+use retry_ladder::prove::proxy::Cut;
 
 use super::harness::{Run, fault_test, now_us, seconds};
-use crate::proxy::Network;
 use crate::redis_server::RedisServer;
 use crate::support::network::Wire;
 use crate::worker::journal::Step;
@@ -28,14 +27,14 @@ fault_test!(a_redis_that_swallows_everything_for_longer_than_a_lease_loses_nothi
     run.start("b");
     run.load_until_all_work(&["a", "b"]);
 
-    wire.set(Network::BlackHole);
+    wire.set(Some(Cut::BlackHole));
     let cut_us = now_us();
     run.load(seconds(6.5));
     let mended_us = now_us();
-    wire.set(Network::Fine);
+    wire.set(None);
     run.load_until_all_work(&["a", "b"]);
     assert_still(&run, &["a", "b"], cut_us, mended_us);
-    run.all_interrupted(Cause::CutOff, cut_us..=now_us());
+    run.all_cut_off(cut_us..=mended_us);
     let summary = run.finish().summary();
     // Handlers were through long before their leases ended, and success is not given up for a lease.
     assert_eq!((summary.copied_again, summary.ended_twice), (0, 0), "{summary}");

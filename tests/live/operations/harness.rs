@@ -209,30 +209,60 @@ impl Ladder {
         }
     }
 
-    /// The event ids on the DLQ, sorted, read to its end without our own codec.
+    /// The event ids on the DLQ, sorted.
     pub(super) fn dead_letters(&self) -> Vec<String> {
-        use rdkafka::message::{Headers as _, Message as _};
-        let topic = self.topic("dlq");
-        let consumer: BaseConsumer = client_config().set("group.id", unique("reader")).create().expect("a consumer");
-        let mut assignment = TopicPartitionList::new();
-        let mut left = 0;
-        for partition in 0..self.partitions {
-            let (low, high) = consumer.fetch_watermarks(&topic, partition, LIMIT).expect("watermarks");
-            left += high - low;
-            assignment.add_partition_offset(&topic, partition, Offset::Beginning).expect("an offset");
-        }
-        consumer.assign(&assignment).expect("assign");
-        let mut ids = Vec::new();
-        while left > 0 {
-            let message = consumer.poll(LIMIT).expect("a dead letter").expect("readable");
-            let headers = message.headers().expect("headers");
-            let id = headers.iter().find(|h| h.key == "x-ladder-event-id").and_then(|h| h.value).expect("an event id");
-            ids.push(String::from_utf8(id.to_vec()).expect("utf-8"));
-            left -= 1;
-        }
+        let mut ids: Vec<_> = records(&self.topic("dlq")).iter().map(|r| r.id().to_owned()).collect();
         ids.sort();
         ids
     }
+}
+
+/// A record as it lies on a topic.
+#[derive(Clone, Debug)]
+pub(super) struct Lying {
+    pub(super) partition: i32,
+    pub(super) timestamp_ms: i64,
+    pub(super) value: Vec<u8>,
+    headers: BTreeMap<String, String>,
+}
+
+impl Lying {
+    /// A header's text; empty when it is not there.
+    pub(super) fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", String::as_str)
+    }
+
+    pub(super) fn id(&self) -> &str {
+        self.header("x-ladder-event-id")
+    }
+}
+
+/// Everything on a topic now, read without our own codec.
+pub(super) fn records(topic: &str) -> Vec<Lying> {
+    use rdkafka::message::{Headers as _, Message as _};
+    let consumer: BaseConsumer = client_config().set("group.id", unique("reader")).create().expect("a consumer");
+    let metadata = consumer.fetch_metadata(Some(topic), LIMIT).expect("metadata");
+    let mut assignment = TopicPartitionList::new();
+    let mut left = 0;
+    for partition in metadata.topics()[0].partitions() {
+        let (low, high) = consumer.fetch_watermarks(topic, partition.id(), LIMIT).expect("watermarks");
+        left += high - low;
+        assignment.add_partition_offset(topic, partition.id(), Offset::Beginning).expect("an offset");
+    }
+    consumer.assign(&assignment).expect("assign");
+    let mut records = Vec::new();
+    for _ in 0..left {
+        let message = consumer.poll(LIMIT).expect("a record").expect("readable");
+        let text = |bytes: Option<&[u8]>| String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned();
+        let headers = message.headers().map(|all| all.iter().map(|h| (h.key.to_owned(), text(h.value))).collect());
+        records.push(Lying {
+            partition: message.partition(),
+            timestamp_ms: message.timestamp().to_millis().unwrap_or_default(),
+            value: message.payload().unwrap_or_default().to_vec(),
+            headers: headers.unwrap_or_default(),
+        });
+    }
+    records
 }
 
 /// The binary, in a folder, without anything that this shell happens to export.

@@ -5,7 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::harness::{Ladder, Load, now, started, until, until_done};
 
@@ -46,7 +46,7 @@ fn a_pause_by_command_stops_every_process_outlives_a_restart_and_is_shown_everyw
     assert_eq!((&told["stages"][0]["stage"], &told["stages"][0]["members"]), (&"main".into(), &2.into()), "{told}");
     let is_paused = |n: usize| page(&addresses[n], "/readyz").contains("\"command\"");
     until("both say so", || is_paused(0) && is_paused(1), || first.log() + &second.log());
-    let stopped = now() + Duration::from_secs(2); // what was being claimed just then
+    let stopped = now() + Duration::from_secs(2); // what a busy machine held up between its look at the gate and its start
     for n in [0, 1] {
         let metrics = page(&addresses[n], "/metrics");
         let paused = metrics.lines().find(|l| l.starts_with("ladder_paused") && l.contains("reason=\"command\""));
@@ -90,6 +90,37 @@ fn a_pause_by_command_stops_every_process_outlives_a_restart_and_is_shown_everyw
 }
 
 #[test]
+fn the_drain_of_a_former_rung_is_paused_by_its_topic() {
+    let mut ladder = Ladder::new(2);
+    let retries = ladder.pipeline()["retries"].clone();
+    ladder.pipeline()["retries"].as_array_mut().expect("a list").push(json!({ "delay": "800ms" }));
+    let call = |ladder: &Ladder, arguments: &[&str]| {
+        let output = ladder.call(arguments);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    call(&ladder, &["topics", "create"]);
+    ladder.pipeline()["retries"] = retries;
+    let ids = ladder.produce_all("retry-3", 5);
+    let stage = format!("orphan:{}", ladder.topic("retry-3"));
+    let told = call(&ladder, &["pause", "--stage", &stage]);
+    assert!(told.contains(&format!("orders {stage}: paused; no instance runs it now")), "{told}");
+
+    let address = free_address();
+    let worker = ladder.start_with("worker", &["--stage", &stage], &[("PIPELINE_ADMIN__LISTEN", &address)]);
+    let overdue = || -> f64 {
+        let metrics = page(&address, "/metrics");
+        let gauges = metrics.lines().filter(|line| line.starts_with("ladder_overdue_events{"));
+        gauges.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    };
+    until("it holds all of them", || overdue() == 10.0, || worker.log());
+    assert!(page(&address, "/readyz").contains("\"command\"") && worker.starts().is_empty());
+    let told = call(&ladder, &["resume", "--stage", &stage]);
+    assert!(told.contains("resumed; 1 instance follows"), "{told}");
+    until_done(&ids, &[&worker]);
+}
+
+#[test]
 fn a_pause_that_cannot_be_kept_or_names_nothing_is_refused() {
     fn check(ladder: &Ladder, arguments: &[&str], code: i32, told: &str) {
         let output = ladder.call(arguments);
@@ -98,7 +129,12 @@ fn a_pause_that_cannot_be_kept_or_names_nothing_is_refused() {
         assert!(stderr.contains(told), "{stderr}");
     }
     let mut ladder = Ladder::new(1);
-    check(&ladder, &["pause", "--stage", "retry-9"], 64, "it is one of main, retry-1, retry-2, dlq, or all");
+    check(
+        &ladder,
+        &["pause", "--stage", "retry-9"],
+        64,
+        "it is one of main, retry-1, retry-2, dlq, or all; or orphan:TOPIC",
+    );
     check(&ladder, &["pause", "--stage", "main", "--pipeline", "x"], 64, "configured: orders");
     check(&ladder, &["resume"], 64, "--stage");
     check(&ladder, &["pause", "--stage", "main"], 69, "control is missing; remedy: scripts/create-topics.sh");

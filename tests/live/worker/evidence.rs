@@ -1,6 +1,5 @@
 //! What the brokers hold of a ladder: its topics made, waited for, read back, made into a ledger.
 
-use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
@@ -73,18 +72,11 @@ pub(crate) fn wait_until_committed<'a>(orders: &Orders, alive: impl IntoIterator
 }
 
 /// Everything that is known of the run: topics and offsets, executions and keys read back.
-pub(crate) fn ledger(orders: &Orders, mut produced: Vec<Produced>, interruptions: Vec<Interruption>) -> Ledger {
+pub(crate) fn ledger(orders: &Orders, produced: Vec<Produced>, interruptions: Vec<Interruption>) -> Ledger {
     let file = std::fs::read_to_string(orders.executions()).unwrap_or_default();
-    let stages = stages(orders);
-    // The acknowledgement of a batch that was sent twice bears one timestamp for all of it.
-    let stamps: HashMap<_, _> = stages[0].copies.iter().map(|c| ((c.partition, c.offset), c.timestamp_ms)).collect();
-    for record in produced.iter_mut().map(|event| &mut event.record) {
-        let stamp = stamps.get(&(record.partition, record.offset));
-        record.timestamp_ms = stamp.copied().unwrap_or(record.timestamp_ms);
-    }
     Ledger {
         group: orders.group.clone(),
-        stages,
+        stages: stages(orders),
         produced,
         executions: read_executions(&file).expect("the executions file"),
         interruptions,

@@ -98,6 +98,10 @@ struct Running {
 impl Running {
     fn start(cluster: &Cluster, options: Options) -> Self {
         let (consumer, lanes) = consumer(cluster, options);
+        Self::run(consumer, lanes)
+    }
+
+    fn run(consumer: StageConsumer, lanes: mpsc::Receiver<(i32, LaneEnds)>) -> Self {
         let (stop, rounds) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let thread = std::thread::spawn({
             let (stop, rounds) = (Arc::clone(&stop), Arc::clone(&rounds));
@@ -361,6 +365,36 @@ fn a_fenced_consumer_lets_its_lanes_finish_and_stores_nothing() {
     let error = running.join().unwrap_err();
     assert!(matches!(error, Error::Fenced { .. }), "{error}");
     assert_eq!(committed(&cluster, 0), None);
+}
+
+#[test]
+fn a_member_that_is_fenced_by_its_own_last_commit_joins_again() {
+    let cluster = cluster(1);
+    publish(&cluster, plain(0, 10));
+    let mut properties = Properties::new(cluster.bootstrap_servers());
+    properties.common.insert("reconnect.backoff.max.ms".into(), "250".into());
+    let (sender, lanes) = mpsc::channel();
+    let options = Options { group_instance_id: Some("one".into()), ..options() };
+    let running = Running::run(StageConsumer::new(&properties, options, Arc::new(Host(sender))).unwrap(), lanes);
+    let (_, mut lane) = running.lane();
+    records(&mut lane, 10);
+    // The coordinator is away for longer than the session, and something is to be committed.
+    cluster.broker_down(1).unwrap();
+    lane.state.tell(Some(7), false, 0, 0, false);
+    assert!(matches!(command(&mut lane), LaneCommand::Drain));
+    // As a real one does: it knows the instance, by another member id than none.
+    let fenced = RDKafkaRespErr::RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID;
+    cluster.request_errors(RDKafkaApiKey::OffsetCommit, &[fenced]);
+    cluster.broker_up(1).unwrap();
+
+    let (_, mut lane) = running.lane();
+    assert_eq!(offsets(&records(&mut lane, 10)), (0..10).collect::<Vec<_>>(), "nothing was committed");
+    // Whoever is fenced without having lost anything has to go.
+    cluster.request_errors(RDKafkaApiKey::Heartbeat, &[fenced]);
+    assert!(matches!(command(&mut lane), LaneCommand::Drain));
+    lane.ended.send_replace(true);
+    let error = running.join().unwrap_err();
+    assert!(matches!(error, Error::Fenced { .. }), "{error}");
 }
 
 #[test]

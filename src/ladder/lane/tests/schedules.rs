@@ -78,7 +78,7 @@ impl World {
         self.asked.extend(fx.publish.iter().chain(&fx.shrink).map(|s| Asked::Publish(*s)));
         self.rig.fx.clear();
         let lane = &self.rig.lane;
-        prop_assert_eq!(self.free_permits + lane.permits_held(), PERMITS, "permits are neither lost nor made");
+        prop_assert_eq!(self.free_permits + lane.permits_held().0, PERMITS, "permits are neither lost nor made");
         let mut keys: Vec<_> = self.running.iter().filter_map(|s| (self.key_of)(*lane.get(*s))).collect();
         keys.sort_unstable();
         let all = keys.len();
@@ -102,7 +102,7 @@ impl World {
             1 => {
                 let n = self.free_permits.min(self.rig.lane.wanted(self.rig.now()));
                 self.free_permits -= n;
-                self.feed(Input::Permits(n))
+                self.feed(Input::Permits(n, 0))
             }
             2 if !self.asked.is_empty() => {
                 let asked = self.asked.swap_remove(pick(self.asked.len()));
@@ -110,6 +110,9 @@ impl World {
             }
             3 if !self.running.is_empty() => {
                 let slot = self.running.swap_remove(pick(self.running.len()));
+                if dice.is_multiple_of(8) {
+                    return self.feed(Input::NotStarted(slot));
+                }
                 let verdict = [Verdict::Done, Verdict::Publish, Verdict::Fenced][usize::from(dice >> 4) % 3];
                 self.feed(Input::Returned(slot, verdict))
             }
