@@ -94,7 +94,8 @@ fn every_stage_of_the_configuration_is_deployed_under_its_name() {
     let (config, _) = config();
     let stages: BTreeSet<_> = config.pipelines[0].stages().into_iter().map(|(stage, _)| stage).collect();
     let all = manifest("kustomization.yaml");
-    let listed = all["resources"].as_array().unwrap().iter().filter_map(|r| r.as_str().unwrap().strip_prefix("stages/"));
+    let listed =
+        all["resources"].as_array().unwrap().iter().filter_map(|r| r.as_str().unwrap().strip_prefix("stages/"));
     assert_eq!(listed.map(str::to_owned).collect::<BTreeSet<_>>(), stages);
     for stage in stages {
         let made = manifest(&format!("stages/{stage}/kustomization.yaml"));
