@@ -65,6 +65,7 @@ pub(super) fn completions(args: &CompletionsArgs, command: &Command, out: &mut i
 /// # Errors
 /// When it cannot be written.
 pub(super) fn man(args: &ManArgs, command: Command, out: &mut impl Write) -> io::Result<()> {
+    let command = command.disable_help_subcommand(true);
     let Some(folder) = &args.out else { return clap_mangen::Man::new(command).render(out) };
     let told = |error: io::Error| io::Error::new(error.kind(), format!("--out {}: {error}", folder.display()));
     std::fs::create_dir_all(folder).and_then(|()| clap_mangen::generate_to(command, folder)).map_err(told)
