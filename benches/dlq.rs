@@ -23,6 +23,7 @@ use retry_ladder::admin::dlq::redrive::Desk;
 use retry_ladder::admin::dlq::select::Selection;
 use retry_ladder::ladder::headers::IdSource;
 use retry_ladder::ladder::rungs::{Ladder, LadderSpec};
+use retry_ladder::messages::{Decoder, Framing, Reader};
 use retry_ladder::stage::clock::SystemClock;
 
 #[cfg(feature = "mimalloc")]
@@ -59,6 +60,7 @@ fn main() {
         Properties::new(args.brokers.as_str()),
         Arc::clone(&ladder),
         IdSource::default(),
+        Reader::Own(Decoder::new("shop.v1.OrderPlaced", None, Framing::Plain).unwrap()),
         Arc::new(SystemClock),
         None,
     )
@@ -70,7 +72,7 @@ fn main() {
         let begun = Instant::now();
         let book = desk.book().unwrap();
         let go_on = |_| ControlFlow::Continue(());
-        let found = groups(&mut desk.scan().unwrap(), &book, &Selection::default(), go_on).unwrap().unwrap();
+        let found = groups(desk.scan().unwrap(), &book, &Selection::default(), go_on).unwrap().unwrap();
         let took = begun.elapsed().as_secs_f64();
         assert_eq!(found.iter().map(|group| group.count).sum::<u64>(), args.letters as u64);
         println!("{round:>5} {plain:>9.2} {took:>10.2} {:>7.2} {:>14}", took / plain, found.len());

@@ -1,6 +1,7 @@
 //! The load and what is around it: topics, events, pipelines, measurements of this process.
 
 use std::collections::BTreeSet;
+use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -48,9 +49,9 @@ pub struct Bench {
     pub engine: Engine,
     pub properties: Properties,
     pub partitions: i32,
-    concurrency: usize,
+    pub concurrency: usize,
     pub max_in_flight: usize,
-    redis_url: String,
+    pub redis_url: String,
     admin: Admin,
     redis: Arc<dyn IdempotencyStore>,
     value: Bytes,
@@ -62,8 +63,12 @@ impl Bench {
     pub async fn new(brokers: &str, redis_url: &str, partitions: i32, concurrency: usize, extra: &[String]) -> Self {
         let connection = Connection { brokers: brokers.into(), properties: Default::default() };
         let admin = Admin::connect(connection, Duration::from_secs(10)).await.unwrap();
-        let redis: Arc<dyn IdempotencyStore> =
-            Arc::new(redis::connect(redis_url, redis::Options::default()).await.unwrap());
+        let urls: Vec<&str> = redis_url.split(',').collect();
+        let store = match urls[..] {
+            [url] => redis::connect(url, redis::Options::default()).await,
+            _ => redis::connect_cluster(&urls, redis::Options::default()).await,
+        };
+        let redis: Arc<dyn IdempotencyStore> = Arc::new(store.unwrap());
         let mut properties = Properties::new(brokers);
         for (key, value) in extra.iter().map(|pair| pair.split_once('=').expect("--set KEY=VALUE")) {
             // librdkafka warns of a consumer's property on a producer, and the other way round.
@@ -92,8 +97,7 @@ impl Bench {
     pub async fn ladder(&mut self, delays: &[Duration]) -> Arc<Ladder> {
         self.ladders += 1;
         let topic = format!("{}-{}", self.run, self.ladders);
-        let spec = delays.iter().fold(LadderSpec::new("bench", "g", &topic), |spec, delay| spec.retry(*delay));
-        let ladder = Arc::new(Ladder::new(spec).unwrap());
+        let ladder = ladder_of(&topic, delays);
         let retries = ladder.retries().iter().map(|rung| RetryTopic {
             name: rung.name.to_string(),
             topic: rung.topic.to_string(),
@@ -162,12 +166,19 @@ impl Bench {
         }
     }
 
+    /// This program with other arguments, on the same services.
+    pub fn another(&self) -> Command {
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        child.args(["--partitions", &self.partitions.to_string(), "--concurrency", &self.concurrency.to_string()]);
+        child.args(["--brokers", &self.properties.brokers, "--redis", &self.redis_url]);
+        child
+    }
+
     /// Events on the topic of a stage, produced by another process, so that this one's memory and CPU are not the load's.
     pub async fn preload_elsewhere(&self, ladder: &Ladder, stage: usize, events: usize, due: Option<Duration>) {
-        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        let mut child = self.another();
         child.args(["preload", "--topic", &ladder.rungs()[stage].topic, "--group", ladder.group()]);
-        child.args(["--events", &events.to_string(), "--partitions", &self.partitions.to_string()]);
-        child.args(["--brokers", &self.properties.brokers, "--redis", &self.redis_url]);
+        child.args(["--events", &events.to_string()]);
         if let Some(due) = due {
             child.args(["--wait-secs", &due.as_secs().to_string()]);
         }
@@ -203,6 +214,12 @@ impl Bench {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
+}
+
+/// The ladder over a topic, whether its topics are there or not.
+pub fn ladder_of(topic: &str, delays: &[Duration]) -> Arc<Ladder> {
+    let spec = delays.iter().fold(LadderSpec::new("bench", "g", topic), |spec, delay| spec.retry(*delay));
+    Arc::new(Ladder::new(spec).unwrap())
 }
 
 /// One event through the whole ladder on every partition, so that groups have joined and connections stand.
@@ -298,14 +315,23 @@ pub struct Usage {
 }
 
 pub fn usage() -> Usage {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-    let ticks: f64 = fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap();
-    Usage { cpu: ticks / 100.0, max_rss_mib: status("VmHWM:") }
+    let cpu = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Usage { cpu: cpu.tv_sec as f64 + cpu.tv_nsec as f64 / 1e9, max_rss_mib: status("VmHWM:") }
 }
 
 pub fn rss_mib() -> u64 {
     status("VmRSS:")
+}
+
+/// Times that a thread of this process gave up its core to wait for something.
+pub fn wakeups() -> u64 {
+    let threads = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+    let of = |status: String| {
+        let line =
+            status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")?.trim().parse::<u64>().ok());
+        line.unwrap_or(0)
+    };
+    threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("status")).ok()).map(of).sum()
 }
 
 fn status(key: &str) -> u64 {
@@ -315,7 +341,7 @@ fn status(key: &str) -> u64 {
 }
 
 /// An order of about 512 bytes.
-fn value() -> Bytes {
+pub fn value() -> Bytes {
     use prost::Message;
     let order = retry_ladder::messages::shop::v1::OrderPlaced { item_id: "x".repeat(480), ..Default::default() };
     Bytes::from(order.encode_to_vec())

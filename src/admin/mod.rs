@@ -4,7 +4,7 @@
 //! metrics and as JSON, [`health`] judges it, [`retention`] warns before events are deleted unhandled, [`server`] answers
 //! over HTTP. Nothing of that changes anything.
 //!
-//! [`outside`] looks from anywhere, from Kafka alone.
+//! [`outside`] looks from anywhere, from Kafka alone, but for what [`instances`] say of their own pauses.
 //!
 //! [`dlq`] is another matter: it reads the dead letters of a pipeline, from anywhere, and redrives them when told to.
 //! [`console`] shows all that in a browser.
@@ -13,6 +13,7 @@ pub mod console;
 pub mod dlq;
 pub mod expose;
 pub mod health;
+pub mod instances;
 pub mod monitor;
 pub mod outside;
 pub mod retention;

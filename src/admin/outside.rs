@@ -1,4 +1,4 @@
-//! One look at every stage of some pipelines, from Kafka alone.
+//! One look at every stage of some pipelines, from Kafka alone but for pauses that only instances know.
 //!
 //! What cannot be looked at says why and hides nothing else. From outside nobody sees what runs at the moment, so
 //! overdue events include those whose handler is running, and a committed offset is up to a second old.
@@ -6,10 +6,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use futures::future::{join, join_all};
+use futures::future::{join_all, join3};
 use serde::Serialize;
 use tokio::task::JoinHandle;
 
+use super::dlq::standing::{Depth, Standing};
+use super::instances::{self, Instances, Pause};
 use super::retention::Alarm;
 use crate::adapters::kafka::Properties;
 use crate::adapters::kafka::admin::{self, Admin, Connection, Retention};
@@ -40,6 +42,9 @@ pub enum Error {
         /// Those that there are.
         configured: Vec<String>,
     },
+    /// The client that asks instances.
+    #[error("http client: {0}")]
+    Http(#[from] reqwest::Error),
     /// The look was given up.
     #[error("looking at kafka ended early: {0}")]
     Ended(#[from] tokio::task::JoinError),
@@ -51,7 +56,7 @@ impl Error {
         match self {
             Error::Admin(e) => e.exit_code(),
             Error::Wire(_) | Error::UnknownPipeline { .. } => 64,
-            Error::Ended(_) => 1,
+            Error::Http(_) | Error::Ended(_) => 1,
         }
     }
 }
@@ -87,6 +92,7 @@ pub struct PipelineStatus {
 /// What came of looking at a stage.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
+#[allow(clippy::large_enum_variant, reason = "one a stage, and nearly all are the large one")]
 pub enum StageLook {
     /// It was seen.
     Seen(StageStatus),
@@ -133,12 +139,20 @@ pub struct StageStatus {
     pub retention_ms: Option<u64>,
     /// `warning` when that record is past half of it, `critical` past 80 %.
     pub retention_alarm: Option<&'static str>,
-    /// By whom it is paused, where it is paused by command. Breaker, brake and store are seen at each instance only.
+    /// By whom it is paused, where it is paused by command.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub paused: Option<Order>,
+    /// Instances of it that told what else pauses it; of its other members that is not known.
+    pub asked: usize,
+    /// Where else it is paused, and why.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pauses: Vec<Pause>,
     /// On the DLQ: every record that it holds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub depth: Option<u64>,
+    /// On the DLQ: what became of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub letters: Option<Letters>,
     /// Sum of the group's positions: what it grows by between two looks was dealt with.
     #[serde(skip)]
     pub position: u64,
@@ -147,13 +161,28 @@ pub struct StageStatus {
     pub end: u64,
 }
 
+/// What became of the letters of a DLQ.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Letters {
+    /// So many of each fate.
+    Counted(Depth),
+    /// The redrive topic does not tell.
+    Unknown {
+        /// Why.
+        error: String,
+    },
+}
+
 /// What to look at for one stage; the connection stays between looks.
 struct Source {
     stage: String,
     topic: String,
     group: String,
     delay: Option<Duration>,
-    is_last: bool,
+    /// Of the DLQ: the topic that says what became of its letters.
+    book_topic: Option<String>,
+    standing: Standing,
     properties: Properties,
     /// None before the first look, and after one that failed.
     reader: Option<LogReader>,
@@ -186,7 +215,7 @@ impl Source {
             status.lag += backlog.lag();
             status.position += u64::try_from(backlog.from).unwrap_or_default();
             status.end += u64::try_from(backlog.high).unwrap_or_default();
-            if self.is_last {
+            if self.book_topic.is_some() {
                 status.waiting += backlog.depth();
             } else {
                 status.waiting += backlog.waiting(backlog.from);
@@ -197,8 +226,12 @@ impl Source {
             let age = oldest.map(|at| now.since(at)).unwrap_or_default();
             u64::try_from(age.as_millis()).unwrap_or(u64::MAX)
         };
-        if self.is_last {
+        if let Some(book_topic) = &self.book_topic {
             status.depth = Some(status.waiting);
+            status.letters = Some(match self.standing.refresh(&self.properties, &self.topic, book_topic) {
+                Ok(()) => Letters::Counted(self.standing.depth()),
+                Err(error) => Letters::Unknown { error: error.to_string() },
+            });
         } else {
             status.oldest_overdue_ms = age(backlogs.iter().filter_map(|b| b.oldest).min());
             status.estimated = status.waiting + status.overdue > 0;
@@ -213,6 +246,7 @@ pub struct Outside {
     pipelines: Vec<(String, Vec<Source>)>,
     connection: Connection,
     admin: Option<Admin>,
+    instances: Instances,
     properties: Properties,
     /// Of each pipeline, where its orders are kept.
     control: BTreeMap<String, String>,
@@ -241,7 +275,8 @@ impl Outside {
                 topic: rung.topic.to_string(),
                 group: rung.group_id.to_string(),
                 delay: rung.delay,
-                is_last: rung.index == ladder.dlq().index,
+                book_topic: (rung.index == ladder.dlq().index).then(|| ladder.redrive_topic().to_string()),
+                standing: Standing::default(),
                 properties: properties.clone(),
                 reader: None,
             });
@@ -252,6 +287,7 @@ impl Outside {
             pipelines,
             connection: wire::connection(config),
             admin: None,
+            instances: Instances::new(config)?,
             properties,
             control,
             reader: None,
@@ -276,7 +312,8 @@ impl Outside {
                 (source, look)
             })
         }));
-        let (answers, retentions) = join(looks, self.retentions(&topics)).await;
+        let instances = self.instances.clone();
+        let (answers, retentions, said) = join3(looks, self.retentions(&topics), instances.ask()).await;
         let retentions = retentions?;
         match orders.await? {
             Ok((reader, orders)) => {
@@ -299,6 +336,7 @@ impl Outside {
                     let oldest = Duration::from_millis(stage.oldest_unprocessed_ms);
                     stage.retention_alarm = Alarm::of(oldest, retention).map(Alarm::as_str);
                     let order = self.control.get(&pipeline).and_then(|at| self.orders.get(at)?.get(&stage.stage));
+                    (stage.asked, stage.pauses) = instances::of_stage(&said, &stage.topic, &source.group);
                     stage.paused = order.filter(|order| order.paused).cloned();
                 }
                 sources.push(source);

@@ -339,7 +339,7 @@ impl Builder {
                 message: pipeline.message_name().into(),
                 decode: Arc::new(decode),
                 handler,
-                dead_letters: Arc::new(DeadLetterLog::new(Arc::clone(&engine.clock))),
+                dead_letters: Arc::new(DeadLetterLog::new(Arc::clone(&engine.clock), wire::webhook(pipeline)?)),
                 store: match (&self.wrap_store, stores.get(pipeline.idempotency.store, &self.config, &engine).await?) {
                     (Some(wrap), store) => wrap(store),
                     (None, store) => store,
@@ -498,7 +498,14 @@ impl Stores {
                 return Ok(Arc::clone(store));
             }
             let options = redis::Options { startup_timeout: config.kafka.startup_timeout, ..redis::Options::default() };
-            let store: Arc<dyn IdempotencyStore> = Arc::new(redis::connect(config.redis.url.reveal(), options).await?);
+            let store = match config.redis.url.one() {
+                Some(url) => redis::connect(url.reveal(), options).await?,
+                None => {
+                    let urls: Vec<&str> = config.redis.url.all().iter().map(config::Endpoint::reveal).collect();
+                    redis::connect_cluster(&urls, options).await?
+                }
+            };
+            let store: Arc<dyn IdempotencyStore> = Arc::new(store);
             return Ok(Arc::clone(self.redis.insert(store)));
         }
         // With `store: off` nothing is ever claimed; the lanes still want something to hold.

@@ -15,6 +15,7 @@ use crate::config::{self, Config};
 use crate::handlers::http::{self, Body, Class, HttpHandler, HttpOptions};
 use crate::handlers::log::LogHandler;
 use crate::handlers::simulate::{self, SimulateHandler, SimulateOptions};
+use crate::handlers::webhook::Webhook;
 use crate::ladder::brake::BrakeSettings;
 use crate::ladder::breaker::BreakerSettings;
 use crate::ladder::gate::OutageSettings;
@@ -89,6 +90,14 @@ pub enum Error {
     NoPostgres {
         /// Name of the pipeline.
         pipeline: String,
+    },
+    /// The webhook of the `dlq` stage.
+    #[error("pipelines.{pipeline}.dlq.webhook: {source}")]
+    Webhook {
+        /// Name of the pipeline.
+        pipeline: String,
+        /// What is wrong.
+        source: reqwest::Error,
     },
     /// The simulating handler.
     #[error("pipelines.{pipeline}.handler.simulate.{source}")]
@@ -307,6 +316,22 @@ pub fn payload_decoder(pipeline: &config::Pipeline, has_registry: bool) -> Resul
     } else {
         PayloadDecoder::Own(decoder, Some(field))
     })
+}
+
+/// What the `dlq` stage calls when letters come, where it is configured.
+///
+/// # Errors
+/// When the TLS library cannot be set up.
+///
+/// # Panics
+/// Outside a tokio runtime.
+pub fn webhook(pipeline: &config::Pipeline) -> Result<Option<Webhook>, Error> {
+    let dlq = &pipeline.dlq;
+    let start = |url: &config::Endpoint| {
+        Webhook::start(url.url().clone(), dlq.webhook_every, &pipeline.name, &dlq.topic)
+            .map_err(|source| Error::Webhook { pipeline: pipeline.name.clone(), source })
+    };
+    dlq.webhook.as_ref().map(start).transpose()
 }
 
 /// What can be checked of the handler without a server.

@@ -26,7 +26,6 @@ use crate::admin::dlq::select::Selection;
 use crate::admin::dlq::view::View;
 use crate::app::wire;
 use crate::config::Config;
-use crate::messages::Reader;
 use crate::stage::clock::{Clock as _, SystemClock};
 use crate::stage::ports::Tracer;
 
@@ -102,8 +101,8 @@ pub(crate) async fn run(args: DlqArgs, config: &Config) -> Result<bool, Error> {
         }
     });
     let work = tokio::task::spawn_blocking(move || {
-        let desk = Desk::open(properties, ladder, id_source, Arc::new(SystemClock), tracer)?;
-        Command { desk, reader, stop, pipeline: pipeline.name }.run(args.action)
+        let desk = Desk::open(properties, ladder, id_source, reader, Arc::new(SystemClock), tracer)?;
+        Command { desk, stop, pipeline: pipeline.name }.run(args.action)
     });
     let done = work.await.map_err(io::Error::other)?;
     if let Some(traces) = traces {
@@ -117,7 +116,6 @@ pub(crate) async fn run(args: DlqArgs, config: &Config) -> Result<bool, Error> {
 
 struct Command {
     desk: Desk,
-    reader: Reader,
     stop: Arc<AtomicBool>,
     pipeline: String,
 }
@@ -134,7 +132,7 @@ impl Command {
             Action::Redrive(args) => {
                 let (deal, order) = args.order(now_ms, &self.desk.ladder)?;
                 let order = match &args.from {
-                    Some(path) => correct::read(path, order, &self.desk, &self.reader)?,
+                    Some(path) => correct::read(path, order, &self.desk)?,
                     None => order,
                 };
                 self.deal(&order, &deal)
@@ -153,7 +151,7 @@ impl Command {
     fn groups(&self, selection: &Selection, json: bool) -> Result<bool, Error> {
         let book = self.desk.book()?;
         let mut meter = Meter::new("dead letters read");
-        let found = groups::groups(&mut self.desk.scan()?, &book, selection, |progress| {
+        let found = groups::groups(self.desk.scan()?, &book, selection, |progress| {
             meter.scan(progress);
             self.going_on()
         })?;
@@ -241,14 +239,14 @@ impl Command {
             Ok(())
         })?;
         let letter = found.ok_or_else(|| Error::NotFound(which.to_owned()))?;
-        print::letter(&View::of(&letter, &self.desk.ladder, &self.reader), json)?;
+        print::letter(&View::of(&letter, &self.desk.ladder, &self.desk.reader), json)?;
         Ok(true)
     }
 
     fn export(&self, selection: &Selection) -> Result<bool, Error> {
         let mut out = io::BufWriter::new(io::stdout().lock());
         self.each(selection, &self.desk.book()?, |letter| {
-            serde_json::to_writer(&mut out, &View::of(&letter, &self.desk.ladder, &self.reader))?;
+            serde_json::to_writer(&mut out, &View::of(&letter, &self.desk.ladder, &self.desk.reader))?;
             writeln!(out)
         })?;
         out.flush()?;

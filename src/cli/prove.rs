@@ -87,10 +87,15 @@ impl ProveArgs {
         if !(Duration::from_secs(3)..=Duration::from_secs(600)).contains(&self.lease) {
             return wrong("--lease: 3s to 10m");
         }
+        let Some(redis) = config.redis.url.one() else {
+            return wrong(
+                "--redis: the url of a standalone Redis; the configuration names a Redis Cluster, whose keys cannot be read as one",
+            );
+        };
         Ok(Options {
             brokers: config.kafka.brokers.clone(),
             properties: config.kafka.properties.reveal().map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
-            redis: config.redis.url.reveal().to_owned(),
+            redis: redis.reveal().to_owned(),
             events: self.events,
             rate: self.rate,
             workers: self.workers,

@@ -101,19 +101,54 @@ fn check_properties(properties: &Properties, at: &At, report: &mut Report<'_>) {
 
 fn check_redis(keys: &Keys, report: &mut Report<'_>) {
     let at = At::of(&["redis"]);
-    let endpoint = &keys.redis.url;
-    let url = at.key(if endpoint.file.is_some() { "url_file" } else { "url" });
-    let scheme = endpoint.url().scheme();
-    if !report.clean(&at.key("url")) || !report.clean(&url) {
-        // told already
-    } else if !["redis", "rediss", "valkey", "valkeys", "redis+unix", "unix"].contains(&scheme) {
-        let remedy = "redis://host:port/db, rediss:// for TLS, redis+unix:///path of a socket";
-        report.fault(&url, format!("the scheme `{scheme}` is none of Redis"), remedy);
-    } else if cfg!(not(feature = "tls")) && ["rediss", "valkeys"].contains(&scheme) {
-        report.fault(&url, "this build has no TLS", "a build with the feature `tls`, or redis://");
-    } else if let Err(e) = redis::IntoConnectionInfo::into_connection_info(endpoint.reveal()) {
-        report.fault(&url, format!("not a url of Redis: {e}").to_lowercase(), "redis://host:port/db");
+    let endpoints = &keys.redis.url;
+    let key = at.key(if endpoints.all().iter().any(|url| url.file.is_some()) { "url_file" } else { "url" });
+    if !report.clean(&at.key("url")) || !report.clean(&key) {
+        return; // told already
     }
+    if let Some(endpoint) = endpoints.one() {
+        check_redis_url(endpoint, &key, report);
+        return;
+    }
+    let login = |endpoint: &Endpoint| {
+        let url = endpoint.url();
+        (url.scheme().to_owned(), url.username().to_owned(), url.password().map(str::to_owned))
+    };
+    for (i, endpoint) in endpoints.all().iter().enumerate() {
+        let at = if endpoint.file.is_some() { key.clone() } else { key.index(i) };
+        if !check_redis_url(endpoint, &at, report) {
+            continue;
+        }
+        let url = endpoint.url();
+        if url.scheme().contains("unix") {
+            report.fault(&at, "nodes of a Redis Cluster are not reached by sockets", "redis://host:port");
+        } else if !["", "/", "/0"].contains(&url.path()) {
+            report.fault(&at, "a Redis Cluster has no database but 0", "redis://host:port");
+        } else if login(endpoint) != login(&endpoints.all()[0]) {
+            let problem = "scheme, user or password differ from the first url's";
+            report.fault(
+                &at,
+                problem,
+                "the same for all nodes of a Redis Cluster: those not listed are reached by them, too",
+            );
+        }
+    }
+}
+
+/// Whether it is one.
+fn check_redis_url(endpoint: &Endpoint, at: &At, report: &mut Report<'_>) -> bool {
+    let scheme = endpoint.url().scheme();
+    if !["redis", "rediss", "valkey", "valkeys", "redis+unix", "unix"].contains(&scheme) {
+        let remedy = "redis://host:port/db, rediss:// for TLS, redis+unix:///path of a socket";
+        report.fault(at, format!("the scheme `{scheme}` is none of Redis"), remedy);
+    } else if cfg!(not(feature = "tls")) && ["rediss", "valkeys"].contains(&scheme) {
+        report.fault(at, "this build has no TLS", "a build with the feature `tls`, or redis://");
+    } else if let Err(e) = redis::IntoConnectionInfo::into_connection_info(endpoint.reveal()) {
+        report.fault(at, format!("not a url of Redis: {e}").to_lowercase(), "redis://host:port/db");
+    } else {
+        return true;
+    }
+    false
 }
 
 fn check_process(keys: &Keys, report: &mut Report<'_>) {
@@ -128,6 +163,17 @@ fn check_process(keys: &Keys, report: &mut Report<'_>) {
         && address.replace("localhost", "127.0.0.1").parse::<SocketAddr>().is_err()
     {
         report.fault(&listen, "not an address", "ip:port, like `127.0.0.1:9464` or `0.0.0.0:9464`");
+    }
+    for (i, address) in keys.admin.instances.iter().enumerate() {
+        let is_address =
+            address.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+        if !is_address {
+            report.fault(
+                &At::of(&["admin"]).key("instances").index(i),
+                "not an address",
+                "host:port, like `worker-1:9464`",
+            );
+        }
     }
     if keys.console.listen.replace("localhost", "127.0.0.1").parse::<SocketAddr>().is_err() {
         let at = At::of(&["console", "listen"]);
@@ -213,7 +259,12 @@ fn pipeline(name: &str, keys: &PipelineKeys, has_registry: bool, report: &mut Re
         replication: keys.replication,
         retries,
         retention: keys.retention,
-        dlq: Dlq { topic: keys.dlq.name.clone().unwrap_or_else(|| derived("dlq")), retention: keys.dlq.retention },
+        dlq: Dlq {
+            topic: keys.dlq.name.clone().unwrap_or_else(|| derived("dlq")),
+            retention: keys.dlq.retention,
+            webhook: keys.dlq.webhook.clone(),
+            webhook_every: keys.dlq.webhook_every,
+        },
         concurrency: keys.concurrency,
         order: keys.order,
         tombstones: keys.tombstones,
@@ -409,6 +460,10 @@ fn check_message(pipeline: &Pipeline, has_registry: bool, at: &At, report: &mut 
         let remedy =
             "a file made by `protoc --include_imports --descriptor_set_out=FILE`, seen from the working directory";
         report.fault(&at.key("descriptor_set"), "there is no such file", remedy);
+    }
+    if let Some(webhook) = &pipeline.dlq.webhook {
+        let at = at.key("dlq").key(if webhook.file.is_some() { "webhook_file" } else { "webhook" });
+        check_http_url(webhook, &at, "https://chat.example/hooks/1", report);
     }
     let event_id = at.key("event_id");
     match &pipeline.event_id {

@@ -15,7 +15,7 @@ use super::choices::{
 use super::postgres::PostgresHandler;
 use super::report::{At, Report};
 use super::schema::{Entry, KeyDoc, Out, Setting, section};
-use super::secret::{Endpoint, Properties, Secret};
+use super::secret::{Endpoint, Endpoints, Properties, Secret};
 use super::settings::{ByteSize, Ratio, chosen, map};
 use super::yaml::Node;
 
@@ -70,8 +70,9 @@ section! {
 section! {
     /// Redis: where deduplication records are kept.
     pub struct Redis {
-        /// Server and database; rediss:// for TLS. `url_file` names a file that holds it.
-        url: Endpoint = "redis://localhost:6379/0";
+        /// Server and database; rediss:// for TLS; a list of urls: Redis Cluster. `url_file` names a file that holds it,
+        /// or the list, one a line.
+        url: Endpoints = "redis://localhost:6379/0";
         /// First part of every record's key; clusters that share a Redis need different ones.
         prefix: String = "idem";
     }
@@ -106,6 +107,9 @@ section! {
     pub struct Admin {
         /// Address, like `0.0.0.0:9464`. Without one: 127.0.0.1, port 9464 + index of the stage, or a free port.
         listen: Option<String> = "null";
+        /// The same of every instance, `host:port`: `pipeline status` and the console ask them what pauses their stages
+        /// (breaker, brake, Redis), which Kafka does not tell. Without any: the default ports of their own host.
+        instances: Vec<String> = "[]";
     }
 }
 
@@ -216,6 +220,11 @@ section! {
         retention: Duration = "30d" in "1m" ..= "36500d";
         /// Name of the topic; without one `<topic>.<group>.dlq`.
         name: Option<String> = "null";
+        /// Where the `dlq` stage POSTs that dead letters came: JSON with `text` (as chat rooms take it), counts by class and
+        /// some letters. `webhook_file` names a file that holds it.
+        webhook: Option<Endpoint> = "null";
+        /// Longest silence about letters that came: one POST in this time, with all that came since the last.
+        webhook_every: Duration = "1m" in "100ms" ..= "1d";
     }
 }
 
@@ -307,7 +316,7 @@ section! {
         /// How long an unused connection is kept; below the 5s after which common servers close it.
         pool_idle_timeout: Duration = "4s" in "0s" ..= "1h";
         /// How many unused connections are kept.
-        pool_max_idle: usize = "64" in "0" ..= "100000";
+        pool_max_idle: usize = "1024" in "0" ..= "100000";
     }
 }
 

@@ -12,7 +12,7 @@ pub use super::keys::{
     SimulateHandler, Telemetry, Window,
 };
 pub use super::postgres::{Columns, PostgresHandler};
-pub use super::secret::{Endpoint, Properties, Secret};
+pub use super::secret::{Endpoint, Endpoints, Properties, Secret};
 pub use super::settings::{ByteSize, Ratio};
 
 /// The whole configuration. `Debug` shows no secret.
@@ -171,6 +171,10 @@ pub struct Dlq {
     pub topic: String,
     /// How long it keeps records.
     pub retention: Duration,
+    /// Where to tell that letters came.
+    pub webhook: Option<Endpoint>,
+    /// At most once in this time.
+    pub webhook_every: Duration,
 }
 
 /// How concurrent and repeated executions are prevented.

@@ -112,6 +112,43 @@ impl fmt::Debug for Endpoint {
     }
 }
 
+/// One server's URL, or the list of those of a cluster.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Endpoints {
+    pub(super) urls: Vec<Endpoint>,
+    pub(super) is_list: bool,
+}
+
+impl Endpoints {
+    /// The URL of the one server; `None` where a list was given.
+    pub fn one(&self) -> Option<&Endpoint> {
+        if self.is_list { None } else { self.urls.first() }
+    }
+
+    /// All that were given.
+    pub fn all(&self) -> &[Endpoint] {
+        &self.urls
+    }
+}
+
+impl fmt::Display for Endpoints {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, url) in self.urls.iter().enumerate() {
+            write!(f, "{}{url}", if i == 0 { "" } else { ", " })?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Endpoints {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.one() {
+            Some(url) => url.fmt(f),
+            None => self.urls.fmt(f),
+        }
+    }
+}
+
 /// A text that nobody is shown.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret {

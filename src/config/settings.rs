@@ -9,7 +9,7 @@ use reqwest::Url;
 
 use super::report::{At, Report};
 use super::schema::{Entry, KeyDoc, Out, Setting, file_text, open};
-use super::secret::{self, Endpoint, Properties, Property, Secret};
+use super::secret::{self, Endpoint, Endpoints, Properties, Property, Secret};
 use super::text::{parse_duration, parse_ratio, parse_size, show_duration, show_size};
 use super::yaml::Node;
 
@@ -255,11 +255,6 @@ impl Setting for Endpoint {
         "a url like `scheme://host:port/path`".to_owned()
     }
     fn read(value: &Value, at: &At, report: &mut Report<'_>) -> Option<Self> {
-        if matches!(report.untext(value), Value::Array(..)) {
-            let problem = "a list of urls (Redis Cluster) is not available in this version";
-            report.fault(at, problem, "one url of a standalone server");
-            return None;
-        }
         let written = String::read(value, at, report)?;
         Self::parse(&written, None, at, report)
     }
@@ -275,6 +270,40 @@ impl Setting for Endpoint {
     }
     fn file(&self) -> Option<&str> {
         self.file.as_deref()
+    }
+}
+
+impl Setting for Endpoints {
+    const FROM_FILE: bool = true;
+    fn expects() -> String {
+        format!("{}; a list of such for a cluster", Endpoint::expects())
+    }
+    fn read(value: &Value, at: &At, report: &mut Report<'_>) -> Option<Self> {
+        match report.untext(value) {
+            Value::Array(_, urls) if urls.is_empty() => {
+                report.fault(at, "an empty list", "the url of a server, or those of some nodes of a cluster");
+                None
+            }
+            list @ Value::Array(..) => Some(Self { urls: Vec::read(&list, at, report)?, is_list: true }),
+            _ => Some(Self { urls: vec![Endpoint::read(value, at, report)?], is_list: false }),
+        }
+    }
+    /// Several lines are a list.
+    fn read_file(name: String, text: String, at: &At, report: &mut Report<'_>) -> Option<Self> {
+        let lines: Vec<&str> = text.split_whitespace().collect();
+        let read = |line: &str| Endpoint::read_file(name.clone(), line.to_owned(), at, report);
+        let is_list = lines.len() > 1;
+        let lines = if lines.is_empty() { vec![""] } else { lines };
+        Some(Self { urls: lines.into_iter().map(read).collect::<Option<_>>()?, is_list })
+    }
+    fn stand_in() -> Option<Self> {
+        Endpoint::stand_in().map(|url| Self { urls: vec![url], is_list: false })
+    }
+    fn show(&self) -> Out {
+        self.one().map_or_else(|| self.urls.show(), Endpoint::show)
+    }
+    fn file(&self) -> Option<&str> {
+        self.urls.first().and_then(Endpoint::file)
     }
 }
 

@@ -1,4 +1,5 @@
-//! The handler of the `dlq` stage: counts dead letters by class and says so, a summary at most every ten seconds.
+//! The handler of the `dlq` stage: counts dead letters by class and says so, a summary at most every ten seconds, and to a
+//! webhook where one is set.
 //! It never republishes anything.
 
 use std::collections::BTreeMap;
@@ -7,6 +8,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 
+use super::webhook::{Letter, Webhook};
 use crate::ladder::event::Outcome;
 use crate::ladder::headers;
 use crate::stage::clock::Clock;
@@ -21,6 +23,7 @@ const EVERY: Duration = Duration::from_secs(10);
 /// Counts and logs dead letters; always done.
 pub struct DeadLetterLog {
     clock: Arc<dyn Clock>,
+    webhook: Option<Webhook>,
     state: Mutex<State>,
 }
 
@@ -41,9 +44,9 @@ struct State {
 }
 
 impl DeadLetterLog {
-    /// Tells the time of its summaries by `clock`.
-    pub fn new(clock: Arc<dyn Clock>) -> Self {
-        Self { clock, state: Mutex::default() }
+    /// Tells the time of its summaries by `clock`, and of each letter to the webhook.
+    pub fn new(clock: Arc<dyn Clock>, webhook: Option<Webhook>) -> Self {
+        Self { clock, webhook, state: Mutex::default() }
     }
 
     /// Dead letters seen so far, by class.
@@ -63,6 +66,15 @@ impl Handler for DeadLetterLog {
             correlation_id = event.correlation_id(), stage = &*event.stage_name, attempt = event.attempt,
             class, error = text, origin = %event.origin, partition = event.record.partition, offset = event.record.offset, "dead letter"
         );
+        if let Some(webhook) = &self.webhook {
+            webhook.note(counted, || Letter {
+                event_id: event.id.to_string(),
+                class: class.to_owned(),
+                error: text.to_owned(),
+                partition: event.record.partition,
+                offset: event.record.offset,
+            });
+        }
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         *state.by_class.entry(counted).or_default() += 1;
         state.new += 1;

@@ -16,6 +16,7 @@ pub mod postgres;
 pub mod registered;
 pub mod retry_after;
 pub mod simulate;
+pub mod webhook;
 
 #[cfg(test)]
 mod testing;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 
-use super::{DecodeError, Decoder, Frame, Framing, Schema};
+use super::{DecodeError, Decoder, Frame, Schema};
 
 /// The schemas of a registry, by id.
 pub trait Schemas: Debug + Send + Sync + 'static {
@@ -53,6 +53,9 @@ pub enum ReadError {
     /// Not with the declaration that it has.
     #[error(transparent)]
     Value(#[from] DecodeError),
+    /// What is to be put in its place is not such a message.
+    #[error("{0}")]
+    Json(String),
     /// Its declaration is not to be had.
     #[error(transparent)]
     Schema(#[from] SchemaError),
@@ -95,7 +98,24 @@ impl Reader {
     /// # Errors
     /// When the value cannot be read, now or ever: [`ReadError::is_transient`].
     pub async fn read(&self, value: &[u8]) -> Result<(Decoder, Range<usize>), ReadError> {
-        let decoder = match self {
+        let decoder = self.decoder(value).await?;
+        let payload = decoder.check(value)?;
+        Ok((decoder, payload))
+    }
+
+    /// The value with another message in the place of its own, given in the proto3 JSON mapping; its frame stays as it is.
+    ///
+    /// # Errors
+    /// When the frame cannot be read, or the text is not such a message.
+    pub async fn with_json(&self, value: &[u8], json: &str) -> Result<Vec<u8>, ReadError> {
+        let decoder = self.decoder(value).await?;
+        let frame = &value[..decoder.payload(value)?.start];
+        let payload = decoder.from_json(json).map_err(|error| ReadError::Json(error.to_string()))?;
+        Ok([frame, &payload].concat())
+    }
+
+    async fn decoder(&self, value: &[u8]) -> Result<Decoder, ReadError> {
+        Ok(match self {
             Self::Own(decoder) => decoder.clone(),
             Self::Registered { schemas, message } => {
                 let frame = Frame::read(value).map_err(|what| DecodeError::Framing { what })?;
@@ -111,9 +131,7 @@ impl Reader {
                 }
                 decoder
             }
-        };
-        let payload = decoder.check(value)?;
-        Ok((decoder, payload))
+        })
     }
 
     /// The value in the proto3 JSON mapping.
@@ -125,11 +143,11 @@ impl Reader {
         Ok(decoder.to_json(&value[payload])?)
     }
 
-    /// The declaration that a person's correction can be written with: not where a schema id would have to be made up.
-    pub fn plain(&self) -> Option<&Decoder> {
+    /// The one declaration for all values, where there is one.
+    pub fn own(&self) -> Option<&Decoder> {
         match self {
-            Self::Own(decoder) if decoder.framing() == Framing::Plain => Some(decoder),
-            _ => None,
+            Self::Own(decoder) => Some(decoder),
+            Self::Registered { .. } => None,
         }
     }
 

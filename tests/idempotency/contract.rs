@@ -22,6 +22,16 @@ macro_rules! contract {
                 super::$case(&crate::stores::Redis::start().await).await;
             })*
         }
+        /// One cluster for all: it takes seconds to come up.
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn redis_cluster() {
+            let mut cluster = crate::stores::Cluster::start().await;
+            $(
+                println!(stringify!($case));
+                $case(&cluster).await;
+                cluster.clear().await;
+            )*
+        }
     };
 }
 

@@ -5,6 +5,10 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests, too")]
 
 mod contract;
+#[allow(dead_code, reason = "the other tests that share it use the rest")]
+#[path = "../support/redis_cluster.rs"]
+mod redis_cluster;
+mod redis_cluster_faults;
 mod redis_faults;
 #[allow(dead_code, reason = "the other tests that share it use the rest")]
 #[path = "../support/redis_server.rs"]

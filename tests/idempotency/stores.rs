@@ -5,12 +5,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
+use redis::cluster::ClusterClient;
+use redis::cluster_async::ClusterConnection;
 use retry_ladder::adapters::memory::MemoryStore;
-use retry_ladder::adapters::redis::{Options, Store, connect};
+use retry_ladder::adapters::redis::{Options, Store, connect, connect_cluster};
 use retry_ladder::ladder::event::Timestamp;
 use retry_ladder::stage::clock::{Clock, Now};
 use retry_ladder::stage::ports::IdempotencyStore;
 
+use crate::redis_cluster::RedisCluster;
 use crate::redis_server::RedisServer;
 
 /// A store under test.
@@ -85,38 +88,68 @@ impl Redis {
     }
 }
 
+pub(crate) struct Cluster {
+    store: Store,
+    side: ClusterConnection,
+    cluster: RedisCluster,
+}
+
+impl Cluster {
+    pub(crate) async fn start() -> Self {
+        let cluster = tokio::task::spawn_blocking(|| RedisCluster::start(3, false)).await.expect("a cluster");
+        let urls = cluster.urls();
+        let urls: Vec<&str> = urls.iter().map(String::as_str).collect();
+        let store = connect_cluster(&urls, Options::default()).await.expect("a fresh cluster is fit");
+        let client = ClusterClient::new(urls).expect("good urls");
+        Self { store, side: client.get_async_connection().await.expect("a running cluster"), cluster }
+    }
+
+    pub(crate) async fn clear(&mut self) {
+        self.cluster.nodes.iter().for_each(|node| drop(node.command(&["FLUSHALL"])));
+    }
+}
+
 /// A connection of the test's own, past the store.
 pub(crate) async fn side(server: &RedisServer) -> MultiplexedConnection {
     let client = redis::Client::open(server.url()).expect("a good url");
     client.get_multiplexed_async_connection().await.expect("a running redis")
 }
 
-impl Subject for Redis {
-    fn store(&self) -> &dyn IdempotencyStore {
-        &self.store
-    }
+macro_rules! subject {
+    ($subject:ty) => {
+        impl Subject for $subject {
+            fn store(&self) -> &dyn IdempotencyStore {
+                &self.store
+            }
 
-    async fn plant(&self, key: &str, value: &str) {
-        let mut set = redis::cmd("SET");
-        set.arg(key).arg(value).arg("EX").arg(60);
-        set.exec_async(&mut self.side.clone()).await.expect("SET");
-    }
+            async fn plant(&self, key: &str, value: &str) {
+                let mut set = redis::cmd("SET");
+                set.arg(key).arg(value).arg("EX").arg(60);
+                set.exec_async(&mut self.side.clone()).await.expect("SET");
+            }
 
-    async fn look(&self, key: &str) -> Option<(String, Duration)> {
-        let mut look = redis::pipe();
-        look.cmd("GET").arg(key).cmd("PTTL").arg(key);
-        let (value, left): (Option<String>, i64) = look.query_async(&mut self.side.clone()).await.expect("GET, PTTL");
-        value.map(|value| (value, Duration::from_millis(u64::try_from(left).expect("every record has a lifetime"))))
-    }
+            async fn look(&self, key: &str) -> Option<(String, Duration)> {
+                let mut look = redis::pipe();
+                look.cmd("GET").arg(key).cmd("PTTL").arg(key);
+                let (value, left): (Option<String>, i64) =
+                    look.query_async(&mut self.side.clone()).await.expect("GET, PTTL");
+                value.map(|value| {
+                    (value, Duration::from_millis(u64::try_from(left).expect("every record has a lifetime")))
+                })
+            }
 
-    async fn lose(&self, key: &str) {
-        let deleted: u32 = redis::cmd("DEL").arg(key).query_async(&mut self.side.clone()).await.expect("DEL");
-        assert_eq!(deleted, 1, "{key} is there to be lost");
-    }
+            async fn lose(&self, key: &str) {
+                let deleted: u32 = redis::cmd("DEL").arg(key).query_async(&mut self.side.clone()).await.expect("DEL");
+                assert_eq!(deleted, 1, "{key} is there to be lost");
+            }
 
-    async fn outlive(&self, key: &str) {
-        while let Some((_, left)) = self.look(key).await {
-            tokio::time::sleep(left.max(Duration::from_millis(1))).await;
+            async fn outlive(&self, key: &str) {
+                while let Some((_, left)) = self.look(key).await {
+                    tokio::time::sleep(left.max(Duration::from_millis(1))).await;
+                }
+            }
         }
-    }
+    };
 }
+subject!(Redis);
+subject!(Cluster);

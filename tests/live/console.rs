@@ -206,7 +206,7 @@ async fn the_live_stream_tells_of_depths_and_pauses() {
     dlq.fill(10);
     let console = Served::start(&dlq, &[]);
     let mut live = console.live().await;
-    let letters = |look: &Value| look["pipelines"][0]["letters"].clone();
+    let letters = |look: &Value| look["pipelines"][0]["stages"][2]["letters"].clone();
     let stage = |look: &Value| look["pipelines"][0]["stages"][1].clone();
     live.until(|look| letters(look) == json!({ "open": 10, "redriven": 0, "discarded": 0 })).await;
     assert!(dlq.run(&["discard", "--class", "poison", "--reason", "x", "--yes"]).status.success());

@@ -6,10 +6,17 @@ pub(crate) mod setup;
 use std::collections::BTreeMap;
 
 use serde_json::Value;
-use setup::{Dlq, KINDS, Kind, number};
+use setup::{Dlq, KINDS, Kind, frame, number};
 
-/// Kinds of errors and how many letters of each.
+/// Letters on most DLQs here.
 const LETTERS: usize = 600;
+
+/// Letters on the DLQ of the redrive that is killed, five kinds of error in all: 10,000, so that it is short. The size that
+/// the project promises is `LADDER_DLQ_LETTERS=100000 scripts/test --live killed_twice`: then it redrives 20,000 at 2,000/s.
+fn many() -> usize {
+    let many = std::env::var("LADDER_DLQ_LETTERS").ok();
+    many.map_or(10_000, |many| many.parse().expect("LADDER_DLQ_LETTERS: a number of letters"))
+}
 
 fn by_error(groups: &Value) -> BTreeMap<String, (u64, u64, u64)> {
     let groups = groups.as_array().expect("an array");
@@ -40,6 +47,50 @@ async fn groups_fold_what_differs_and_tell_open_from_dealt_with() {
     assert_eq!(listed.len(), 120);
     assert!(listed.iter().all(|letter| letter["class"] == "permanent" && letter["state"] == "discarded"));
     assert_eq!(dlq.copies("retry-1").len(), 0, "nothing moves");
+    assert_eq!(dlq.letters(), (480, 0, 120));
+}
+
+#[tokio::test]
+async fn letters_of_a_dlq_that_was_made_again_are_new_ones() {
+    let dlq = Dlq::new(2).await;
+    dlq.fill(20);
+    let redrive = || {
+        let done = dlq.run(&["redrive", "--yes"]);
+        assert!(done.status.success(), "{done:?}");
+        (dlq.copies("retry-1").len(), dlq.letters())
+    };
+    assert_eq!(redrive(), (20, (0, 20, 0)));
+    dlq.make_again().await;
+    dlq.fill(10);
+    assert_eq!(dlq.letters(), (10, 0, 0), "the same offsets, other letters");
+    assert_eq!(dlq.lines(&["list", "--state", "open", "--json"]).len(), 10);
+    assert_eq!(redrive(), (30, (0, 10, 0)));
+    assert_eq!(redrive(), (30, (0, 10, 0)), "each once");
+}
+
+#[tokio::test]
+async fn a_corrected_value_keeps_the_framing_of_the_letter() {
+    let dlq = Dlq::with(1, true).await;
+    dlq.fill(20);
+    let mut corrected = String::new();
+    for id in ["event-6", "event-7"] {
+        let exported = dlq.run(&["export", "--event-id", id]);
+        let mut letter: Value = serde_json::from_slice(&exported.stdout).unwrap();
+        letter["value"]["json"]["quantity"] = 77.into();
+        corrected += &format!("{letter}\n");
+    }
+    let file = dlq.path("corrected.jsonl");
+    std::fs::write(&file, corrected).unwrap();
+    let done = dlq.run(&["redrive", "--from", file.to_str().unwrap(), "--yes"]);
+    assert!(done.status.success(), "{done:?}");
+    let copies = dlq.copies("retry-1");
+    assert_eq!(copies.len(), 2);
+    for copy in copies {
+        let n = copy.text("number").parse().unwrap();
+        let payload = copy.value.strip_prefix(&frame(n)[..]).expect("the letter's own frame");
+        let order: setup::OrderPlaced = prost::Message::decode(payload).unwrap();
+        assert_eq!((order.quantity, order.unique_id), (77, format!("event-{n}")));
+    }
 }
 
 #[tokio::test]
@@ -93,19 +144,23 @@ async fn a_letter_is_shown_decoded_and_what_cannot_be_decoded_in_hexadecimal() {
 #[tokio::test]
 async fn a_redrive_that_is_killed_twice_sends_each_letter_once_and_leaves_the_rest() {
     let dlq = Dlq::new(4).await;
-    dlq.fill(LETTERS * 2);
+    let (many, of_each) = (many(), many() / KINDS.len());
+    dlq.fill(many);
     let redrive = ["redrive", "--class", "expired", "--yes", "--take-over"];
-    let wanted = 240;
-    // Slow, so that even a busy machine sees each kill in the middle.
-    let slowly = [&redrive[..], &["--rate", "20"]].concat();
+    let wanted = of_each;
+    // Ten seconds' worth, so that even a busy machine sees each kill in the middle.
+    let rate = (wanted / 10).to_string();
+    let slowly = [&redrive[..], &["--rate", &rate]].concat();
     for share in [wanted / 5, wanted / 2] {
         let mut killed = dlq.start(&slowly);
         dlq.wait_for_copies("retry-1", share);
         killed.kill().unwrap();
         killed.wait().unwrap();
-        assert!(dlq.copies("retry-1").len() < wanted, "killed too late");
+        let moved = dlq.copies("retry-1").len();
+        assert!(moved < wanted, "killed too late");
+        println!("killed after {moved} of {wanted}");
     }
-    let done = dlq.run(&redrive);
+    let done = dlq.run(&slowly);
     assert!(done.status.success(), "{done:?}");
     let copies = dlq.copies("retry-1");
     let ids: std::collections::BTreeSet<_> = copies.iter().map(|copy| copy.text("x-ladder-event-id")).collect();
@@ -118,8 +173,10 @@ async fn a_redrive_that_is_killed_twice_sends_each_letter_once_and_leaves_the_re
         assert!(!copy.headers.iter().any(|(name, _)| name.starts_with("__dlq.") || name.starts_with("kafka_dlt-")));
     }
     let seen = by_error(&dlq.json(&["groups", "--json"]));
-    assert_eq!(seen[Kind::of("expired").folded], (0, 240, 0));
-    assert_eq!(seen.values().filter(|counts| **counts == (240, 0, 0)).count(), KINDS.len() - 1, "{seen:?}");
+    let each = of_each as u64;
+    assert_eq!(seen[Kind::of("expired").folded], (0, each, 0));
+    assert_eq!(seen.values().filter(|counts| **counts == (each, 0, 0)).count(), KINDS.len() - 1, "{seen:?}");
+    assert_eq!(dlq.letters(), ((many - wanted) as u64, each, 0), "the rest is untouched, and nothing came back");
 
     let again = dlq.run(&["redrive", "--class", "expired", "--yes", "--json"]);
     assert!(again.status.success(), "{again:?}");

@@ -13,6 +13,9 @@ mod postgres;
 #[path = "../support/postgres_server.rs"]
 mod postgres_server;
 #[allow(dead_code, reason = "the other tests that share it use the rest")]
+#[path = "../support/redis_cluster.rs"]
+mod redis_cluster;
+#[allow(dead_code, reason = "the other tests that share it use the rest")]
 #[path = "../support/redis_server.rs"]
 mod redis_server;
 mod console;

@@ -13,6 +13,7 @@ mod pauses;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod prometheus;
+mod redis_cluster;
 mod redis_restart;
 mod registry;
 mod sharing;

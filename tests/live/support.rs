@@ -83,3 +83,21 @@ pub(crate) async fn create_topic(name: &str, partitions: i32, configs: &[(&str, 
     let results = client.create_topics([&topic], &options).await.expect("create topics");
     assert_eq!(results, [Ok(name.to_owned())]);
 }
+
+/// Deletes a topic, and waits until the cluster has none of this name.
+pub(crate) async fn delete_topic(name: &str) {
+    let client: AdminClient<DefaultClientContext> = client_config().create().expect("admin client");
+    let options = AdminOptions::new().operation_timeout(Some(std::time::Duration::from_secs(10)));
+    let results = client.delete_topics(&[name], &options).await.expect("delete topics");
+    assert_eq!(results, [Ok(name.to_owned())]);
+    let limit = std::time::Duration::from_secs(60);
+    let begun = std::time::Instant::now();
+    let exists = || {
+        let all = client.inner().fetch_metadata(None, limit).expect("metadata");
+        all.topics().iter().any(|topic| topic.name() == name)
+    };
+    while exists() {
+        assert!(begun.elapsed() < limit, "{name} is there still");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}

@@ -44,6 +44,16 @@ impl RedisServer {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
+    /// The port that nodes of a cluster talk to each other on.
+    pub(crate) fn cluster_port(&self) -> u16 {
+        let at = self.arguments.iter().position(|a| a == "--cluster-port").expect("a node of a cluster");
+        self.arguments[at + 1].parse().expect("a port")
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        self.process.is_some()
+    }
+
     /// Sends one command and returns the reply as it came.
     pub(crate) fn command(&self, words: &[&str]) -> String {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).expect("redis-server takes connections");

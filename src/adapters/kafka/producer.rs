@@ -183,6 +183,10 @@ fn build(properties: &Properties, options: &Options) -> Result<BaseProducer<Cont
     BaseProducer::from_config_and_context(&config, context).map_err(Error::Config)
 }
 
+/// How long one poll waits for a delivery report, and a drop for the poll. rdkafka spins through the last millisecond of
+/// each: at 100 ms that alone was 0.6 % of a core in an idle process.
+const POLL: Duration = Duration::from_millis(250);
+
 impl Poller {
     fn run(&self) {
         while !self.stop.load(Ordering::Relaxed) {
@@ -195,7 +199,7 @@ impl Poller {
                 let mut list = self.producers.lock().unwrap_or_else(PoisonError::into_inner);
                 list.retain(|p| Arc::ptr_eq(p, last) || p.in_flight_count() > 0);
             }
-            last.poll(Duration::from_millis(100));
+            last.poll(POLL);
         }
     }
 }

@@ -1,10 +1,11 @@
-//! The one module with raw pointers: header names as bytes, and a setting of the embedded broker.
+//! The one module with raw pointers: header names as bytes, the ids of topics, and a setting of the embedded broker.
 //!
 //! Kafka does not hold producers to UTF-8 in header names, and rdkafka's safe reader panics on a name that is not:
 //! one hostile record would end the stage. So headers are read from, and written to, librdkafka directly. A name
 //! with a NUL byte in it is cut there by librdkafka itself.
 //!
-//! To split off a partition's queue before it is assigned, and how long the embedded broker waits for a group's first members have no safe wrapper in rdkafka.
+//! Of one header of many, only that one is looked at. The id of a topic, to split off a partition's queue before it is
+//! assigned, and how long the embedded broker waits for a group's first members have no safe wrapper in rdkafka.
 #![allow(unsafe_code, reason = "see the module's head")]
 
 use std::ffi::{CStr, CString, c_void};
@@ -43,6 +44,61 @@ pub(super) fn for_each_header(message: &BorrowedMessage<'_>, mut f: impl FnMut(&
         };
         f(name, value);
         index += 1;
+    }
+}
+
+/// The value of the last header of this name; `None` when there is none or it is null.
+pub(super) fn last_header<'m>(message: &'m BorrowedMessage<'_>, name: &CStr) -> Option<&'m [u8]> {
+    let (mut headers, mut value, mut size) = (ptr::null_mut(), ptr::null(), 0_usize);
+    // SAFETY: the message is alive for the whole call, librdkafka parses its headers into memory that it owns; the name
+    // is NUL-terminated and the out pointers are valid.
+    let found = unsafe {
+        match rd::rd_kafka_message_headers(message.ptr(), &raw mut headers) {
+            rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR => {
+                rd::rd_kafka_header_get_last(headers, name.as_ptr(), &raw mut value, &raw mut size)
+            }
+            failed => failed,
+        }
+    };
+    let is_there = found == rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR && !value.is_null();
+    // SAFETY: librdkafka keeps `size` bytes there as long as the message lives.
+    is_there.then(|| unsafe { slice::from_raw_parts(value.cast::<u8>(), size) })
+}
+
+/// What the cluster calls a topic beside its name: each topic that is made has an id of its own, under an old name, too.
+/// `None` when the brokers have no ids (before Kafka 2.8) or do not answer in time. Blocks.
+pub(super) fn topic_id<C: ClientContext>(owner: &Client<C>, topic: &CStr, timeout: Duration) -> Option<String> {
+    const NO_ID: &str = "AAAAAAAAAAAAAAAAAAAAAA";
+    let ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+    let client = owner.native_ptr();
+    let mut name = topic.as_ptr();
+    // SAFETY: the client outlives the call; what is made here is destroyed here, each after what refers to it, and the
+    // id is copied before the event that owns it goes. librdkafka takes null for "no event".
+    unsafe {
+        let topics = rd::rd_kafka_TopicCollection_of_topic_names(&raw mut name, 1);
+        let options = rd::rd_kafka_AdminOptions_new(client, rd::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS);
+        rd::rd_kafka_AdminOptions_set_request_timeout(options, ms, ptr::null_mut(), 0);
+        let queue = rd::rd_kafka_queue_new(client);
+        rd::rd_kafka_DescribeTopics(client, topics, options, queue);
+        let event = rd::rd_kafka_queue_poll(queue, ms);
+        let mut id = None;
+        let result = if event.is_null() { ptr::null() } else { rd::rd_kafka_event_DescribeTopics_result(event) };
+        if !result.is_null() {
+            let mut count = 0;
+            let described = rd::rd_kafka_DescribeTopics_result_topics(result, &raw mut count);
+            if count == 1 && !(*described).is_null() {
+                let uuid = rd::rd_kafka_TopicDescription_topic_id(*described);
+                let text = if uuid.is_null() { ptr::null() } else { rd::rd_kafka_Uuid_base64str(uuid) };
+                id = (!text.is_null()).then(|| CStr::from_ptr(text).to_string_lossy().into_owned());
+            }
+        }
+        if !event.is_null() {
+            rd::rd_kafka_event_destroy(event);
+        }
+        rd::rd_kafka_queue_destroy(queue);
+        rd::rd_kafka_AdminOptions_destroy(options);
+        rd::rd_kafka_TopicCollection_destroy(topics);
+        id.filter(|id| id != NO_ID)
     }
 }
 

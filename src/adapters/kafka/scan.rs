@@ -4,6 +4,7 @@
 //! partition in their order; aborted and open transactions are not seen (`read_committed`). Every call blocks.
 
 use std::collections::BTreeMap;
+use std::ffi::{CStr, CString};
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
@@ -67,6 +68,18 @@ pub struct Bounds {
     pub high: i64,
 }
 
+impl Bounds {
+    /// Offsets between them.
+    pub fn len(&self) -> u64 {
+        span(self.low, self.high)
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.high <= self.low
+    }
+}
+
 /// A record in the client's buffer.
 pub struct Seen<'m>(&'m BorrowedMessage<'m>);
 
@@ -101,6 +114,11 @@ impl Seen<'_> {
         raw::for_each_header(self.0, f);
     }
 
+    /// The value of the last header of this name, the others aside; `None` when there is none or it is null.
+    pub fn header(&self, name: &CStr) -> Option<&[u8]> {
+        raw::last_header(self.0, name)
+    }
+
     /// A copy that outlives the buffer.
     pub fn to_record(&self) -> Record {
         consumer::own(self.0)
@@ -119,6 +137,7 @@ pub struct Progress {
 /// A topic's bounds, and a client to read what lies between.
 pub struct Scan {
     consumer: BaseConsumer<Quiet>,
+    properties: Properties,
     topic: String,
     bounds: BTreeMap<i32, Bounds>,
 }
@@ -129,10 +148,44 @@ impl Scan {
     /// # Errors
     /// When Kafka does not answer or has no such topic.
     pub fn open(properties: &Properties, topic: &str) -> Result<Self, Error> {
-        let consumer = config(properties).create_with_context(Quiet).map_err(Error::Config)?;
-        let mut scan = Self { consumer, topic: topic.to_owned(), bounds: BTreeMap::new() };
+        let mut scan = Self::with(properties, topic, BTreeMap::new())?;
         scan.look()?;
         Ok(scan)
+    }
+
+    fn with(properties: &Properties, topic: &str, bounds: BTreeMap<i32, Bounds>) -> Result<Self, Error> {
+        let consumer = config(properties).create_with_context(Quiet).map_err(Error::Config)?;
+        Ok(Self { consumer, properties: properties.clone(), topic: topic.to_owned(), bounds })
+    }
+
+    /// `count` scans, or one for each partition where there are fewer, that read this one's partitions between them,
+    /// about as many offsets each.
+    ///
+    /// # Errors
+    /// When librdkafka refuses the properties.
+    pub fn split(mut self, count: usize) -> Result<Vec<Self>, Error> {
+        let offsets = |part: &BTreeMap<i32, Bounds>| part.values().map(Bounds::len).sum::<u64>();
+        let mut parts = vec![BTreeMap::new(); count.min(self.bounds.len()).max(1)];
+        let mut largest_first: Vec<_> = std::mem::take(&mut self.bounds).into_iter().collect();
+        largest_first.sort_by_key(|(_, bounds)| std::cmp::Reverse(bounds.len()));
+        for (partition, bounds) in largest_first {
+            if let Some(least) = parts.iter_mut().min_by_key(|part| offsets(part)) {
+                least.insert(partition, bounds);
+            }
+        }
+        let mut parts = parts.into_iter();
+        self.bounds = parts.next().unwrap_or_default();
+        let others = parts.map(|bounds| Self::with(&self.properties, &self.topic, bounds)).collect::<Vec<_>>();
+        std::iter::once(Ok(self)).chain(others).collect()
+    }
+
+    /// The id of the topic that has this name now, as far as the brokers tell: another one once it was made again.
+    pub fn id_of(&self, topic: &str) -> Option<String> {
+        let id = raw::topic_id(self.consumer.client(), &CString::new(topic).ok()?, TIMEOUT);
+        if id.is_none() {
+            tracing::debug!(topic, "the brokers tell no id of the topic");
+        }
+        id
     }
 
     fn failed(&self, action: &'static str, source: KafkaError) -> Error {
@@ -245,7 +298,7 @@ impl Scan {
             added.map_err(|e| self.failed("read", e))?;
         }
         self.consumer.assign(&list).map_err(|e| self.failed("read", e))?;
-        let total = self.bounds.values().map(|b| span(b.low, b.high)).sum();
+        let total = self.bounds.values().map(Bounds::len).sum();
         let mut passed = 0;
         let (mut told, mut seen) = (Instant::now(), Instant::now());
         let mut since_look = 0_u32;

@@ -15,63 +15,54 @@ const RENEW: &str = include_str!("renew.lua");
 /// 1: the claim was deleted; 0: the record is not ours any more.
 const RELEASE: &str = include_str!("release.lua");
 
-/// `SET k <claim> NX GET PX <lease>` for each.
-pub(super) fn claim(batch: &[(CopyKey, Claim)], lease: Duration) -> Pipeline {
+/// `SET k <claim> NX GET PX <lease>`.
+pub(super) fn claim(lease: Duration) -> impl Fn(&(CopyKey, Claim)) -> Cmd {
     let lease = millis(lease);
-    pipeline(batch, |(key, claim)| {
+    move |(key, claim)| {
         let mut cmd = command(7, 16 + key.len() + CLAIM_BYTES + MILLIS_BYTES);
         cmd.arg("SET").arg(&**key).arg(ClaimText::of(claim).as_bytes()).arg("NX").arg("GET").arg("PX").arg(lease);
         cmd
-    })
+    }
 }
 
-/// The script that extends a lease, for each.
-pub(super) fn renew(batch: &[(CopyKey, Claim)], lease: Duration) -> Pipeline {
+/// The script that extends a lease.
+pub(super) fn renew(lease: Duration) -> impl Fn(&(CopyKey, Claim)) -> Cmd {
     let lease = millis(lease);
-    pipeline(batch, |(key, claim)| {
+    move |(key, claim)| {
         let mut cmd = command(6, 8 + RENEW.len() + key.len() + CLAIM_BYTES + MILLIS_BYTES);
         cmd.arg("EVAL").arg(RENEW).arg("1").arg(&**key).arg(ClaimText::of(claim).as_bytes()).arg(lease);
         cmd
-    })
+    }
 }
 
-/// The script that deletes a claim, for each.
-pub(super) fn release(batch: &[(CopyKey, Claim)]) -> Pipeline {
-    pipeline(batch, |(key, claim)| {
-        let mut cmd = command(5, 8 + RELEASE.len() + key.len() + CLAIM_BYTES);
-        cmd.arg("EVAL").arg(RELEASE).arg("1").arg(&**key).arg(ClaimText::of(claim).as_bytes());
-        cmd
-    })
+/// The script that deletes a claim.
+pub(super) fn release((key, claim): &(CopyKey, Claim)) -> Cmd {
+    let mut cmd = command(5, 8 + RELEASE.len() + key.len() + CLAIM_BYTES);
+    cmd.arg("EVAL").arg(RELEASE).arg("1").arg(&**key).arg(ClaimText::of(claim).as_bytes());
+    cmd
 }
 
-/// `SET k 1|F PX <ttl> GET` for each.
-pub(super) fn settle(batch: &[(CopyKey, Claim, Mark, Duration)]) -> Pipeline {
-    pipeline(batch, |(key, _, mark, ttl)| {
-        let mut cmd = command(6, 16 + key.len() + MILLIS_BYTES);
-        cmd.arg("SET").arg(&**key).arg(text(*mark)).arg("PX").arg(millis(*ttl)).arg("GET");
-        cmd
-    })
+/// `SET k 1|F PX <ttl> GET`.
+pub(super) fn settle((key, _, mark, ttl): &(CopyKey, Claim, Mark, Duration)) -> Cmd {
+    let mut cmd = command(6, 16 + key.len() + MILLIS_BYTES);
+    cmd.arg("SET").arg(&**key).arg(text(*mark)).arg("PX").arg(millis(*ttl)).arg("GET");
+    cmd
 }
 
-/// `SET k 1|F PX <ttl>` for each: the settlement of a key that is no string.
-pub(super) fn overwrite<'a>(batch: impl ExactSizeIterator<Item = &'a (CopyKey, Claim, Mark, Duration)>) -> Pipeline {
-    pipeline(batch, |(key, _, mark, ttl)| {
-        let mut cmd = command(5, 16 + key.len() + MILLIS_BYTES);
-        cmd.arg("SET").arg(&**key).arg(text(*mark)).arg("PX").arg(millis(*ttl));
-        cmd
-    })
+/// `SET k 1|F PX <ttl>`: the settlement of a key that is no string.
+pub(super) fn overwrite((key, _, mark, ttl): &(CopyKey, Claim, Mark, Duration)) -> Cmd {
+    let mut cmd = command(5, 16 + key.len() + MILLIS_BYTES);
+    cmd.arg("SET").arg(&**key).arg(text(*mark)).arg("PX").arg(millis(*ttl));
+    cmd
 }
 
-/// One result per entry, in order: the reply to each, or the failure of the whole batch for all.
+/// One result per entry, in order.
 pub(super) fn results<E, R>(
-    replies: Result<Vec<Value>, StoreError>,
-    entries: impl ExactSizeIterator<Item = E>,
+    replies: Vec<Result<Value, StoreError>>,
+    entries: impl Iterator<Item = E>,
     read: impl Fn(Value, E) -> Result<R, StoreError>,
 ) -> Vec<Result<R, StoreError>> {
-    match replies {
-        Ok(values) => values.into_iter().zip(entries).map(|(value, entry)| read(value, entry)).collect(),
-        Err(error) => entries.map(|_| Err(error.clone())).collect(),
-    }
+    replies.into_iter().zip(entries).map(|(reply, entry)| read(reply?, entry)).collect()
 }
 
 /// The table of the protocol.
@@ -117,14 +108,11 @@ fn refusal(reply: &Value) -> StoreError {
     }
 }
 
-fn pipeline<E>(
-    batch: impl IntoIterator<Item = E, IntoIter: ExactSizeIterator>,
-    command: impl Fn(E) -> Cmd,
-) -> Pipeline {
-    let batch = batch.into_iter();
-    let mut pipeline = Pipeline::with_capacity(batch.len());
-    for entry in batch {
-        pipeline.add_command(command(entry));
+/// The commands as one pipeline.
+pub(super) fn pipeline(commands: impl ExactSizeIterator<Item = Cmd>) -> Pipeline {
+    let mut pipeline = Pipeline::with_capacity(commands.len());
+    for command in commands {
+        pipeline.add_command(command);
     }
     pipeline
 }

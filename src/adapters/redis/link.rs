@@ -7,7 +7,7 @@
 //!
 //! Does not resend: only the caller knows what a lost reply means.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ::redis::aio::MultiplexedConnection;
@@ -19,16 +19,18 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
-use super::{Error, Options, server};
+use super::server::{self, Kind};
+use super::{Error, Options};
 use crate::stage::ports::StoreError;
 
 /// Between two signs of life while connected, and between two looks at the port while not.
-const PULSE: Duration = Duration::from_secs(1);
+pub(super) const PULSE: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub(super) struct Link {
     client: Client,
     url: String,
+    kind: Kind,
     options: Options,
     state: Mutex<State>,
     available: watch::Sender<bool>,
@@ -46,13 +48,13 @@ struct State {
 
 impl Link {
     /// Connects, trying again until the start-up time-out.
-    pub(super) async fn open(url: &str, options: Options) -> Result<Self, Error> {
+    pub(super) async fn open(url: &str, options: Options, kind: Kind) -> Result<Self, Error> {
         let client = client(url, &options)?;
         let url = masked(url);
         let begin = Instant::now();
         let mut waiting = false;
         let connection = loop {
-            match attempt(&client, &url, &options).await {
+            match attempt(&client, &url, &options, kind).await {
                 Ok((connection, warnings)) => {
                     for warning in warnings {
                         tracing::warn!(%url, "redis: {warning}");
@@ -72,6 +74,7 @@ impl Link {
         Ok(Self {
             client,
             url,
+            kind,
             options,
             state: Mutex::new(State { generation: 0, connection: Ok(connection) }),
             available: watch::Sender::new(true),
@@ -120,7 +123,7 @@ impl Link {
     }
 
     /// Keeps the connection: notices that it is gone when nobody uses it, and brings it back. Never returns.
-    pub(super) async fn keep(self: Arc<Self>) {
+    pub(super) async fn keep(&self) {
         loop {
             let since = Instant::now();
             while self.ping().await.is_ok() {
@@ -153,7 +156,7 @@ impl Link {
             if !turned_good && Instant::now() < next_attempt {
                 continue;
             }
-            match attempt(&self.client, &self.url, &self.options).await {
+            match attempt(&self.client, &self.url, &self.options, self.kind).await {
                 Ok((connection, _)) => {
                     tracing::info!(url = %self.url, after = ?gone.elapsed(), "redis is back");
                     let mut state = self.state();
@@ -253,7 +256,12 @@ fn describe(error: &RedisError, options: &Options) -> String {
 }
 
 /// One attempt to connect, the checks included.
-async fn attempt(client: &Client, url: &str, options: &Options) -> Result<(MultiplexedConnection, Vec<String>), Error> {
+async fn attempt(
+    client: &Client,
+    url: &str,
+    options: &Options,
+    kind: Kind,
+) -> Result<(MultiplexedConnection, Vec<String>), Error> {
     let config = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(options.connect_timeout))
         .set_response_timeout(Some(options.response_timeout));
@@ -278,7 +286,7 @@ async fn attempt(client: &Client, url: &str, options: &Options) -> Result<(Multi
             _ => server::unreachable(url, &error),
         }
     })?;
-    let warnings = server::check(&mut connection, url).await?;
+    let warnings = server::check(&mut connection, url, kind).await?;
     Ok((connection, warnings))
 }
 
@@ -310,7 +318,7 @@ fn with_ca(info: ConnectionInfo, _: &[u8]) -> Result<Client, RedisError> {
 }
 
 /// The url fit for logs: without password and query (a unix url has the password there), whether it is valid or not.
-fn masked(url: &str) -> String {
+pub(super) fn masked(url: &str) -> String {
     let (scheme, rest) = match url.split_once("://") {
         Some((scheme, rest)) => (format!("{scheme}://"), rest),
         None => (String::new(), url),

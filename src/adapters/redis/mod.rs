@@ -1,27 +1,33 @@
 //! The deduplication records in Redis: one key per copy of an event, leased by `SET … NX GET PX`.
 //!
-//! Owns how records are written and read (`commands`), the one connection to the server (`link`) and what a server
-//! must be before it is trusted (`server`). A batch is one pipeline and every command has its own reply, so one that
-//! is refused fails alone. Whoever calls owns the protocol around it: when to claim, renew and settle, local deadlines
+//! Owns how records are written and read (`commands`), the one connection to a server (`link`), what a server must be
+//! before it is trusted (`server`), and for a Redis Cluster which node a record belongs to (`cluster`, `slots`). A batch
+//! is one pipeline per server and every command has its own reply, so one that is refused fails alone. Whoever calls owns the protocol around it: when to claim, renew and settle, local deadlines
 //! and what a reply means for an offset. Times nothing and counts nothing.
 //!
 //! # Invariants
-//! - A batch answers within the response timeout, whatever the server does, with as many results as it has entries.
+//! - A batch answers within the response timeout (twice that where a cluster redirects it), whatever the server does,
+//!   with as many results as it has entries.
 //! - `Err` means that the outcome is unknown: the command may have been executed, or be executed later.
 
+mod cluster;
 mod commands;
 mod link;
 mod server;
+mod slots;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::redis::{Cmd, Value};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
+use self::cluster::Cluster;
 use self::link::Link;
+use self::server::Kind;
 use crate::stage::ports::{Claim, ClaimReply, CopyKey, IdempotencyStore, Mark, SettleReply, StoreError};
 
 /// How to connect.
@@ -116,8 +122,16 @@ pub enum Error {
         url: String,
     },
     /// One connection reaches one node's slots only.
-    #[error("redis at {url} is a node of a Redis Cluster; give the url of a standalone server")]
+    #[error(
+        "redis at {url} is a node of a Redis Cluster; give a list of urls, `[{url}]`, or that of a standalone server"
+    )]
     Cluster {
+        /// The url.
+        url: String,
+    },
+    /// A list of urls means a cluster.
+    #[error("redis at {url} is no node of a Redis Cluster; give the one url alone, not as a list")]
+    NoCluster {
         /// The url.
         url: String,
     },
@@ -146,35 +160,108 @@ impl Error {
 /// # Panics
 /// Outside a tokio runtime with I/O and time.
 pub async fn connect(url: &str, options: Options) -> Result<Store, Error> {
-    let link = Arc::new(Link::open(url, options).await?);
-    let keeper = tokio::spawn(Arc::clone(&link).keep()).abort_handle();
-    Ok(Store { link, keeper })
+    Ok(Store::keep(Server::One(Box::new(Link::open(url, options, Kind::Standalone).await?))))
 }
 
-/// The records of one Redis server over one multiplexed connection, which ends with this value.
+/// As [`connect`], for a Redis Cluster: the urls of some of its nodes, the others are found. Every primary is checked;
+/// scheme, user and password are those of the first url for all.
+///
+/// # Errors
+/// When an url is wrong, no node answers within [`Options::startup_timeout`], slots are not served, or a primary is not
+/// fit.
+///
+/// # Panics
+/// Outside a tokio runtime with I/O and time.
+pub async fn connect_cluster(urls: &[&str], options: Options) -> Result<Store, Error> {
+    Ok(Store::keep(Server::Cluster(Cluster::open(urls, options).await?)))
+}
+
+/// The records of one Redis server, or of one Redis Cluster, over one multiplexed connection to each primary, which end
+/// with this value.
 #[derive(Debug)]
 pub struct Store {
-    link: Arc<Link>,
+    server: Arc<Server>,
     keeper: AbortHandle,
 }
 
-impl Store {
-    /// Whether the server can be used right now, and every change of that.
-    pub fn available(&self) -> watch::Receiver<bool> {
-        self.link.available()
+#[derive(Debug)]
+enum Server {
+    One(Box<Link>),
+    Cluster(Cluster),
+}
+
+impl Server {
+    /// One result per entry, in order.
+    async fn run<E: Keyed>(&self, batch: &[E], command: impl Fn(&E) -> Cmd) -> Vec<Result<Value, StoreError>> {
+        match self {
+            Server::One(link) => match link.run(&commands::pipeline(batch.iter().map(command))).await {
+                Ok(values) => values.into_iter().map(Ok).collect(),
+                Err(error) => batch.iter().map(|_| Err(error.clone())).collect(),
+            },
+            Server::Cluster(cluster) => cluster.run(batch, command).await,
+        }
     }
 
-    /// Asks the server for a sign of life; the time that it took.
+    fn available(&self) -> watch::Receiver<bool> {
+        match self {
+            Server::One(link) => link.available(),
+            Server::Cluster(cluster) => cluster.available(),
+        }
+    }
+}
+
+/// An entry of a batch: its key decides which node of a cluster it goes to.
+trait Keyed {
+    fn key(&self) -> &str;
+}
+
+impl Keyed for (CopyKey, Claim) {
+    fn key(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Keyed for (CopyKey, Claim, Mark, Duration) {
+    fn key(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Store {
+    fn keep(server: Server) -> Self {
+        let server = Arc::new(server);
+        let kept = Arc::clone(&server);
+        let keeper = tokio::spawn(async move {
+            match &*kept {
+                Server::One(link) => link.keep().await,
+                Server::Cluster(cluster) => cluster.keep().await,
+            }
+        });
+        Self { server, keeper: keeper.abort_handle() }
+    }
+
+    /// Whether the server can be used right now, and every change of that.
+    pub fn available(&self) -> watch::Receiver<bool> {
+        self.server.available()
+    }
+
+    /// Asks the server, every primary of a cluster, for a sign of life; the time that the slowest took.
     ///
     /// # Errors
     /// When there is no connection, or no answer within the response timeout.
     pub async fn ping(&self) -> Result<Duration, StoreError> {
-        self.link.ping().await
+        match &*self.server {
+            Server::One(link) => link.ping().await,
+            Server::Cluster(cluster) => cluster.ping().await,
+        }
     }
 
-    /// The url, its password masked.
+    /// The url (of a cluster: the urls), passwords masked.
     pub fn url(&self) -> &str {
-        self.link.url()
+        match &*self.server {
+            Server::One(link) => link.url(),
+            Server::Cluster(cluster) => cluster.name(),
+        }
     }
 }
 
@@ -190,9 +277,9 @@ impl IdempotencyStore for Store {
         batch: Vec<(CopyKey, Claim)>,
         lease: Duration,
     ) -> BoxFuture<'static, Vec<Result<ClaimReply, StoreError>>> {
-        let link = Arc::clone(&self.link);
+        let server = Arc::clone(&self.server);
         async move {
-            let replies = link.run(&commands::claim(&batch, lease)).await;
+            let replies = server.run(&batch, commands::claim(lease)).await;
             commands::results(replies, batch.iter().map(|(_, claim)| claim), commands::claim_reply)
         }
         .boxed()
@@ -203,9 +290,9 @@ impl IdempotencyStore for Store {
         batch: Vec<(CopyKey, Claim)>,
         lease: Duration,
     ) -> BoxFuture<'static, Vec<Result<bool, StoreError>>> {
-        let link = Arc::clone(&self.link);
+        let server = Arc::clone(&self.server);
         async move {
-            let replies = link.run(&commands::renew(&batch, lease)).await;
+            let replies = server.run(&batch, commands::renew(lease)).await;
             commands::results(replies, batch.iter(), |reply, _| commands::held(reply))
         }
         .boxed()
@@ -215,18 +302,17 @@ impl IdempotencyStore for Store {
         &self,
         batch: Vec<(CopyKey, Claim, Mark, Duration)>,
     ) -> BoxFuture<'static, Vec<Result<SettleReply, StoreError>>> {
-        let link = Arc::clone(&self.link);
+        let server = Arc::clone(&self.server);
         async move {
-            let mut replies = link.run(&commands::settle(&batch)).await;
+            let mut replies = server.run(&batch, commands::settle).await;
             // A key of another type refuses GET, and a settlement must be recorded all the same (rule 4).
-            if let Ok(values) = &mut replies {
-                let foreign: Vec<usize> = (0..values.len()).filter(|&i| commands::is_wrong_type(&values[i])).collect();
-                if !foreign.is_empty() {
-                    let again = link.run(&commands::overwrite(foreign.iter().map(|&i| &batch[i]))).await;
-                    // Without an answer the first one stands, an error: the caller settles again.
-                    for (i, value) in foreign.into_iter().zip(again.into_iter().flatten()) {
-                        values[i] = value;
-                    }
+            let is_foreign = |reply: &Result<_, _>| reply.as_ref().is_ok_and(commands::is_wrong_type);
+            let foreign: Vec<usize> = (0..batch.len()).filter(|&i| is_foreign(&replies[i])).collect();
+            if !foreign.is_empty() {
+                let again: Vec<_> = foreign.iter().map(|&i| batch[i].clone()).collect();
+                // Without an answer it is an error: the caller settles again.
+                for (i, reply) in foreign.into_iter().zip(server.run(&again, commands::overwrite).await) {
+                    replies[i] = reply;
                 }
             }
             commands::results(replies, batch.iter().map(|(_, claim, ..)| claim), commands::settle_reply)
@@ -235,13 +321,13 @@ impl IdempotencyStore for Store {
     }
 
     fn is_available(&self) -> bool {
-        *self.link.available().borrow()
+        *self.server.available().borrow()
     }
 
     fn release(&self, batch: Vec<(CopyKey, Claim)>) -> BoxFuture<'static, Vec<Result<bool, StoreError>>> {
-        let link = Arc::clone(&self.link);
+        let server = Arc::clone(&self.server);
         async move {
-            let replies = link.run(&commands::release(&batch)).await;
+            let replies = server.run(&batch, commands::release).await;
             commands::results(replies, batch.iter(), |reply, _| commands::held(reply))
         }
         .boxed()

@@ -6,10 +6,38 @@
 use ::redis::aio::MultiplexedConnection;
 use ::redis::{Cmd, FromRedisValue, RedisError, Value};
 
-use super::Error;
+use super::link::Link;
+use super::slots::{Address, SlotMap};
+use super::{Error, commands};
+
+/// What a server is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Standalone,
+    /// A primary of a Redis Cluster.
+    ClusterNode,
+}
+
+/// What a cluster's node says about the cluster; `None` where it does not say it now.
+pub(super) async fn slot_map(link: &Link, address: &Address) -> Option<SlotMap> {
+    let up = is_up(link).await;
+    SlotMap::read(cluster(link, "SLOTS").await?, up, address)
+}
+
+/// Whether a cluster's node takes commands: each decides for itself when it counts the cluster as up.
+pub(super) async fn is_up(link: &Link) -> bool {
+    let info = cluster(link, "INFO").await.and_then(|info| String::from_redis_value(info).ok());
+    info.is_some_and(|info| info.lines().any(|line| line.trim() == "cluster_state:ok"))
+}
+
+async fn cluster(link: &Link, what: &str) -> Option<Value> {
+    let mut cmd = Cmd::new();
+    cmd.arg("CLUSTER").arg(what);
+    link.run(&commands::pipeline([cmd].into_iter())).await.ok()?.pop()
+}
 
 /// Checks the server behind `connection`; the texts are warnings about what it does not tell.
-pub(super) async fn check(connection: &mut MultiplexedConnection, url: &str) -> Result<Vec<String>, Error> {
+pub(super) async fn check(connection: &mut MultiplexedConnection, url: &str, kind: Kind) -> Result<Vec<String>, Error> {
     let reply = connection.send_packed_command(Cmd::new().arg("INFO")).await.map_err(|e| unreachable(url, &e))?;
     match reply {
         Value::ServerError(error) if error.code() == "NOPERM" => Ok(vec![
@@ -23,7 +51,7 @@ pub(super) async fn check(connection: &mut MultiplexedConnection, url: &str) -> 
         reply => {
             let info = String::from_redis_value(reply)
                 .map_err(|e| Error::Unreachable { url: url.to_owned(), reason: format!("INFO cannot be read: {e}") })?;
-            judge(&info, url)
+            judge(&info, url, kind)
         }
     }
 }
@@ -32,7 +60,7 @@ pub(super) fn unreachable(url: &str, error: &RedisError) -> Error {
     Error::Unreachable { url: url.to_owned(), reason: error.to_string() }
 }
 
-fn judge(info: &str, url: &str) -> Result<Vec<String>, Error> {
+fn judge(info: &str, url: &str, kind: Kind) -> Result<Vec<String>, Error> {
     let field = |name: &str| {
         info.lines()
             .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
@@ -55,8 +83,10 @@ fn judge(info: &str, url: &str) -> Result<Vec<String>, Error> {
         }
         None => warnings.push("the server does not tell its version: 7.0 or newer is needed".into()),
     }
-    if field("cluster_enabled").is_some_and(|v| v == "1") {
-        return Err(Error::Cluster { url: url() });
+    match (field("cluster_enabled"), kind) {
+        (Some("1"), Kind::Standalone) => return Err(Error::Cluster { url: url() }),
+        (Some("0"), Kind::ClusterNode) => return Err(Error::NoCluster { url: url() }),
+        _ => {}
     }
     if field("role").is_some_and(|v| v != "master") {
         return Err(Error::Replica { url: url() });
@@ -75,8 +105,8 @@ fn judge(info: &str, url: &str) -> Result<Vec<String>, Error> {
 mod tests {
     use super::*;
 
-    fn verdict(info: &str) -> String {
-        match judge(&info.replace(' ', "\r\n"), "redis://h") {
+    fn verdict(info: &str, kind: Kind) -> String {
+        match judge(&info.replace(' ', "\r\n"), "redis://h", kind) {
             Ok(warnings) => format!("{} warnings", warnings.len()),
             Err(error) => error.to_string(),
         }
@@ -85,7 +115,7 @@ mod tests {
     #[test]
     fn a_server_is_judged_by_its_description() {
         fn check(info: &str, expected: &str) {
-            let got = verdict(info);
+            let got = verdict(info, Kind::Standalone);
             assert!(got.contains(expected), "{info}: {got}");
         }
         check("redis_version:7.0.15 role:master maxmemory_policy:noeviction cluster_enabled:0 loading:0", "0 warnings");
@@ -100,5 +130,13 @@ mod tests {
         check("redis_version:7.0.15 role:slave maxmemory_policy:noeviction", "read-only replica");
         check("redis_version:7.0.15 cluster_enabled:1 maxmemory_policy:noeviction", "Redis Cluster");
         check("redis_version:7.0.15 loading:1", "still loading");
+    }
+
+    #[test]
+    fn a_node_of_a_cluster_is_judged_as_one() {
+        let fit = "redis_version:7.0.15 role:master maxmemory_policy:noeviction cluster_enabled:";
+        assert_eq!(verdict(&format!("{fit}1"), Kind::ClusterNode), "0 warnings");
+        let alone = verdict(&format!("{fit}0"), Kind::ClusterNode);
+        assert!(alone.contains("is no node of a Redis Cluster"), "{alone}");
     }
 }

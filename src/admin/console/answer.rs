@@ -41,7 +41,7 @@ impl From<redrive::Error> for Refused {
         let status = match &error {
             redrive::Error::Busy { .. } => StatusCode::CONFLICT,
             redrive::Error::Scan(_) | redrive::Error::Write(_) => StatusCode::BAD_GATEWAY,
-            redrive::Error::NoCopy { .. } => StatusCode::UNPROCESSABLE_ENTITY,
+            redrive::Error::NoCopy { .. } | redrive::Error::NotCorrected { .. } => StatusCode::UNPROCESSABLE_ENTITY,
         };
         Self::new(status, error.to_string())
     }

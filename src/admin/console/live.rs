@@ -8,14 +8,13 @@ use std::time::{Duration, Instant};
 use axum::extract::State;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use futures::Stream;
-use futures::future::join_all;
 use serde_json::{Value, json};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use super::Shared;
 use super::answer::Refused;
-use super::shelf::{Shelf, now_ms};
+use super::shelf::now_ms;
 use crate::admin::outside::{Outside, StageLook, StageStatus, Status};
 
 /// Between two looks.
@@ -40,7 +39,7 @@ impl Drop for Live {
 }
 
 impl Live {
-    pub(super) fn start(mut outside: Outside, shelves: Vec<Arc<Shelf>>) -> Self {
+    pub(super) fn start(mut outside: Outside) -> Self {
         let (latest, wake) = (watch::Sender::new(None), Arc::new(Notify::new()));
         let task = tokio::spawn({
             let (latest, wake) = (latest.clone(), Arc::clone(&wake));
@@ -53,7 +52,7 @@ impl Live {
                         wake.notified().await;
                     }
                     let next = tokio::time::Instant::now() + EVERY;
-                    let seen = look(&mut outside, &shelves, &mut rates).await;
+                    let seen = look(&mut outside, &mut rates).await;
                     latest.send_replace(Some(seen.to_string().into()));
                     tokio::time::sleep_until(next).await;
                 }
@@ -87,23 +86,14 @@ pub(super) async fn stream(
     Ok(Sse::new(stream).keep_alive(KeepAlive::default()))
 }
 
-async fn look(outside: &mut Outside, shelves: &[Arc<Shelf>], rates: &mut Rates) -> Value {
-    let depths = join_all(shelves.iter().map(|shelf| {
-        let shelf = Arc::clone(shelf);
-        tokio::task::spawn_blocking(move || shelf.depth())
-    }));
-    let (status, depths) = futures::future::join(outside.look(), depths).await;
+async fn look(outside: &mut Outside, rates: &mut Rates) -> Value {
+    let status = outside.look().await;
     let status = match status {
         Ok(status) => status,
         Err(error) => return json!({ "at_ms": now_ms(), "error": error.to_string(), "pipelines": [] }),
     };
     let rates = rates.note(&status, Instant::now());
-    let depths = depths.into_iter().map(|depth| match depth {
-        Ok(Ok(depth)) => json!(depth),
-        Ok(Err(error)) => json!({ "error": error.to_string() }),
-        Err(error) => json!({ "error": error.to_string() }),
-    });
-    let pipelines = status.pipelines.iter().zip(depths).map(|(pipeline, depth)| {
+    let pipelines = status.pipelines.iter().map(|pipeline| {
         let stages = pipeline.stages.iter().map(|stage| {
             let mut told = json!(stage);
             if let (StageLook::Seen(seen), Some(object)) = (stage, told.as_object_mut()) {
@@ -113,7 +103,7 @@ async fn look(outside: &mut Outside, shelves: &[Arc<Shelf>], rates: &mut Rates) 
             }
             told
         });
-        json!({ "pipeline": pipeline.pipeline, "stages": stages.collect::<Vec<_>>(), "letters": depth })
+        json!({ "pipeline": pipeline.pipeline, "stages": stages.collect::<Vec<_>>() })
     });
     json!({ "at_ms": now_ms(), "pipelines": pipelines.collect::<Vec<_>>() })
 }

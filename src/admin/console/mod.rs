@@ -166,7 +166,7 @@ impl Console {
         });
         let shared = Arc::new(Shared {
             access: Access::new(token.map(|token| token.reveal())),
-            live: Live::start(Outside::new(config, &[])?, shelves.clone()),
+            live: Live::start(Outside::new(config, &[])?),
             shelves,
             about,
             show_values: config.console.show_values,

@@ -18,7 +18,7 @@ use crate::admin::dlq::groups::Group;
 use crate::admin::dlq::page::Place;
 use crate::admin::dlq::redrive::{self, Desk};
 use crate::admin::dlq::select::Selection;
-use crate::admin::dlq::standing::{Depth, Standing};
+use crate::admin::dlq::standing::Standing;
 use crate::app::wire;
 use crate::config::{Config, Pipeline};
 use crate::ladder::headers::IdSource;
@@ -144,7 +144,6 @@ impl Shelf {
             "topic": &**self.ladder.topic(),
             "group": &**self.ladder.group(),
             "message": self.reader.message(),
-            "can_correct": self.reader.plain().is_some(),
             "stages": stages.collect::<Vec<_>>(),
         })
     }
@@ -160,11 +159,6 @@ impl Shelf {
     /// What was dealt with until now. Blocks.
     pub(super) fn book(&self) -> Result<Arc<Book>, Error> {
         self.ask(|_, standing| Arc::clone(standing.book()))
-    }
-
-    /// Letters by fate. Blocks.
-    pub(super) fn depth(&self) -> Result<Depth, Error> {
-        self.ask(|_, standing| standing.depth())
     }
 
     /// Looks at the book and the ends of the DLQ. Those who wait while Kafka does not answer are told so together, and
@@ -187,12 +181,12 @@ impl Shelf {
             Some(desk) => desk,
             None => {
                 let (properties, ladder) = (self.properties.clone(), Arc::clone(&self.ladder));
-                let (clock, tracer) = (Arc::new(SystemClock), self.tracer.clone());
-                Arc::new(Desk::open(properties, ladder, self.id_source.clone(), clock, tracer)?)
+                let (id_source, reader) = (self.id_source.clone(), self.reader.clone());
+                Arc::new(Desk::open(properties, ladder, id_source, reader, Arc::new(SystemClock), self.tracer.clone())?)
             }
         };
         contact.desk = Some(Arc::clone(&desk));
-        contact.standing.refresh(&desk)?;
+        contact.standing.refresh(&desk.properties, desk.topic(), &desk.book_topic)?;
         Ok(desk)
     }
 
@@ -217,6 +211,7 @@ impl Shelf {
             let shelf = Arc::clone(self);
             tokio::task::spawn_blocking(move || shelf.read_groups());
         }
+        let open: u64 = shown.groups.iter().map(|group| group.open).sum();
         let more: u64 = shown.groups.iter().skip(MAX_SHOWN).map(|group| group.count).sum();
         json!({
             "reading": shown.reading,
@@ -225,6 +220,7 @@ impl Shelf {
             "known": shown.at.is_some(),
             "at_ms": shown.at_ms,
             "error": shown.error,
+            "open": open,
             "groups": &shown.groups[..shown.groups.len().min(MAX_SHOWN)],
             "more_groups": shown.groups.len().saturating_sub(MAX_SHOWN),
             "more_letters": more,

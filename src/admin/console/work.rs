@@ -243,15 +243,12 @@ pub(super) async fn plan_corrected(
     if !shared.show_values {
         return Err(Refused::new(StatusCode::FORBIDDEN, "values are hidden here, so they cannot be corrected"));
     }
-    let Some(decoder) = shelf.reader.plain() else {
-        let error = "a corrected value needs its writer's schema id, which is not supported with `framing: confluent`";
-        return Err(Refused::new(StatusCode::UNPROCESSABLE_ENTITY, error));
-    };
     let ask: CorrectionAsk = read(&body)?;
-    let payload = decoder.from_json(&ask.json);
-    let payload = payload.map_err(|error| Refused::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()))?;
+    if let Some(Err(error)) = shelf.reader.own().map(|decoder| decoder.from_json(&ask.json)) {
+        return Err(Refused::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()));
+    }
     let mut order = ask.order(place, &shelf.ladder)?;
-    order.corrected.insert((place.partition, place.offset), Bytes::from(payload));
+    order.corrected.insert((place.partition, place.offset), ask.json);
     let work = shelf.works.add(&shelf, order)?;
     Ok((StatusCode::ACCEPTED, Json(work.tell())))
 }

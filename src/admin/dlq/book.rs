@@ -3,6 +3,9 @@
 //! A letter is named by its partition and offset on the DLQ. `record/<partition>/<offset>` says what became of it,
 //! `job/<id>` what somebody asked for and how far it is; the last word under a key counts. Both are written in the same
 //! transaction as the copies that they tell of, so the book is never wrong about a letter.
+//!
+//! Offsets begin anew when a DLQ is deleted and made again. So an entry carries the id of the topic that it was written
+//! about, and counts for that topic alone; one without an id (brokers before 2.8 have none) counts for any.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -91,24 +94,34 @@ struct Entry {
     state: Fate,
     job: String,
     at_ms: u64,
+    /// Of the topic that the letter was on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    topic_id: Option<String>,
 }
 
 /// All that was dealt with.
 #[derive(Clone, Debug, Default)]
 pub struct Book {
+    topic_id: Option<String>,
     redriven: Offsets,
     discarded: Offsets,
     jobs: BTreeMap<String, Job>,
 }
 
 impl Book {
-    /// Reads the whole topic; blocks.
+    /// An empty book about the topic with this id; `None`: entries count whatever topic they were written about.
+    pub fn about(topic_id: Option<String>) -> Self {
+        Self { topic_id, ..Self::default() }
+    }
+
+    /// Reads the whole `topic`, as a book about the topic `letters`. Blocks.
     ///
     /// # Errors
     /// When the topic is missing or Kafka does not answer.
-    pub fn read(properties: &Properties, topic: &str) -> Result<Self, scan::Error> {
-        let mut book = Self::default();
-        Scan::open(properties, topic)?.run(
+    pub fn read(properties: &Properties, topic: &str, letters: &str) -> Result<Self, scan::Error> {
+        let mut pages = Scan::open(properties, topic)?;
+        let mut book = Self::about(pages.id_of(letters));
+        pages.run(
             |seen| {
                 book.note(seen.key(), seen.value());
                 ControlFlow::Continue(())
@@ -116,6 +129,11 @@ impl Book {
             |_| ControlFlow::Continue(()),
         )?;
         Ok(book)
+    }
+
+    /// Id of the topic that it is about, where the brokers tell one.
+    pub fn topic_id(&self) -> Option<&str> {
+        self.topic_id.as_deref()
     }
 
     /// What became of a letter.
@@ -156,7 +174,10 @@ impl Book {
             let (Ok(partition), Ok(offset)) = (partition.parse(), offset.parse()) else { return };
             self.redriven.remove(partition, offset);
             self.discarded.remove(partition, offset);
-            match value.and_then(|value| serde_json::from_slice::<Entry>(value).ok()).map(|entry| entry.state) {
+            let entry = value.and_then(|value| serde_json::from_slice::<Entry>(value).ok());
+            let is_other = |id: &String| self.topic_id.as_ref().is_some_and(|ours| ours != id);
+            let entry = entry.filter(|entry| !entry.topic_id.as_ref().is_some_and(is_other));
+            match entry.map(|entry| entry.state) {
                 Some(Fate::Redriven) => self.redriven.insert(partition, offset),
                 Some(Fate::Discarded) => self.discarded.insert(partition, offset),
                 Some(Fate::Open) | None => {}
@@ -165,10 +186,13 @@ impl Book {
     }
 }
 
-/// The record that says what became of a letter.
-pub(super) fn entry(topic: &Arc<str>, partition: i32, offset: i64, job: &Job, at: Timestamp) -> Outgoing {
-    let entry = Entry { state: job.fate, job: job.id.clone(), at_ms: at.floor_millis() };
-    keyed(topic, format!("record/{partition}/{offset}"), &entry)
+impl Book {
+    /// The record that says what became of a letter.
+    pub(super) fn entry(&self, topic: &Arc<str>, partition: i32, offset: i64, job: &Job, at: Timestamp) -> Outgoing {
+        let topic_id = self.topic_id.clone();
+        let entry = Entry { state: job.fate, job: job.id.clone(), at_ms: at.floor_millis(), topic_id };
+        keyed(topic, format!("record/{partition}/{offset}"), &entry)
+    }
 }
 
 /// The record that says how a job stands.
@@ -219,9 +243,11 @@ mod tests {
         let topic: Arc<str> = "t".into();
         let mut book = Book::default();
         let (redrive, discard) = (sample("r", Fate::Redriven), sample("d", Fate::Discarded));
-        note(&mut book, &entry(&topic, 0, 5, &discard, Timestamp::default()));
-        note(&mut book, &entry(&topic, 1, 5, &redrive, Timestamp::default()));
-        note(&mut book, &entry(&topic, 0, 5, &redrive, Timestamp::default()));
+        let writer = Book::default();
+        let entry = |partition, job| writer.entry(&topic, partition, 5, job, Timestamp::default());
+        note(&mut book, &entry(0, &discard));
+        note(&mut book, &entry(1, &redrive));
+        note(&mut book, &entry(0, &redrive));
         assert_eq!([book.fate(0, 5), book.fate(1, 5), book.fate(0, 6)], [Fate::Redriven, Fate::Redriven, Fate::Open]);
         let bounds = BTreeMap::from([(0, scan::Bounds { low: 0, high: 10 })]);
         assert_eq!((book.count(Fate::Redriven, &bounds), book.count(Fate::Discarded, &bounds)), (1, 0));
@@ -234,6 +260,21 @@ mod tests {
         book.note(Some(b"record/0/5"), None);
         assert!(book.jobs().is_empty());
         assert_eq!(book.fate(0, 5), Fate::Open);
+    }
+
+    #[test]
+    fn an_entry_counts_for_the_topic_that_it_was_written_about() {
+        let check = |writer: Option<&str>, reader: Option<&str>, counts: bool| {
+            let writer = Book::about(writer.map(str::to_owned));
+            let mut book = Book::about(reader.map(str::to_owned));
+            note(&mut book, &writer.entry(&"t".into(), 0, 5, &sample("r", Fate::Redriven), Timestamp::default()));
+            assert_eq!(book.fate(0, 5) == Fate::Redriven, counts, "{writer:?} {book:?}");
+        };
+        check(Some("one"), Some("one"), true);
+        check(Some("one"), Some("two"), false);
+        // Rather left alone than redriven twice.
+        check(None, Some("two"), true);
+        check(Some("one"), None, true);
     }
 
     #[test]

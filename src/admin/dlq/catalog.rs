@@ -23,6 +23,8 @@ const NONE: u16 = u16::MAX;
 pub struct Catalog {
     groups: Groups,
     rows: BTreeMap<i32, Row>,
+    /// Id of the topic that they are on.
+    topic_id: Option<String>,
     /// What the broker deleted or what is too much to know.
     left_out: u64,
     /// Letters came or went since it was asked.
@@ -76,6 +78,10 @@ impl Catalog {
         progress: impl FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<bool, scan::Error> {
         scan.renew()?;
+        if self.topic_id.as_deref() != book.topic_id() {
+            let topic_id = book.topic_id().map(str::to_owned);
+            *self = Self { topic_id, has_changed: true, ..Self::default() };
+        }
         self.forget(scan.bounds());
         let starts = self.starts(scan.bounds());
         scan.from(&starts);
@@ -97,7 +103,7 @@ impl Catalog {
     fn forget(&mut self, bounds: &BTreeMap<i32, Bounds>) {
         let is_other = |(partition, row): (&i32, &Row)| bounds.get(partition).is_none_or(|b| b.high < row.next());
         if self.rows.iter().any(is_other) {
-            *self = Self { has_changed: true, ..Self::default() };
+            *self = Self { topic_id: self.topic_id.take(), has_changed: true, ..Self::default() };
         }
         for (partition, row) in &mut self.rows {
             self.has_changed |= row.begin_at(bounds[partition].low);

@@ -1,5 +1,7 @@
 //! What a dead letter says: at a glance while a scan runs ([`Glance`]), and in full ([`Letter`]).
 
+use std::ffi::CStr;
+
 use serde::Serialize;
 
 use super::book::{Book, Fate};
@@ -11,6 +13,10 @@ use crate::stage::record::Record;
 
 /// The class of a record that says none.
 pub const UNKNOWN: &str = "unknown";
+
+/// The headers that a glance reads; of a letter's two dozen no other is looked at.
+const ERROR: &CStr = c"x-ladder-error";
+const EVENT_ID: &CStr = c"x-ladder-event-id";
 
 /// What a selection needs to know, in buffers that are used again for the next letter.
 #[derive(Debug, Default)]
@@ -36,18 +42,11 @@ impl Glance {
     pub fn look(&mut self, seen: &Seen<'_>, book: &Book) {
         (self.partition, self.offset, self.at_ms) = (seen.partition(), seen.offset(), seen.timestamp_ms());
         self.fate = Some(book.fate(self.partition, self.offset));
-        self.error.clear();
-        self.event_id.clear();
         self.is_folded = false;
-        seen.for_each_header(|name, value| {
-            let to = match name {
-                n if n == headers::ERROR.as_bytes() => &mut self.error,
-                n if n == headers::EVENT_ID.as_bytes() => &mut self.event_id,
-                _ => return,
-            };
+        for (name, to) in [(ERROR, &mut self.error), (EVENT_ID, &mut self.event_id)] {
             to.clear();
-            to.push_str(value.and_then(|value| std::str::from_utf8(value).ok()).unwrap_or_default());
-        });
+            to.push_str(seen.header(name).and_then(|value| std::str::from_utf8(value).ok()).unwrap_or_default());
+        }
         if headers::parse_error(self.error.as_bytes()).is_none() {
             self.error.insert_str(0, "unknown: ");
         }
@@ -170,5 +169,15 @@ impl Letter {
             state: self.fate,
             fingerprint: self.fingerprint().to_string(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_glance_reads_the_headers_that_the_ladder_writes() {
+        assert_eq!((ERROR.to_str(), EVENT_ID.to_str()), (Ok(headers::ERROR), Ok(headers::EVENT_ID)));
     }
 }

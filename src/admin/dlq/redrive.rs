@@ -23,11 +23,13 @@ use bytes::Bytes;
 use super::book::{Book, Fate, Job, JobState};
 use super::letter::{Glance, Letter, Summary};
 use super::select::Selection;
+use super::view::block_on;
 use crate::adapters::kafka::Properties;
 use crate::adapters::kafka::scan::{self, Progress, Scan};
 use crate::adapters::kafka::transactions::{self, Transactions};
 use crate::ladder::headers::IdSource;
 use crate::ladder::rungs::Ladder;
+use crate::messages::{ReadError, Reader};
 use crate::stage::clock::Clock;
 use crate::stage::ports::Tracer;
 use batch::Batch;
@@ -64,6 +66,17 @@ pub enum Error {
         /// Letters selected.
         planned: u64,
     },
+    /// The framing of a letter's value cannot be read, so no other message can be put behind it; or what is to be put
+    /// there is not such a message.
+    #[error("letter {partition}:{offset} cannot be corrected: {why}")]
+    NotCorrected {
+        /// Partition on the DLQ.
+        partition: i32,
+        /// Offset in that partition.
+        offset: i64,
+        /// What is wrong with it.
+        why: ReadError,
+    },
     /// The copy of a letter has no hop left, or no place to go.
     #[error("letter {partition}:{offset} cannot be sent back: its hops are at their limit")]
     NoCopy {
@@ -85,6 +98,8 @@ pub struct Desk {
     pub id_source: IdSource,
     /// The compacted topic of the book.
     pub book_topic: Arc<str>,
+    /// Reads the letters' values.
+    pub reader: Reader,
     /// Partitions of each of the ladder's topics, by rung: a copy keeps its number where the target has as many.
     pub partitions: Vec<i32>,
     /// Tells the time.
@@ -108,8 +123,9 @@ pub struct Order {
     pub rate: Option<f64>,
     /// Stop when more than this share of the copies came back to the DLQ, 0 to 1; `None`: never.
     pub stop_at: Option<f64>,
-    /// Other values for the letters at these partitions and offsets; when there are any, only these are meant.
-    pub corrected: HashMap<(i32, i64), Bytes>,
+    /// Other messages, as JSON, for the letters at these partitions and offsets, each put behind the framing of the
+    /// letter's own value; when there are any, only these letters are meant.
+    pub corrected: HashMap<(i32, i64), String>,
     /// Who asks.
     pub who: String,
     /// Stop a job that is at work.
@@ -136,13 +152,14 @@ impl Desk {
         properties: Properties,
         ladder: Arc<Ladder>,
         id_source: IdSource,
+        reader: Reader,
         clock: Arc<dyn Clock>,
         tracer: Option<Arc<dyn Tracer>>,
     ) -> Result<Self, Error> {
         let topics: Vec<&str> = ladder.rungs().iter().map(|rung| &*rung.topic).collect();
         let partitions = scan::partitions(&properties, &topics)?;
         let book_topic = Arc::clone(ladder.redrive_topic());
-        Ok(Self { properties, ladder, id_source, book_topic, partitions, clock, tracer })
+        Ok(Self { properties, ladder, id_source, book_topic, reader, partitions, clock, tracer })
     }
 
     /// The topic of the letters.
@@ -155,7 +172,7 @@ impl Desk {
     /// # Errors
     /// When Kafka does not answer, or the book's topic is missing.
     pub fn book(&self) -> Result<Book, Error> {
-        Ok(Book::read(&self.properties, &self.book_topic)?)
+        Ok(Book::read(&self.properties, &self.book_topic, self.topic())?)
     }
 
     /// The letters that are there now.
@@ -183,6 +200,10 @@ impl Desk {
             if glance.fate != Some(Fate::Open) {
                 already += 1;
                 return Ok(ControlFlow::Continue(()));
+            }
+            let place = (glance.partition, glance.offset);
+            if let Some(json) = order.corrected.get(&place) {
+                self.corrected(place, seen.value(), json)?; // before anything is done
             }
             planned += 1;
             if sample.len() < SAMPLE {
@@ -234,7 +255,7 @@ impl Desk {
         let mut relapses = Relapses::watch(self, order, &job)?;
         let mut paused = Paused::follow(self, order);
         let mut pace = Pace::new(order.rate);
-        let mut batch = Batch::new(self, order, &writer);
+        let mut batch = Batch::new(self, order, &writer, &book);
         batch.heartbeat(&mut job)?;
 
         let mut scan = self.scan()?;
@@ -342,6 +363,12 @@ impl Desk {
             // Enough was seen: that is an end, too.
             None => Ok(ended || broke_off),
         }
+    }
+
+    /// A letter's value with another message in it. Blocks while a schema is asked for.
+    fn corrected(&self, (partition, offset): (i32, i64), value: Option<&[u8]>, json: &str) -> Result<Bytes, Error> {
+        let corrected = block_on(self.reader.with_json(value.unwrap_or_default(), json));
+        corrected.map(Bytes::from).map_err(|why| Error::NotCorrected { partition, offset, why })
     }
 
     /// Partitions of a rung's topic.

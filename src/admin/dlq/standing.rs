@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::book::{Book, Fate};
-use super::redrive::Desk;
+use crate::adapters::kafka::Properties;
 use crate::adapters::kafka::scan::{self, Bounds, Scan};
 
 /// Letters by fate.
@@ -35,21 +35,23 @@ pub struct Standing {
 }
 
 impl Standing {
-    /// Looks again. Blocks.
+    /// Looks again at the topic of the letters and that of the book. Blocks.
     ///
     /// # Errors
     /// When Kafka does not answer, or a topic is missing. What was seen before stays.
-    pub fn refresh(&mut self, desk: &Desk) -> Result<(), scan::Error> {
+    pub fn refresh(&mut self, properties: &Properties, topic: &str, book_topic: &str) -> Result<(), scan::Error> {
         let (mut letters, mut pages) = match self.clients.take() {
             Some(clients) => clients,
-            None => (Scan::open(&desk.properties, desk.topic())?, Scan::open(&desk.properties, &desk.book_topic)?),
+            None => (Scan::open(properties, topic)?, Scan::open(properties, book_topic)?),
         };
         letters.renew()?;
         pages.renew()?;
         let ends: BTreeMap<i32, i64> = pages.bounds().iter().map(|(partition, b)| (*partition, b.high)).collect();
-        if self.next.iter().any(|(partition, next)| ends.get(partition).is_none_or(|end| end < next)) {
-            // Another topic of the same name.
-            (self.next, self.book) = (BTreeMap::new(), Arc::default());
+        let topic_id = letters.id_of(topic);
+        let is_other_book = self.next.iter().any(|(partition, next)| ends.get(partition).is_none_or(|end| end < next));
+        if is_other_book || self.book.topic_id() != topic_id.as_deref() {
+            // One of the topics was made again under its name.
+            (self.next, self.book) = (BTreeMap::new(), Arc::new(Book::about(topic_id)));
             self.version += 1;
         }
         if self.next != ends {

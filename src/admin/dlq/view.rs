@@ -1,5 +1,7 @@
 //! A dead letter for people and programs: key, value and headers decoded where they can be, in hexadecimal where not.
 
+use std::pin::pin;
+
 use futures::FutureExt as _;
 use serde::Serialize;
 use serde_json::Value;
@@ -98,16 +100,20 @@ pub struct View {
     pub history: Vec<Attempt>,
 }
 
+/// Waits for what is asked of a schema registry; what is known already needs no runtime.
+pub(super) fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let mut future = pin!(future);
+    match future.as_mut().now_or_never() {
+        Some(known) => known,
+        None => Handle::current().block_on(future),
+    }
+}
+
 impl Content {
     /// Reads a value. Blocks while a schema is asked for.
     pub fn of(value: Option<&[u8]>, reader: &Reader) -> Self {
         let Some(value) = value else { return Self { size: None, json: None, hex: None, problem: None } };
-        let decoded = reader.to_json(value);
-        let decoded = match decoded.now_or_never() {
-            Some(decoded) => decoded,
-            None => Handle::current().block_on(reader.to_json(value)),
-        };
-        let (json, problem) = match decoded {
+        let (json, problem) = match block_on(reader.to_json(value)) {
             Ok(text) => (serde_json::from_str(&text).ok(), None),
             Err(error) => (None, Some(error.to_string())),
         };

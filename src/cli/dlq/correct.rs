@@ -4,20 +4,15 @@ use std::fs::File;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 
-use bytes::Bytes;
 use serde_json::Value;
 
 use super::Error;
 use crate::admin::dlq::redrive::{Desk, Order};
-use crate::messages::Reader;
 
-/// The order with the values of the file; an order with corrections means just the letters in it.
-pub(super) fn read(path: &Path, mut order: Order, desk: &Desk, reader: &Reader) -> Result<Order, Error> {
+/// The order with the values of the file; an order with corrections means just the letters in it. The framing of their
+/// values stays as it is.
+pub(super) fn read(path: &Path, mut order: Order, desk: &Desk) -> Result<Order, Error> {
     let wrong = |line: usize, why: &str| Error::Usage(format!("{} line {line}: {why}", path.display()));
-    let Some(decoder) = reader.plain() else {
-        let why = "corrected values need the schema id of the writer, which is not supported with `framing: confluent`";
-        return Err(Error::Usage(format!("--from: {why}")));
-    };
     let file = File::open(path).map_err(|e| Error::Usage(format!("--from {}: {e}", path.display())))?;
     for (n, line) in BufReader::new(file).lines().enumerate() {
         let (line, n) = (line?, n + 1);
@@ -34,8 +29,11 @@ pub(super) fn read(path: &Path, mut order: Order, desk: &Desk, reader: &Reader) 
         }
         let json = letter.get("value").and_then(|value| value.get("json"));
         let json = json.ok_or_else(|| wrong(n, "`value.json` holds the corrected message; this line has none"))?;
-        let payload = decoder.from_json(&json.to_string()).map_err(|e| wrong(n, &e.to_string()))?;
-        if order.corrected.insert(place, Bytes::from(payload)).is_some() {
+        let json = json.to_string();
+        if let Some(Err(error)) = desk.reader.own().map(|decoder| decoder.from_json(&json)) {
+            return Err(wrong(n, &error.to_string()));
+        }
+        if order.corrected.insert(place, json).is_some() {
             return Err(wrong(n, &format!("letter {}:{} stands in the file already", place.0, place.1)));
         }
     }

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use super::outside::{PipelineStatus, StageLook, StageStatus, Status};
+use crate::admin::dlq::standing::Depth;
+use crate::admin::instances::Pause;
+use crate::admin::outside::{Letters, PipelineStatus, StageLook, StageStatus, Status};
 use crate::admin::retention;
 use crate::telemetry::duration;
 
@@ -82,6 +84,19 @@ fn notes(pipeline: &PipelineStatus) -> Vec<String> {
         notes.push(format!("! {}: no such topic; remedy: scripts/create-topics.sh creates it", missing.join(", ")));
     }
     notes.extend(errors.into_iter().map(|(error, stages)| format!("! {}: {error}", stages.join(", "))));
+    let members = |silent: fn(&StageStatus) -> usize| -> usize {
+        let seen = pipeline
+            .stages
+            .iter()
+            .filter_map(|look| if let StageLook::Seen(s) = look { Some(silent(s)) } else { None });
+        seen.sum()
+    };
+    let (all, silent) = (members(|s| s.members), members(|s| s.members.saturating_sub(s.asked)));
+    if silent > 0 {
+        notes.push(format!(
+            "pauses by breaker, brake and Redis are unknown of {silent} of {all} members; admin.instances says where to ask"
+        ));
+    }
     notes
 }
 
@@ -89,14 +104,21 @@ fn notes_of(stage: &StageStatus) -> Vec<String> {
     let mut notes = Vec::new();
     let name = &stage.stage;
     if let Some(depth) = stage.depth {
-        notes.push(format!(
-            "records in the DLQ: {depth} (open, redriven and discarded; `pipeline dlq groups` tells them apart)"
-        ));
+        notes.push(match &stage.letters {
+            Some(Letters::Counted(Depth { open, redriven, discarded })) => {
+                format!("letters in the DLQ: {open} open, {redriven} redriven, {discarded} discarded")
+            }
+            Some(Letters::Unknown { error }) => format!("! records in the DLQ: {depth}; what became of them: {error}"),
+            None => format!("records in the DLQ: {depth}"),
+        });
     } else if stage.lag > 0 && stage.members == 0 {
         notes.push(format!("! {name}: nobody runs it; `pipeline --stage {name}` does"));
     }
     if let Some(order) = &stage.paused {
         notes.push(format!("! {name} is paused by command {order}"));
+    }
+    for Pause { instance, reason } in &stage.pauses {
+        notes.push(format!("! {name} is paused at {instance}: {reason}"));
     }
     if let (Some(_), Some(limit)) = (stage.retention_alarm, stage.retention_ms) {
         let (oldest, limit) = (Duration::from_millis(stage.oldest_unprocessed_ms), Duration::from_millis(limit));
@@ -110,9 +132,9 @@ fn notes_of(stage: &StageStatus) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::outside::Unseen;
     use super::*;
     use crate::adapters::kafka::control::Order;
+    use crate::admin::outside::Unseen;
 
     fn stage(name: &str, waiting: u64, overdue: u64, oldest_overdue_ms: u64) -> StageStatus {
         StageStatus {
@@ -129,7 +151,8 @@ mod tests {
     }
 
     fn sample() -> Status {
-        let dlq = StageStatus { depth: Some(3), estimated: false, ..stage("dlq", 3, 0, 0) };
+        let letters = Some(Letters::Counted(Depth { open: 1, redriven: 2, discarded: 0 }));
+        let dlq = StageStatus { depth: Some(3), letters, estimated: false, ..stage("dlq", 3, 0, 0) };
         let stages = [stage("main", 0, 0, 0), stage("retry-1", 120, 7, 65_432), dlq].map(StageLook::Seen).into();
         Status { pipelines: vec![PipelineStatus { pipeline: "orders".into(), stages }] }
     }
@@ -143,7 +166,8 @@ mod tests {
              \x20 main     orders.main           0        0               -    0        2\n\
              \x20 retry-1  orders.retry-1     ~120       ~7           1m 5s  127        2\n\
              \x20 dlq      orders.dlq            -        -               -    3        2\n\
-             \x20 records in the DLQ: 3 (open, redriven and discarded; `pipeline dlq groups` tells them apart)\n\
+             \x20 letters in the DLQ: 1 open, 2 redriven, 0 discarded\n\
+             \x20 pauses by breaker, brake and Redis are unknown of 6 of 6 members; admin.instances says where to ask\n\
              \n\
              ~ estimated from the log: exact while dues rise with offsets and every offset holds an event\n"
         );
@@ -159,6 +183,8 @@ mod tests {
             oldest_unprocessed_ms: 4 * 86_400_000,
             retention_ms: Some(7 * 86_400_000),
             retention_alarm: Some("warning"),
+            asked: 2,
+            pauses: vec![Pause { instance: "worker-1:9464".into(), reason: "breaker".into() }],
             ..stage("retry-1", 0, 5, 1_000)
         };
         let stages = vec![
@@ -173,6 +199,7 @@ mod tests {
             notes(&pipeline),
             [
                 "! main: nobody runs it; `pipeline --stage main` does",
+                "! retry-1 is paused at worker-1:9464: breaker",
                 "! retry-1: the oldest event that is not done has used 4d of 7d of the topic's retention; Kafka deletes \
                  it then",
                 "! dlq: no such topic; remedy: scripts/create-topics.sh creates it",
@@ -203,6 +230,6 @@ mod tests {
     #[test]
     fn the_json_begins_with_the_promised_keys() {
         let json = serde_json::to_string(&sample()).unwrap();
-        assert!(json.starts_with(r#"{"pipelines":[{"pipeline":"orders","stages":[{"stage":"main","topic":"orders.main","waiting":0,"overdue":0,"oldest_overdue_ms":0,"lag":0,"members":2,"estimated":false,"oldest_unprocessed_ms":0,"retention_ms":null,"retention_alarm":null},{"stage":"retry-1","#), "{json}");
+        assert!(json.starts_with(r#"{"pipelines":[{"pipeline":"orders","stages":[{"stage":"main","topic":"orders.main","waiting":0,"overdue":0,"oldest_overdue_ms":0,"lag":0,"members":2,"estimated":false,"oldest_unprocessed_ms":0,"retention_ms":null,"retention_alarm":null,"asked":0},{"stage":"retry-1","#), "{json}");
     }
 }

@@ -1,6 +1,6 @@
 //! Each fault: where it is told, in which words, with which remedy; and that all are told at once.
 
-use super::super::{Sources, load};
+use super::super::{Endpoint, Sources, load};
 use super::{LEAST, config, faults, sources, with};
 
 /// Exactly one fault, at `path`, whose text has all of `words`.
@@ -64,6 +64,8 @@ fn wrong_types_are_faults() {
     pipeline("allow_unsafe_topics: maybe", "allow_unsafe_topics", &["`true` or `false`"]);
     pipeline("group: 7", "group", &["not a text", "quotes"]);
     beside("admin: {listen: here}", "admin.listen", &["0.0.0.0:9464"]);
+    beside("admin: {instances: [worker-1]}", "admin.instances[0]", &["worker-1:9464"]);
+    pipeline("dlq: {webhook: \"ftp://chat.example\"}", "dlq.webhook", &["not a url of HTTP", "https://"]);
     beside("console: {listen: here}", "console.listen", &["127.0.0.1:9490"]);
     beside("console: {token: hunter2}", "console.token", &["***", "at least 16 characters"]);
     beside("instance: a b", "instance", &["a b", "letters"]);
@@ -268,16 +270,23 @@ fn a_registry_is_checked_and_what_depends_on_it() {
 fn redis_urls_are_checked() {
     beside("redis: {url: 'http://localhost'}", "redis.url", &["`http`", "rediss:// for TLS"]);
     beside("redis: {url: 'redis://localhost/x'}", "redis.url", &["not a url of redis"]);
-    beside(
-        "redis: {url: ['redis://a', 'redis://b']}",
-        "redis.url",
-        &["Redis Cluster", "not available in this version"],
-    );
+    beside("redis: {url: []}", "redis.url", &["empty list", "nodes of a cluster"]);
+    beside("redis: {url: ['redis://a', 'http://b']}", "redis.url[1]", &["`http`"]);
+    beside("redis: {url: ['redis://a/3']}", "redis.url[0]", &["no database but 0"]);
+    beside("redis: {url: ['redis://a', 'redis+unix:///run/r.sock']}", "redis.url[1]", &["not reached by sockets"]);
+    beside("redis: {url: ['redis://:p@a', 'redis://:q@b']}", "redis.url[1]", &["differ from the first url's"]);
+    let list = config(&format!("{LEAST}\nredis: {{url: ['redis://:p@a', 'redis://:p@b:1/0']}}")).redis.url;
+    assert!(list.one().is_none());
+    assert_eq!(list.all().iter().map(Endpoint::reveal).collect::<Vec<_>>(), ["redis://:p@a", "redis://:p@b:1/0"]);
+    assert_eq!(format!("{list:?}"), "[\"redis://:***@a\", \"redis://:***@b:1/0\"]");
     for url in ["redis://a", "redis+unix:///run/redis.sock", "valkey://:p@h:1/2"] {
-        assert_eq!(config(&format!("{LEAST}\nredis: {{url: '{url}'}}")).redis.url.reveal(), url);
+        assert_eq!(config(&format!("{LEAST}\nredis: {{url: '{url}'}}")).redis.url.one().unwrap().reveal(), url);
     }
     if cfg!(feature = "tls") {
-        assert_eq!(config(&format!("{LEAST}\nredis: {{url: 'rediss://a'}}")).redis.url.url().scheme(), "rediss");
+        assert_eq!(
+            config(&format!("{LEAST}\nredis: {{url: 'rediss://a'}}")).redis.url.one().unwrap().url().scheme(),
+            "rediss"
+        );
     } else {
         beside("redis: {url: 'rediss://a'}", "redis.url", &["no TLS"]);
     }

@@ -194,17 +194,21 @@ fn secrets_come_from_files() {
     assert!(!printed.contains("hunter2") && !printed.contains("pa ss"), "{printed}");
     assert_eq!(loaded(&sources(&printed)).config, from_files.config, "the files are named, so that it loads again");
     let config = from_files.config;
-    assert_eq!(config.redis.url.reveal(), "redis://:hunter2@h:1/0");
+    assert_eq!(config.redis.url.one().unwrap().reveal(), "redis://:hunter2@h:1/0");
     assert_eq!(config.kafka.properties.get("sasl.password"), Some("pa ss"), "only the line end goes");
     assert!(!format!("{config:?}").contains("hunter2") && !format!("{config:?}").contains("pa ss"), "{config:?}");
 
     let env = sources(&format!("{LEAST}\nredis: {{url: 'redis://file:1'}}"));
     let env = env.env([("PIPELINE_REDIS__URL_FILE", path("url"))]);
-    assert_eq!(loaded(&env).config.redis.url.reveal(), "redis://:hunter2@h:1/0", "the later layer wins over `url`");
+    assert_eq!(
+        loaded(&env).config.redis.url.one().unwrap().reveal(),
+        "redis://:hunter2@h:1/0",
+        "the later layer wins over `url`"
+    );
     let env = sources(&yaml)
         .env([("PIPELINE_REDIS__URL", "redis://env:1"), ("PIPELINE_KAFKA__PROPERTIES__SASL_PASSWORD", "x")]);
     let config = loaded(&env).config;
-    assert_eq!(config.redis.url.reveal(), "redis://env:1", "and `url` over an earlier `url_file`");
+    assert_eq!(config.redis.url.one().unwrap().reveal(), "redis://env:1", "and `url` over an earlier `url_file`");
     assert_eq!(config.kafka.properties.get("sasl.password"), Some("x"));
 
     for (file, word) in [("empty", "empty"), ("none", "cannot be read")] {

@@ -106,7 +106,7 @@ pipelines:
         loaded.print_all(),
         loaded.print_json(true).to_string(),
         loaded.print_json(false).to_string(),
-        format!("{loaded:?} {:#?} {}", loaded.config, loaded.config.redis.url),
+        format!("{loaded:?} {:#?} {}", loaded.config, loaded.config.redis.url.one().unwrap()),
     ];
     for text in shown {
         assert!(
@@ -115,7 +115,7 @@ pipelines:
         );
         assert!(!text.contains(secret), "{text}");
     }
-    assert_eq!(loaded.config.redis.url.reveal(), format!("rediss://app:{secret}@h:1/0"));
+    assert_eq!(loaded.config.redis.url.one().unwrap().reveal(), format!("rediss://app:{secret}@h:1/0"));
 }
 
 #[test]

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 pub(crate) use retry_ladder::messages::shop::v1::OrderPlaced;
 
-use crate::support::{brokers, client_config, create_topic, redis_url, unique};
+use crate::support::{brokers, client_config, create_topic, delete_topic, redis_url, unique};
 
 const LIMIT: Duration = Duration::from_secs(90);
 
@@ -47,6 +47,13 @@ pub(crate) fn number(value: &Value, key: &str) -> u64 {
     value[key].as_u64().unwrap_or_else(|| panic!("{key} in {value}"))
 }
 
+/// What a schema registry's serializer writes before letter `n`: another schema for each, and the message's index in two of
+/// the ways that it can be written.
+pub(crate) fn frame(n: usize) -> Vec<u8> {
+    let index: &[u8] = if n.is_multiple_of(2) { &[0] } else { &[2, 0] };
+    [&[0][..], &(n as u32 + 1).to_be_bytes(), index].concat()
+}
+
 /// A record as a plain consumer sees it.
 pub(crate) struct Copy {
     pub(crate) value: Vec<u8>,
@@ -65,12 +72,18 @@ impl Copy {
 pub(crate) struct Dlq {
     topic: String,
     partitions: i32,
+    /// Values have a schema registry's framing.
+    framed: bool,
     dir: tempfile::TempDir,
 }
 
 impl Dlq {
     pub(crate) async fn new(partitions: i32) -> Self {
-        let dlq = Self { topic: unique("dlq"), partitions, dir: tempfile::tempdir().expect("a folder") };
+        Self::with(partitions, false).await
+    }
+
+    pub(crate) async fn with(partitions: i32, framed: bool) -> Self {
+        let dlq = Self { topic: unique("dlq"), partitions, framed, dir: tempfile::tempdir().expect("a folder") };
         dlq.configure("fail_ratio: 0");
         create_topic(&dlq.topic, partitions, &[]).await;
         for stage in ["retry-1", "dlq"] {
@@ -82,15 +95,23 @@ impl Dlq {
         dlq
     }
 
+    /// Deletes the topic of the letters and makes it again: offsets begin anew.
+    pub(crate) async fn make_again(&self) {
+        let topic = self.of("dlq");
+        delete_topic(&topic).await;
+        create_topic(&topic, self.partitions, &[]).await;
+    }
+
     pub(crate) fn configure(&self, simulate: &str) {
         let text = format!(
             "kafka: {{ brokers: \"{}\" }}\nredis: {{ url: \"{}\", prefix: {} }}\npipelines:\n  orders:\n    topic: {}\n    \
-             group: g\n    message: shop.v1.OrderPlaced\n    retries: [{{ delay: 100ms }}]\n    allow_unsafe_topics: true\n    \
+             group: g\n    message: shop.v1.OrderPlaced\n    framing: {}\n    retries: [{{ delay: 100ms }}]\n    allow_unsafe_topics: true\n    \
              handler: {{ simulate: {{ {simulate}, record: {:?} }} }}\n",
             brokers(),
             redis_url(),
             self.topic,
             self.topic,
+            if self.framed { "confluent" } else { "plain" },
             self.path("executions")
         );
         std::fs::write(self.path("topics.yaml"), text).expect("written");
@@ -106,7 +127,9 @@ impl Dlq {
 
     /// Letters as the ladder writes them: number `n` on partition `n` modulo their count, its kind by turns.
     pub(crate) fn fill(&self, letters: usize) {
-        let producer: BaseProducer = client_config().set("linger.ms", "5").create().expect("producer");
+        let mut config = client_config();
+        config.set("linger.ms", "5").set("queue.buffering.max.messages", "1000000").set("compression.type", "lz4");
+        let producer: BaseProducer = config.create().expect("producer");
         for n in 0..letters {
             let kind = &KINDS[n % KINDS.len()];
             let (id, key, number) = (format!("event-{n}"), format!("key-{n}"), n.to_string());
@@ -116,7 +139,8 @@ impl Dlq {
                 item_id: MARKUP.into(),
                 ..OrderPlaced::default()
             };
-            let value = if kind.class == "poison" { vec![0xff; 3] } else { order.encode_to_vec() };
+            let payload = if kind.class == "poison" { vec![0xff; 3] } else { order.encode_to_vec() };
+            let value = if self.framed { [&frame(n)[..], &payload].concat() } else { payload };
             let error = format!("{}: {}", kind.class, kind.text.replace('#', &number));
             let history = format!(r#"[{{"s":0,"t":1,"ms":2,"e":"permanent","m":"history of {id}"}}]"#);
             let origin = format!("{}:0:{n}:1", self.topic);
@@ -214,6 +238,15 @@ impl Dlq {
         while self.copies(stage).len() < count {
             assert!(begun.elapsed() < LIMIT, "{count} copies on {stage} within {LIMIT:?}");
         }
+    }
+
+    /// Open, redriven and discarded letters, as `pipeline status` counts them.
+    pub(crate) fn letters(&self) -> (u64, u64, u64) {
+        let output = self.pipeline(&["status", "--json"]);
+        let status: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let stages = status["pipelines"][0]["stages"].as_array().expect("stages");
+        let letters = &stages.last().expect("the DLQ")["letters"];
+        (number(letters, "open"), number(letters, "redriven"), number(letters, "discarded"))
     }
 
     /// As `pipeline status` sees it from outside.

@@ -13,7 +13,7 @@ use crate::redis_server::RedisServer;
 const LAST_CLAIMS: Duration = Duration::from_millis(1_500);
 
 /// What the rule says must run for each event: attempt n on stage n - 1, until it is done or the ladder ends.
-fn expected(rule: &SimulateOptions, id: &str) -> (Vec<(String, u32)>, bool) {
+pub(super) fn expected(rule: &SimulateOptions, id: &str) -> (Vec<(String, u32)>, bool) {
     let mut runs = Vec::new();
     for (attempt, stage) in (1..).zip(["main", "retry-1", "retry-2"]) {
         runs.push((stage.to_owned(), attempt));

@@ -14,8 +14,8 @@ use retry_ladder::adapters::registry::{Options, Registry, Source};
 use retry_ladder::messages::{Frame, SchemaError, Schemas as _};
 
 use super::harness::{Ladder, records, until};
-use retry_ladder::prove::proxy::{Network, Proxy};
 use crate::support::registry_url;
+use retry_ladder::prove::proxy::{Cut, Proxy};
 
 /// A ladder for framed messages; its main topic has a name of its own, and so has its subject.
 fn ladder(registry: &str) -> Ladder {
@@ -133,7 +133,8 @@ fn framed_messages_go_up_the_ladder_with_every_byte_kept_and_are_read_by_their_s
 #[tokio::test(flavor = "multi_thread")]
 async fn a_registry_that_is_gone_delays_what_is_new_to_it_and_nothing_else() {
     let direct = Url::parse(&registry_url()).expect("a url");
-    let proxy = Proxy::to(direct.port_or_known_default().expect("a port")).await;
+    let proxy =
+        Proxy::start(format!("127.0.0.1:{}", direct.port_or_known_default().expect("a port"))).await.expect("a proxy");
     let mut through = direct.clone();
     through.set_port(Some(proxy.port())).expect("a port");
     let mut ladder = ladder(through.as_str());
@@ -152,7 +153,7 @@ async fn a_registry_that_is_gone_delays_what_is_new_to_it_and_nothing_else() {
     let source = Source { name: "other".into(), text: text.into(), imports: Vec::new() };
     let new = registry.register(&format!("{}-other", ladder.topic("main")), &[source]).await.expect("registered");
     let known = Frame::read(&records(&ladder.topic("main"))[0].value).expect("a frame").schema_id;
-    proxy.set(Network::CutAtReply);
+    proxy.set(Some(Cut::AtReply));
     succeeded(&produce(&ladder, "new-1", &["--schema-id", &new.to_string()]));
     succeeded(&produce(&ladder, "known-2", &["--schema-id", &known.to_string()]));
     until("the known goes on", || done("known-2"), || worker.log());
@@ -161,7 +162,7 @@ async fn a_registry_that_is_gone_delays_what_is_new_to_it_and_nothing_else() {
     assert!(error.starts_with(&format!("transient: schema {new}: no schema registry answers at")), "{error}");
     assert!(!done("new-1"));
 
-    proxy.set(Network::Fine);
+    proxy.set(None);
     until("the new one is done", || done("new-1"), || worker.log());
     assert!(ladder.dead_letters().is_empty());
 }

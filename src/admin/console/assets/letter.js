@@ -18,7 +18,7 @@ function show(about, pipeline, place, seen) {
   const only = { partition, offsets: `${offset}..${offset}` };
   const group = `#/dlq/${encodeURIComponent(pipeline)}/group/${encodeURIComponent(seen.fingerprint)}`;
   const fact = (word, ...value) => h('div', {}, h('dt', {}, word), h('dd', {}, ...value));
-  const can = of.can_correct && about.show_values && seen.state === 'open';
+  const can = about.show_values && seen.state === 'open';
   const editor = h('div', {});
   const trace = seen.trace_id && `${about.jaeger}/trace/${encodeURIComponent(seen.trace_id)}`;
   return [

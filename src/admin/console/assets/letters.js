@@ -67,10 +67,9 @@ export function groups({ params: { pipeline }, signal }) {
       bar.hidden = !initial;
       bar.max = Math.max(1, seen.total);
       bar.value = seen.read;
-      const open = seen.groups.reduce((sum, group) => sum + group.open, 0);
       const kinds = count(seen.groups.length + seen.more_groups, 'kind');
       say(status, initial && seen.total ? `Reading the DLQ: ${number(seen.read)} of ${count(seen.total, 'letter')} …`
-        : seen.known ? `${count(open, 'open letter')}, ${kinds} of errors` : seen.error ? '' : 'Reading the DLQ …');
+        : seen.known ? `${count(seen.open, 'open letter')}, ${kinds} of errors` : seen.error ? '' : 'Reading the DLQ …');
       const notes = [];
       if (seen.more_groups) notes.push(`${count(seen.more_groups, 'smaller group')} with ${count(seen.more_letters, 'letter')} not shown.`);
       if (seen.left_out) notes.push(`${count(seen.left_out, 'older letter')} not counted.`);

@@ -10,6 +10,14 @@ const CURVE = 60;
 const LATE_MS = 5000;
 const VERY_LATE_MS = 60000;
 
+/** What an instance says that pauses its stage. */
+const REASONS = {
+  breaker: 'paused: the handler’s target is down',
+  brake: 'paused: too many dead letters',
+  store: 'paused: Redis does not answer',
+  halted: 'a partition is halted: going on would lose an event',
+};
+
 /** Rates seen so far, by topic; kept while the tab lives. */
 const curves = new Map();
 
@@ -46,7 +54,7 @@ class Ladder {
   }
 
   show(pipeline) {
-    pipeline?.stages.forEach((stage, i) => this.stages[i]?.show(stage, pipeline.letters));
+    pipeline?.stages.forEach((stage, i) => this.stages[i]?.show(stage));
   }
 }
 
@@ -94,6 +102,10 @@ class Stage {
     if (stage.paused) {
       kind = 'warn';
       notes.push(`paused by ${stage.paused.by}${stage.paused.reason ? `: ${stage.paused.reason}` : ''}`);
+    }
+    for (const { instance, reason } of stage.pauses ?? []) {
+      kind = 'warn';
+      notes.push(`${REASONS[reason] ?? reason} (${instance})`);
     }
     if (late > LATE_MS) {
       kind = late > VERY_LATE_MS ? 'bad' : 'warn';
@@ -171,7 +183,8 @@ class Dlq {
       this.notes);
   }
 
-  show(stage, letters) {
+  show(stage) {
+    const { letters } = stage;
     const error = stage.error ?? letters?.error;
     fill(this.notes, error ? h('p', {}, error) : null);
     this.node.className = `stage last ${error ? 'bad' : ''}`;

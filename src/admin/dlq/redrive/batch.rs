@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::{Desk, Error, Order};
 use crate::adapters::kafka::transactions::{self, Transactions};
-use crate::admin::dlq::book::{self, Job};
+use crate::admin::dlq::book::{self, Book, Job};
 use crate::admin::dlq::letter::Letter;
 use crate::ladder::event::Timestamp;
 use crate::ladder::headers::{self, Redrive, Trace};
@@ -32,8 +32,9 @@ pub(super) struct Batch<'d> {
     desk: &'d Desk,
     order: &'d Order,
     writer: &'d Transactions,
-    /// The topics' names, shared.
-    book: Arc<str>,
+    /// Where the entries are written, and about which topic.
+    pages: Arc<str>,
+    book: &'d Book,
     letters: u64,
     records: Vec<Outgoing>,
     sent: Vec<Sent>,
@@ -41,9 +42,9 @@ pub(super) struct Batch<'d> {
 }
 
 impl<'d> Batch<'d> {
-    pub(super) fn new(desk: &'d Desk, order: &'d Order, writer: &'d Transactions) -> Self {
-        let book = Arc::clone(&desk.book_topic);
-        Self { desk, order, writer, book, letters: 0, records: Vec::new(), sent: Vec::new(), begun: None }
+    pub(super) fn new(desk: &'d Desk, order: &'d Order, writer: &'d Transactions, book: &'d Book) -> Self {
+        let pages = Arc::clone(&desk.book_topic);
+        Self { desk, order, writer, pages, book, letters: 0, records: Vec::new(), sent: Vec::new(), begun: None }
     }
 
     /// Letters in it.
@@ -56,10 +57,10 @@ impl<'d> Batch<'d> {
         let now = self.desk.clock.now().wall;
         let (partition, offset) = (letter.record.partition, letter.record.offset);
         if let Some(target) = self.order.target {
-            let copy = self.copy(&letter, target, now).ok_or(Error::NoCopy { partition, offset })?;
+            let copy = self.copy(&letter, target, now)?.ok_or(Error::NoCopy { partition, offset })?;
             self.records.push(copy);
         }
-        self.records.push(book::entry(&self.book, partition, offset, job, now));
+        self.records.push(self.book.entry(&self.pages, partition, offset, job, now));
         self.letters += 1;
         self.begun.get_or_insert(now);
         Ok(())
@@ -85,7 +86,7 @@ impl<'d> Batch<'d> {
 
     fn commit(&self, job: &mut Job, records: &mut Vec<Outgoing>) -> Result<(), Error> {
         job.updated_ms = self.desk.clock.now().wall.floor_millis();
-        records.push(book::job(&self.book, job));
+        records.push(book::job(&self.pages, job));
         let mut tries = 0;
         loop {
             tries += 1;
@@ -106,8 +107,9 @@ impl<'d> Batch<'d> {
         now.saturating_sub(job.updated_ms) > u64::try_from(SILENCE.as_millis()).unwrap_or(u64::MAX)
     }
 
-    fn copy(&mut self, letter: &Letter, target: usize, now: Timestamp) -> Option<Outgoing> {
-        let rung = self.desk.ladder.rung(target)?;
+    /// `None`: it has no hop left, or no place to go.
+    fn copy(&mut self, letter: &Letter, target: usize, now: Timestamp) -> Result<Option<Outgoing>, Error> {
+        let Some(rung) = self.desk.ladder.rung(target) else { return Ok(None) };
         let record = &letter.record;
         let parent = record.trace();
         let context = self.desk.tracer.as_ref().and(parent).map(TraceContext::child);
@@ -119,22 +121,26 @@ impl<'d> Batch<'d> {
             at: now,
             trace: traceparent.as_deref().map(|parent| Trace { parent, state: record.trace_state() }),
         };
-        let next = headers::redriven(record.headers(), &redrive)?;
+        let Some(next) = headers::redriven(record.headers(), &redrive) else { return Ok(None) };
         let dlq = self.desk.ladder.dlq().index;
         let partition = (self.desk.partitions_of(target) == self.desk.partitions_of(dlq)).then_some(record.partition);
-        let corrected = self.order.corrected.get(&(record.partition, record.offset)).cloned();
+        let place = (record.partition, record.offset);
+        let value = match self.order.corrected.get(&place) {
+            Some(json) => Some(self.desk.corrected(place, record.value.as_deref(), json)?),
+            None => record.value.clone(),
+        };
         let out = Outgoing {
             topic: Arc::clone(&rung.topic),
             partition,
             key: record.key.clone(),
-            value: corrected.or_else(|| record.value.clone()),
+            value,
             headers: record.headers_of_copy(next),
         };
         if let Some(context) = context.filter(|context| context.is_sampled()) {
             let event_id = Arc::clone(&letter.envelope.event_id);
             self.sent.push(Sent { context, parent, event_id, key: out.key.clone(), partition });
         }
-        Some(out)
+        Ok(Some(out))
     }
 
     fn tell_spans(&mut self) {
