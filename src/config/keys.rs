@@ -248,7 +248,7 @@ section! {
     /// How much is held in memory per partition.
     pub struct Window {
         /// Events that wait for their due time; a full window pauses the partition.
-        waiting: usize = "200" in "1" ..= "1000000";
+        waiting: usize = "1000" in "1" ..= "1000000";
         /// The same in bytes; whichever is reached first.
         waiting_bytes: ByteSize = "4MiB" in "64KiB" ..= "1GiB";
         /// Events that were started and whose offsets are not committed yet.

@@ -91,7 +91,7 @@ impl Default for StageSettings {
             redriven_ttl: day * 30,
             id_source: IdSource::default(),
             compat: CompatHeaders::default(),
-            max_waiting: 200,
+            max_waiting: 1_000,
             max_waiting_bytes: 4 << 20,
             max_in_flight: 1_000,
             max_in_flight_bytes: 16 << 20,

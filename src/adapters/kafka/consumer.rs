@@ -92,9 +92,10 @@ const BATCH: usize = 500;
 const BATCH_BYTES: usize = 1 << 20;
 /// Longest wait for a record or an event, so that pauses and watermarks are seen to.
 const POLL: Duration = STORE_EVERY;
-/// How long a lane may have no room before its partition is paused. A pause throws away what the client has fetched
-/// ahead: worth it for a lane that is stuck, or has all it can hold until something falls due, not for a busy one.
-const FULL: Duration = Duration::from_millis(200);
+/// How long a lane may have no room before its partition is paused. A pause gives back the memory of what the client
+/// has fetched ahead, which costs a new fetch: worth it for a lane that is stuck, or has all that it can hold until
+/// something falls due; not for one that is busy, or takes its next portion in a moment.
+const FULL: Duration = Duration::from_secs(2);
 /// How often watermarks are stored; librdkafka commits them every second.
 const STORE_EVERY: Duration = Duration::from_millis(100);
 

@@ -33,7 +33,7 @@ fn a_pipeline_without_further_keys_has_the_defaults() {
     assert_eq!(p.retries[2].topic, "orders.orders.retry-3");
     assert_eq!(p.idempotency.lease, Duration::from_secs(15));
     assert_eq!(p.idempotency.handed_ttl, p.idempotency.done_ttl);
-    assert_eq!((p.window.waiting, p.window.waiting_bytes.0, p.window.in_flight), (200, 4 << 20, 1000));
+    assert_eq!((p.window.waiting, p.window.waiting_bytes.0, p.window.in_flight), (1000, 4 << 20, 1000));
     assert_eq!((p.partitions, p.concurrency, p.max_deferrals), (6, 64, 10));
     assert_eq!(p.max_event_age, None);
     assert_eq!(config.kafka.session_timeout, Duration::from_secs(15));
