@@ -221,7 +221,7 @@ impl Command {
             letters.push(letter.summary());
             Ok(())
         })?;
-        print::list(&mut out, &letters)?;
+        print::list(&mut super::plain::Plain(&mut out), &letters)?;
         out.flush()?;
         if more {
             super::note(&format!("only the first {page} are shown; more with --limit, all with --json"));

@@ -5,6 +5,7 @@ mod console;
 mod demo;
 mod dlq;
 pub mod pause;
+mod plain;
 pub mod produce;
 mod prove;
 mod run;
@@ -196,7 +197,7 @@ pub fn main() -> ExitCode {
                 Ok(code) => std::process::exit(code.into()),
                 Err(error) => fail(&error.to_string(), error.exit_code()),
             },
-            Some(Command::Trace(args)) => match trace::run(&args, &config, &mut std::io::stdout()).await {
+            Some(Command::Trace(args)) => match trace::run(&args, &config, &mut plain::Plain(std::io::stdout())).await {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(trace::Error::Write(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
                 Err(error) => fail(&error.to_string(), 1),
@@ -230,7 +231,7 @@ fn usage(error: &clap::Error) -> ExitCode {
 /// Tells on stderr why a command failed.
 #[allow(clippy::print_stderr, reason = "the command line talks to a person")]
 fn fail(message: &str, code: u8) -> ExitCode {
-    eprintln!("pipeline: {}", as_given(message));
+    eprintln!("pipeline: {}", plain::plain(&as_given(message)));
     ExitCode::from(code)
 }
 
