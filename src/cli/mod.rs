@@ -197,11 +197,15 @@ pub fn main() -> ExitCode {
                 Ok(code) => std::process::exit(code.into()),
                 Err(error) => fail(&error.to_string(), error.exit_code()),
             },
-            Some(Command::Trace(args)) => match trace::run(&args, &config, &mut plain::Plain(std::io::stdout())).await {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(trace::Error::Write(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-                Err(error) => fail(&error.to_string(), 1),
-            },
+            Some(Command::Trace(args)) => {
+                match trace::run(&args, &config, &mut plain::Plain(std::io::stdout())).await {
+                    Ok(()) => ExitCode::SUCCESS,
+                    Err(trace::Error::Write(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => {
+                        ExitCode::SUCCESS
+                    }
+                    Err(error) => fail(&error.to_string(), 1),
+                }
+            }
             Some(Command::Console(_)) => match console::run(&config).await {
                 // At once: whoever still watches is not waited for.
                 Ok(()) => std::process::exit(0),

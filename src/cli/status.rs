@@ -133,7 +133,11 @@ fn text(args: &StatusArgs, status: &Status) -> Result<String, Error> {
         (false, true) => {
             let now = SystemClock.now().wall;
             let now = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_millis(now.floor_millis()));
-            format!("{now}, every {}, Ctrl-C ends\n\n{}\n", duration::show(EVERY), super::as_given(&plain(&table(status))))
+            format!(
+                "{now}, every {}, Ctrl-C ends\n\n{}\n",
+                duration::show(EVERY),
+                super::as_given(&plain(&table(status)))
+            )
         }
         (false, false) => super::as_given(&plain(&table(status))),
     })

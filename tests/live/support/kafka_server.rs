@@ -218,7 +218,9 @@ impl KafkaCluster {
                 "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer".to_owned(),
                 "super.users=User:ANONYMOUS".to_owned(),
                 "sasl.enabled.mechanisms=SCRAM-SHA-512,PLAIN".to_owned(),
-                format!("listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config={jaas}.scram.ScramLoginModule required;"),
+                format!(
+                    "listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config={jaas}.scram.ScramLoginModule required;"
+                ),
                 format!("listener.name.sasl_ssl.plain.sasl.jaas.config={jaas}.plain.PlainLoginModule required{plain};"),
                 "ssl.keystore.type=PEM".to_owned(),
                 format!("ssl.keystore.location={}", keystore.display()),
