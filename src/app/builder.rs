@@ -497,7 +497,7 @@ impl Stores {
             if let Some(store) = &self.redis {
                 return Ok(Arc::clone(store));
             }
-            let options = redis::Options { startup_timeout: config.kafka.startup_timeout, ..redis::Options::default() };
+            let options = wire::redis(config)?;
             let store = match config.redis.url.one() {
                 Some(url) => redis::connect(url.reveal(), options).await?,
                 None => {

@@ -3,12 +3,14 @@
 #[cfg(feature = "postgres")]
 pub mod postgres;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::adapters::kafka::Properties;
 use crate::adapters::kafka::admin::Connection;
 use crate::adapters::kafka::admin::plan::{PipelineTopics, RetryTopic};
+use crate::adapters::redis;
 use crate::adapters::registry::{self, Registry};
 use crate::app::decode::PayloadDecoder;
 use crate::config::{self, Config};
@@ -58,6 +60,14 @@ pub enum Error {
     /// The schema registry.
     #[error(transparent)]
     Registry(#[from] registry::Error),
+    /// The authority for `rediss://`.
+    #[error("redis.ca: cannot read {}: {source}", file.display())]
+    RedisCa {
+        /// The file.
+        file: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
     /// The HTTP handler.
     #[error("pipelines.{pipeline}.handler.http.{source}")]
     Http {
@@ -139,6 +149,20 @@ pub fn properties(config: &Config) -> Properties {
 pub fn connection(config: &Config) -> Connection {
     let properties = properties(config);
     Connection { brokers: properties.brokers, properties: properties.common }
+}
+
+/// How Redis is connected to.
+///
+/// # Errors
+/// When the authority's file cannot be read.
+pub fn redis(config: &Config) -> Result<redis::Options, Error> {
+    let read = |file: &PathBuf| std::fs::read(file).map_err(|source| Error::RedisCa { file: file.clone(), source });
+    Ok(redis::Options {
+        startup_timeout: config.kafka.startup_timeout,
+        ca_pem: config.redis.ca.as_ref().map(read).transpose()?,
+        prefix: config.redis.prefix.clone(),
+        ..redis::Options::default()
+    })
 }
 
 /// The export of spans, where an endpoint is configured; `service` is this process's `service.name`.
@@ -397,6 +421,7 @@ pub async fn handler(
                 headers: h.headers.reveal().map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
                 pool_idle_timeout: h.pool_idle_timeout,
                 pool_max_idle: h.pool_max_idle,
+                ca: h.ca.clone(),
             };
             let handler = HttpHandler::new(options, Arc::clone(clock));
             Arc::new(handler.map_err(|source| Error::Http { pipeline: pipeline.name.clone(), source })?)

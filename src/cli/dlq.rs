@@ -16,6 +16,7 @@ pub(crate) use args::DlqArgs;
 use args::{Action, DealArgs};
 use progress::Meter;
 
+use crate::adapters::kafka::admin::{self, Admin};
 use crate::adapters::kafka::scan;
 use crate::adapters::otel::OtelTracer;
 use crate::admin::dlq::book::{Book, Fate, Job, JobState};
@@ -41,6 +42,9 @@ pub(crate) enum Error {
     /// The DLQ.
     #[error(transparent)]
     Dlq(#[from] redrive::Error),
+    /// Kafka does not answer, or refuses.
+    #[error(transparent)]
+    Kafka(#[from] admin::Error),
     /// A pipeline that cannot be built.
     #[error(transparent)]
     Wire(#[from] wire::Error),
@@ -68,6 +72,7 @@ impl Error {
     /// The process's exit code for this error: 64 flags, 69 not reachable or topics missing, else 1.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
+            Error::Kafka(error) => error.exit_code(),
             Error::Usage(_) | Error::Wire(_) | Error::Traces(_) => 64,
             Error::Dlq(redrive::Error::Scan(scan::Error::Config(_))) => 64,
             Error::Dlq(redrive::Error::Scan(scan::Error::Missing { .. } | scan::Error::Request { .. })) => 69,
@@ -87,6 +92,8 @@ pub(crate) async fn run(args: DlqArgs, config: &Config) -> Result<bool, Error> {
     let tracer = traces.as_ref().map(|traces| {
         Arc::new(OtelTracer::new(traces.queue(), wire::sampling(config), "retry-ladder-dlq")) as Arc<dyn Tracer>
     });
+    // Says in plain words who refuses whom, which the requests on the DLQ do not.
+    Admin::connect(wire::connection(config), config.kafka.startup_timeout).await?;
     let properties = wire::properties(config);
     let (ladder, id_source) = (Arc::new(wire::ladder(&pipeline)?), wire::id_source(&pipeline));
     let stop = Arc::new(AtomicBool::new(false));
@@ -214,7 +221,7 @@ impl Command {
             letters.push(letter.summary());
             Ok(())
         })?;
-        print::list(&mut out, &letters)?;
+        print::list(&mut super::plain::Plain(&mut out), &letters)?;
         out.flush()?;
         if more {
             super::note(&format!("only the first {page} are shown; more with --limit, all with --json"));

@@ -6,6 +6,7 @@ mod console;
 mod demo;
 mod dlq;
 pub mod pause;
+mod plain;
 pub mod produce;
 mod prove;
 mod run;
@@ -225,11 +226,15 @@ pub fn main(commit: &str) -> ExitCode {
                 Ok(code) => std::process::exit(code.into()),
                 Err(error) => fail(&error.to_string(), error.exit_code()),
             },
-            Some(Command::Trace(args)) => match trace::run(&args, &config, &mut std::io::stdout()).await {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(trace::Error::Write(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-                Err(error) => fail(&error.to_string(), 1),
-            },
+            Some(Command::Trace(args)) => {
+                match trace::run(&args, &config, &mut plain::Plain(std::io::stdout())).await {
+                    Ok(()) => ExitCode::SUCCESS,
+                    Err(trace::Error::Write(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => {
+                        ExitCode::SUCCESS
+                    }
+                    Err(error) => fail(&error.to_string(), 1),
+                }
+            }
             Some(Command::Console(_)) => match console::run(&config).await {
                 // At once: whoever still watches is not waited for.
                 Ok(()) => std::process::exit(0),
@@ -259,7 +264,7 @@ fn usage(error: &clap::Error) -> ExitCode {
 /// Tells on stderr why a command failed.
 #[allow(clippy::print_stderr, reason = "the command line talks to a person")]
 fn fail(message: &str, code: u8) -> ExitCode {
-    eprintln!("pipeline: {}", as_given(message));
+    eprintln!("pipeline: {}", plain::plain(&as_given(message)));
     ExitCode::from(code)
 }
 

@@ -14,6 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::adapters::kafka::admin::{self, Admin};
 use crate::admin::outside;
 use crate::app::wire;
+use crate::cli::plain::plain;
 use crate::config::Config;
 use crate::stage::clock::{Clock, SystemClock};
 use crate::telemetry::duration;
@@ -132,9 +133,13 @@ fn text(args: &StatusArgs, status: &Status) -> Result<String, Error> {
         (false, true) => {
             let now = SystemClock.now().wall;
             let now = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_millis(now.floor_millis()));
-            format!("{now}, every {}, Ctrl-C ends\n\n{}\n", duration::show(EVERY), super::as_given(&table(status)))
+            format!(
+                "{now}, every {}, Ctrl-C ends\n\n{}\n",
+                duration::show(EVERY),
+                super::as_given(&plain(&table(status)))
+            )
         }
-        (false, false) => super::as_given(&table(status)),
+        (false, false) => super::as_given(&plain(&table(status))),
     })
 }
 

@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use super::kafka_properties::{refused, reserved};
@@ -101,6 +102,7 @@ fn check_properties(properties: &Properties, at: &At, report: &mut Report<'_>) {
 
 fn check_redis(keys: &Keys, report: &mut Report<'_>) {
     let at = At::of(&["redis"]);
+    check_ca(keys.redis.ca.as_deref(), &at, report);
     let endpoints = &keys.redis.url;
     let key = at.key(if endpoints.all().iter().any(|url| url.file.is_some()) { "url_file" } else { "url" });
     if !report.clean(&at.key("url")) || !report.clean(&key) {
@@ -210,7 +212,11 @@ fn check_registry(registry: &Registry, report: &mut Report<'_>) {
     if registry.password.is_some() && registry.user.is_none() {
         report.fault_with(&at.key("user"), None, "a password without its user", "the user, or no password");
     }
-    if let Some(ca) = registry.ca.as_ref().filter(|ca| !ca.is_file()) {
+    check_ca(registry.ca.as_deref(), &at, report);
+}
+
+fn check_ca(ca: Option<&Path>, at: &At, report: &mut Report<'_>) {
+    if let Some(ca) = ca.filter(|ca| !ca.is_file()) {
         let problem = "there is no such file";
         report.fault_with(&at.key("ca"), Some(ca.display().to_string()), problem, "a PEM file of certificates");
     }
@@ -501,6 +507,7 @@ fn check_handler(pipeline: &Pipeline, at: &At, report: &mut Report<'_>) {
 fn check_http(http: &HttpHandler, pipeline: &Pipeline, at: &At, report: &mut Report<'_>) {
     let url = at.key(if http.url.file.is_some() { "url_file" } else { "url" });
     check_http_url(&http.url, &url, "http://localhost:8080/orders", report);
+    check_ca(http.ca.as_deref(), at, report);
     let timeout = at.key("timeout");
     if report.clean(&timeout) && http.timeout > pipeline.handler_timeout {
         report.fault_with(

@@ -73,6 +73,8 @@ section! {
         /// Server and database; rediss:// for TLS; a list of urls: Redis Cluster. `url_file` names a file that holds it,
         /// or the list, one a line.
         url: Endpoints = "redis://localhost:6379/0";
+        /// PEM file of the authority that is trusted instead of the system's, for rediss://.
+        ca: Option<PathBuf> = "null";
         /// First part of every record's key; clusters that share a Redis need different ones.
         prefix: String = "idem";
     }
@@ -313,6 +315,8 @@ section! {
         classify: Classify = "{}";
         /// Sent with every request; `<name>_file` for secrets.
         headers: Properties = "{}";
+        /// PEM file of authorities that are trusted beside the system's, for https://.
+        ca: Option<PathBuf> = "null";
         /// How long an unused connection is kept; below the 5s after which common servers close it.
         pool_idle_timeout: Duration = "4s" in "0s" ..= "1h";
         /// How many unused connections are kept.

@@ -4,6 +4,9 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests, too")]
 
+#[cfg(feature = "tls")]
+#[path = "../support/certificates.rs"]
+mod certificates;
 mod contract;
 #[allow(dead_code, reason = "the other tests that share it use the rest")]
 #[path = "../support/redis_cluster.rs"]
@@ -13,6 +16,8 @@ mod redis_faults;
 #[allow(dead_code, reason = "the other tests that share it use the rest")]
 #[path = "../support/redis_server.rs"]
 mod redis_server;
+#[cfg(feature = "tls")]
+mod redis_secured;
 mod redis_start;
 mod stores;
 

@@ -6,6 +6,8 @@
 #[allow(dead_code, reason = "the other tests that share it use the rest")]
 #[path = "../support/board.rs"]
 mod board;
+#[path = "../support/certificates.rs"]
+mod certificates;
 mod operations;
 #[cfg(feature = "postgres")]
 mod postgres;

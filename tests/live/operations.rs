@@ -16,6 +16,8 @@ mod prometheus;
 mod redis_cluster;
 mod redis_restart;
 mod registry;
+#[cfg(feature = "tls")]
+mod secured;
 mod sharing;
 mod signals;
 mod two_groups;

@@ -2,9 +2,7 @@
 //! trouble is taken for.
 
 use std::collections::{BTreeMap, HashMap};
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -343,23 +341,13 @@ async fn a_server_in_trouble_fails_the_batch_for_now_and_the_handler_goes_on_by_
     assert_eq!(query(&client, "select count(*) from steps").await, [["8"]]);
 }
 
-/// A self-signed certificate for localhost and its key, as PostgreSQL wants them.
+/// The server's certificate as its arguments, and the authority's file.
 #[cfg(feature = "tls")]
-fn certificate(folder: &Path) -> Vec<String> {
-    let (cert, key) = (folder.join("server.crt"), folder.join("server.key"));
-    let made = Command::new("openssl")
-        .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"])
-        .args(["-addext", "subjectAltName=DNS:localhost", "-keyout"])
-        .arg(&key)
-        .arg("-out")
-        .arg(&cert)
-        .output()
-        .expect("the openssl command, for certificates of this test");
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).expect("a key for its owner only");
-    let file = |name: &str, path: &Path| ["-c".to_owned(), format!("{name}={}", path.display())];
-    let ssl = ["-c".to_owned(), "ssl=on".to_owned()];
-    [ssl, file("ssl_cert_file", &cert), file("ssl_key_file", &key)].concat()
+fn certificate(folder: &Path) -> (Vec<String>, String) {
+    let made = crate::certificates::Certificates::make(folder);
+    let set = |name: &str, value: &Path| ["-c".to_owned(), format!("{name}={}", value.display())];
+    let arguments = [set("ssl", Path::new("on")), set("ssl_cert_file", &made.cert), set("ssl_key_file", &made.key)];
+    (arguments.concat(), made.ca.display().to_string())
 }
 
 #[cfg(feature = "tls")]
@@ -367,8 +355,9 @@ fn certificate(folder: &Path) -> Vec<String> {
 async fn tls_is_what_sslmode_and_its_root_certificate_say() {
     let mut root = String::new();
     let server = PostgresServer::with(|folder| {
-        root = folder.join("server.crt").display().to_string();
-        certificate(folder)
+        let (arguments, ca) = certificate(folder);
+        root = ca;
+        arguments
     });
     let client = server.client().await;
     for (host, query_of_url, expected) in [

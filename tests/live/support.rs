@@ -1,5 +1,6 @@
 //! Where the services are, and names that nobody else uses.
 
+pub(crate) mod acls;
 pub(crate) mod kafka_server;
 pub(crate) mod network;
 

@@ -65,6 +65,32 @@ impl Properties {
     }
 }
 
+/// What to correct where librdkafka's complaint says that somebody refuses the connection, which asking again does not mend.
+pub(crate) fn remedy_of_refusal(complaint: &str) -> Option<&'static str> {
+    if complaint.contains("SASL authentication error") {
+        Some("check sasl.mechanism, sasl.username and sasl.password in kafka.properties")
+    } else if complaint.contains("Unsupported SASL mechanism") {
+        Some("check sasl.mechanism in kafka.properties")
+    } else if complaint.contains("certificate verify failed") {
+        Some("check ssl.ca.location in kafka.properties, and the name that the broker's certificate is made out to")
+    } else {
+        None
+    }
+}
+
+/// What is wrong where a right is missing on a topic or for a group.
+pub(super) fn missing_right(error: &KafkaError, topic: &str, group: Option<&str>, right: &str) -> Option<String> {
+    match (error.rdkafka_error_code()?, group) {
+        (RDKafkaErrorCode::TopicAuthorizationFailed, _) => {
+            Some(format!("this user lacks the right {right} on topic {topic} (docs/security.md)"))
+        }
+        (RDKafkaErrorCode::GroupAuthorizationFailed, Some(group)) => {
+            Some(format!("this user lacks the right Read on group {group} (docs/security.md)"))
+        }
+        _ => None,
+    }
+}
+
 /// Tells once that the brokers are gone and once that they are back.
 #[derive(Debug)]
 pub(super) struct Connection {

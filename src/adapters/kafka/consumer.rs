@@ -24,7 +24,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::client::{Connection, Properties};
+use super::client::{Connection, Properties, missing_right};
 use super::raw;
 use crate::stage::lanes::{LaneCommand, LaneHandle, LaneHost};
 use crate::stage::record::Record;
@@ -519,7 +519,14 @@ impl StageConsumer {
                 | RDKafkaErrorCode::Resolve,
             ) => tracing::debug!(topic = %self.options.topic, %error, "poll"),
             // A right that was taken away, a topic that was deleted, a batch that cannot be read: somebody should know.
-            _ => tracing::warn!(topic = %self.options.topic, %error, "the consumer reports an error and goes on"),
+            _ => match missing_right(error, &self.options.topic, Some(&self.options.group_id), "Read") {
+                Some(why) => {
+                    tracing::warn!(topic = %self.options.topic, why, "nothing is consumed until this is given")
+                }
+                None => {
+                    tracing::warn!(topic = %self.options.topic, %error, "the consumer reports an error and goes on");
+                }
+            },
         }
         if matches!(error, KafkaError::MessageConsumptionFatal(_)) {
             let reason = match self.consumer.client().fatal_error() {

@@ -13,3 +13,4 @@ pub mod scan;
 pub mod transactions;
 
 pub use client::Properties;
+pub(crate) use client::remedy_of_refusal;

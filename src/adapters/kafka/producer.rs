@@ -20,7 +20,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Message as _};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
 
-use super::client::{Connection, Properties};
+use super::client::{Connection, Properties, missing_right};
 use super::raw;
 use crate::stage::ports::{AckSink, Outgoing, PublishError, Publisher};
 
@@ -85,16 +85,18 @@ impl ProducerContext for Context {
                 self.connection.is_up();
                 Ok(())
             }
-            Err((error, _)) => Err(publish_error(error)),
+            Err((error, message)) => Err(publish_error(error, message.topic())),
         };
         waiter.acks.acknowledged(waiter.ticket, result);
     }
 }
 
-fn publish_error(error: &KafkaError) -> PublishError {
+fn publish_error(error: &KafkaError, topic: &str) -> PublishError {
     match error.rdkafka_error_code() {
         Some(RDKafkaErrorCode::MessageSizeTooLarge) => PublishError::TooLarge,
-        _ => PublishError::Unacknowledged(error.to_string()),
+        _ => PublishError::Unacknowledged(
+            missing_right(error, topic, None, "Write").unwrap_or_else(|| error.to_string()),
+        ),
     }
 }
 
@@ -220,7 +222,7 @@ impl Publisher for KafkaPublisher {
                 self.rebuild(&failed);
             }
             let waiter = native.delivery_opaque;
-            waiter.acks.acknowledged(waiter.ticket, Err(publish_error(&error)));
+            waiter.acks.acknowledged(waiter.ticket, Err(publish_error(&error, &record.topic)));
         }
     }
 }

@@ -366,7 +366,12 @@ pub fn partitions(properties: &Properties, topics: &[&str]) -> Result<Vec<i32>, 
     let count = |topic: &&str| {
         let failed = |source| Error::Request { action: "look for topic", topic: (*topic).to_owned(), source };
         let metadata = consumer.fetch_metadata(Some(topic), TIMEOUT).map_err(failed)?;
-        let found = metadata.topics().iter().find(|t| t.name() == *topic && !t.partitions().is_empty());
+        let topics = metadata.topics();
+        let denied = RDKafkaErrorCode::TopicAuthorizationFailed;
+        if topics.iter().any(|t| t.name() == *topic && t.error().map(RDKafkaErrorCode::from) == Some(denied)) {
+            return Err(failed(KafkaError::MetadataFetch(denied)));
+        }
+        let found = topics.iter().find(|t| t.name() == *topic && !t.partitions().is_empty());
         let found = found.ok_or_else(|| Error::Missing { topic: (*topic).to_owned() })?;
         Ok(i32::try_from(found.partitions().len()).unwrap_or(i32::MAX))
     };

@@ -56,6 +56,24 @@ pub(super) fn overwrite((key, _, mark, ttl): &(CopyKey, Claim, Mark, Duration)) 
     cmd
 }
 
+/// Every command on records, as it changes nothing where the key is not there.
+pub(super) fn harmless(key: &str) -> [Cmd; 5] {
+    let of = |words: &[&str]| {
+        let mut cmd = Cmd::new();
+        for word in words {
+            cmd.arg(*word);
+        }
+        cmd
+    };
+    [
+        of(&["SET", key, "", "XX", "GET", "PX", "1"]),
+        of(&["GET", key]),
+        of(&["PEXPIRE", key, "1"]),
+        of(&["DEL", key]),
+        of(&["EVAL", RENEW, "1", key, "", "1"]),
+    ]
+}
+
 /// One result per entry, in order.
 pub(super) fn results<E, R>(
     replies: Vec<Result<Value, StoreError>>,

@@ -287,6 +287,7 @@ async fn attempt(
         }
     })?;
     let warnings = server::check(&mut connection, url, kind).await?;
+    server::try_rights(&mut connection, url, &options.prefix).await?;
     Ok((connection, warnings))
 }
 

@@ -41,6 +41,8 @@ pub struct Options {
     pub startup_timeout: Duration,
     /// The certificate authority for `rediss://` in PEM; `None`: the system's.
     pub ca_pem: Option<Vec<u8>>,
+    /// First part of the records' keys: that this user may write them is tried before they are needed.
+    pub prefix: String,
 }
 
 impl Default for Options {
@@ -50,6 +52,7 @@ impl Default for Options {
             connect_timeout: Duration::from_secs(1),
             startup_timeout: Duration::from_secs(30),
             ca_pem: None,
+            prefix: "idem".to_owned(),
         }
     }
 }
@@ -89,7 +92,7 @@ pub enum Error {
     },
     /// The server answers, but not to this client.
     #[error(
-        "redis at {url} refuses this client: {reason}; the url must name a user and password that may run SET, EVAL, GET, DEL, PEXPIRE, PING and INFO"
+        "redis at {url} refuses this client: {reason}; the url must name a user and password that may run SET, GET, PEXPIRE, DEL and EVAL on its keys, PING and INFO"
     )]
     Refused {
         /// The url.

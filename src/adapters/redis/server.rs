@@ -56,6 +56,27 @@ pub(super) async fn check(connection: &mut MultiplexedConnection, url: &str, kin
     }
 }
 
+/// Tries each command of the records on a key that is not there, where none of them changes anything: a right that is
+/// missing is found before an event needs it.
+pub(super) async fn try_rights(connection: &mut MultiplexedConnection, url: &str, prefix: &str) -> Result<(), Error> {
+    let key = format!("{prefix}:rights:{:016x}", fastrand::u64(..));
+    let commands = commands::harmless(&key);
+    let pipeline = commands::pipeline(commands.into_iter());
+    let replies = connection.send_packed_commands(&pipeline, 0, pipeline.len()).await;
+    for reply in replies.map_err(|e| unreachable(url, &e))? {
+        if let Value::ServerError(error) = reply
+            && error.code() == "NOPERM"
+        {
+            let details = error.details().unwrap_or_default();
+            return Err(Error::Refused {
+                url: url.to_owned(),
+                reason: format!("NOPERM {details} (tried on {prefix}:*)"),
+            });
+        }
+    }
+    Ok(())
+}
+
 pub(super) fn unreachable(url: &str, error: &RedisError) -> Error {
     Error::Unreachable { url: url.to_owned(), reason: error.to_string() }
 }

@@ -10,14 +10,15 @@ use crate::admin::dlq::letter::Summary;
 use crate::admin::dlq::redrive::{Desk, Order, Plan};
 use crate::admin::dlq::select::rfc3339;
 use crate::admin::dlq::view::View;
+use crate::cli::plain::{Plain, plain};
 
 /// Longest error in a table.
 const ERROR_WIDTH: usize = 80;
 
 pub(super) fn groups(pipeline: &str, groups: &[Group], json: bool) -> io::Result<()> {
-    let mut out = io::stdout().lock();
+    let mut out = Plain(io::stdout().lock());
     if json {
-        serde_json::to_writer_pretty(&mut out, groups)?;
+        serde_json::to_writer_pretty(&mut out.0, groups)?;
         return writeln!(out);
     }
     if groups.is_empty() {
@@ -76,9 +77,9 @@ pub(super) fn list(out: &mut impl Write, letters: &[Summary]) -> io::Result<()> 
 }
 
 pub(super) fn letter(view: &View, json: bool) -> io::Result<()> {
-    let mut out = io::stdout().lock();
+    let mut out = Plain(io::stdout().lock());
     if json {
-        serde_json::to_writer_pretty(&mut out, view)?;
+        serde_json::to_writer_pretty(&mut out.0, view)?;
         return writeln!(out);
     }
     let s = &view.summary;
@@ -138,12 +139,12 @@ fn hex_dump(out: &mut impl Write, hex: &str) -> io::Result<()> {
 }
 
 pub(super) fn jobs<'j>(jobs: impl Iterator<Item = &'j Job>, json: bool) -> Result<(), Error> {
-    let mut out = io::stdout().lock();
+    let mut out = Plain(io::stdout().lock());
     let mut jobs: Vec<_> = jobs.collect();
     jobs.sort_by_key(|job| job.started_ms);
     if json {
         for job in jobs {
-            serde_json::to_writer(&mut out, job).map_err(io::Error::from)?;
+            serde_json::to_writer(&mut out.0, job).map_err(io::Error::from)?;
             writeln!(out)?;
         }
         return Ok(());
@@ -190,8 +191,8 @@ pub(super) fn plan(plan: &Plan, order: &Order, desk: &Desk) -> io::Result<()> {
         eprintln!("  for example:");
     }
     for letter in &plan.sample {
-        let error = cut(&letter.error);
-        eprintln!("    {}:{}  {}  {}: {error}", letter.partition, letter.offset, letter.event_id, letter.class);
+        let (id, error) = (plain(&letter.event_id), cut(&letter.error));
+        eprintln!("    {}:{}  {id}  {}: {}", letter.partition, letter.offset, letter.class, plain(&error));
     }
     Ok(())
 }

@@ -13,7 +13,8 @@ use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
 use rdkafka::producer::{BaseProducer, DeliveryResult, Producer as _, ProducerContext};
 use rdkafka::util::Timeout;
 
-use super::publish::{EVENT_ID, Error, Failure, TRACEPARENT};
+use super::publish::{EVENT_ID, Error, Failure, NO_RIGHT, TRACEPARENT};
+use crate::adapters::kafka::remedy_of_refusal;
 use crate::ladder::event::Timestamp;
 use crate::stage::clock::{Clock as _, SystemClock};
 use crate::stage::ports::{Span, SpanKind, TraceContext, Tracer};
@@ -178,11 +179,18 @@ pub(super) fn topic_partitions(
             }
             Ok(Ok(partitions)) => return Ok(partitions),
             Ok(Err(RDKafkaErrorCode::LeaderNotAvailable)) => "the topic has no leader".to_owned(),
+            Ok(Err(RDKafkaErrorCode::TopicAuthorizationFailed)) => {
+                return Err(Error::TopicRefused { topic: topic.to_owned(), detail: NO_RIGHT.to_owned() });
+            }
             Ok(Err(code)) => {
                 return Err(Error::TopicRefused { topic: topic.to_owned(), detail: code.to_string() });
             }
             Err(error) => {
                 let told = producer.context().last_error.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                if let Some((cause, remedy)) = told.as_ref().and_then(|cause| Some((cause, remedy_of_refusal(cause)?)))
+                {
+                    return Err(Error::Config(format!("kafka at {brokers} cannot be used: {cause}; {remedy}")));
+                }
                 told.unwrap_or_else(|| error.to_string())
             }
         };

@@ -30,6 +30,8 @@ const CORRELATION_ID: &str = "correlation-id";
 /// The trace that the event begins.
 pub(super) const TRACEPARENT: &str = "traceparent";
 
+/// For [`Error::TopicRefused`].
+pub(super) const NO_RIGHT: &str = "this user lacks the right Write on it (docs/security.md)";
 /// Failures kept in the summary; the observer is told all of them.
 const KEPT_FAILURES: usize = 1_000;
 /// Progress is told this often.
@@ -216,8 +218,8 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::Config(_) | Error::Message(_) => 64,
-            Error::Unreachable { .. } | Error::TopicMissing { .. } => 69,
-            Error::TopicRefused { .. } | Error::Input { .. } | Error::Fatal(_) => 1,
+            Error::Unreachable { .. } | Error::TopicMissing { .. } | Error::TopicRefused { .. } => 69,
+            Error::Input { .. } | Error::Fatal(_) => 1,
         }
     }
 }
@@ -345,6 +347,7 @@ impl Publisher<'_> {
         line: Option<u64>,
         id: &str,
     ) -> Result<(), Error> {
+        let record_topic = record.topic;
         loop {
             match self.producer.send(record) {
                 Ok(()) => {
@@ -361,6 +364,11 @@ impl Publisher<'_> {
                 Err((error @ KafkaError::MessageProduction(RDKafkaErrorCode::Fatal), _)) => {
                     let detail =
                         self.producer.client().fatal_error().map_or_else(|| error.to_string(), |(_, text)| text);
+                    // What an idempotent producer is told that may write to no topic.
+                    if detail.contains("Cluster authorization failed") {
+                        let topic = record_topic.to_owned();
+                        return Err(Error::TopicRefused { topic, detail: NO_RIGHT.to_owned() });
+                    }
                     return Err(Error::Fatal(detail));
                 }
                 Err((error, _)) => {

@@ -31,13 +31,14 @@ mod tests;
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use reqwest::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, RETRY_AFTER};
-use reqwest::{Client, Method, Request, Response, StatusCode, Url, redirect};
+use reqwest::{Client, ClientBuilder, Method, Request, Response, StatusCode, Url, redirect};
 use tokio::time::{Instant, timeout_at};
 
 pub use self::options::{Body, Class, Error, HttpOptions};
@@ -83,6 +84,20 @@ enum Meaning {
     Fenced,
 }
 
+#[cfg(feature = "tls")]
+fn trusting(builder: ClientBuilder, ca: Option<&Path>) -> Result<ClientBuilder, Error> {
+    let Some(file) = ca else { return Ok(builder) };
+    let wrong = |e: &dyn fmt::Display| Error::Authority { file: file.to_owned(), reason: e.to_string() };
+    let pem = std::fs::read(file).map_err(|e| wrong(&e))?;
+    let authorities = reqwest::Certificate::from_pem_bundle(&pem).map_err(|e| wrong(&e))?;
+    Ok(builder.tls_certs_merge(authorities))
+}
+
+#[cfg(not(feature = "tls"))]
+fn trusting(builder: ClientBuilder, _ca: Option<&Path>) -> Result<ClientBuilder, Error> {
+    Ok(builder)
+}
+
 impl HttpHandler {
     /// `clock` turns a date in `Retry-After` into a time to wait.
     ///
@@ -92,7 +107,7 @@ impl HttpHandler {
         if let Some(fault) = options.faults().into_iter().next() {
             return Err(fault);
         }
-        let client = Client::builder()
+        let client = trusting(Client::builder(), options.ca.as_deref())?
             .no_proxy()
             .redirect(redirect::Policy::none())
             .retry(reqwest::retry::never())

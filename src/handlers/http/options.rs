@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use reqwest::Url;
@@ -72,6 +73,8 @@ pub struct HttpOptions {
     pub pool_idle_timeout: Duration,
     /// How many unused connections are kept.
     pub pool_max_idle: usize,
+    /// PEM file of authorities that are trusted beside the system's.
+    pub ca: Option<PathBuf>,
 }
 
 impl HttpOptions {
@@ -86,6 +89,7 @@ impl HttpOptions {
             headers: BTreeMap::new(),
             pool_idle_timeout: Duration::from_secs(4),
             pool_max_idle: 1024,
+            ca: None,
         }
     }
 
@@ -121,6 +125,7 @@ impl fmt::Debug for HttpOptions {
             .field("headers", &headers)
             .field("pool_idle_timeout", &self.pool_idle_timeout)
             .field("pool_max_idle", &self.pool_max_idle)
+            .field("ca", &self.ca)
             .finish()
     }
 }
@@ -155,6 +160,14 @@ pub enum Error {
     /// Both in the URL and in the headers.
     #[error("url: has a user or password although headers has `Authorization`; keep one of them")]
     TwoAuthorizations,
+    /// It cannot be read, or holds no certificates.
+    #[error("ca: cannot use {}: {reason}; expected a PEM file of certificates", file.display())]
+    Authority {
+        /// The file.
+        file: PathBuf,
+        /// Why not.
+        reason: String,
+    },
     /// The client could not be built.
     #[error("cannot set up the HTTP client")]
     Client(#[source] reqwest::Error),

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 
+use crate::certificates::Certificates;
 use crate::outside;
 use crate::redis_server::free_port;
 
@@ -38,9 +39,18 @@ struct Beside {
     advertised: u16,
 }
 
+/// A listener for those who prove who they are.
+struct Guarded {
+    port: u16,
+    keystore: PathBuf,
+    /// Name and password.
+    users: Vec<(String, String)>,
+}
+
 /// A cluster; every node is broker and controller.
 pub(crate) struct KafkaCluster {
     nodes: Vec<Node>,
+    guarded: Option<Guarded>,
     folder: tempfile::TempDir,
     _alone: MutexGuard<'static, ()>,
 }
@@ -61,11 +71,28 @@ impl KafkaCluster {
         (cluster.up(), proxy)
     }
 
+    /// One node with a second listener: TLS, and users with a password (SCRAM-SHA-512 or PLAIN) who have the rights that
+    /// they are given. Whoever comes to the first listener has every right.
+    pub(crate) fn guarded(certificates: &Certificates, users: &[(&str, &str)]) -> Self {
+        let mut cluster = Self::prepared(1);
+        let keystore = cluster.file(0, "keystore.pem");
+        let pem = [&certificates.key, &certificates.cert].map(|file| std::fs::read_to_string(file).expect("PEM"));
+        std::fs::write(&keystore, pem.concat()).expect("its keystore");
+        let users = users.iter().map(|(name, password)| ((*name).to_owned(), (*password).to_owned())).collect();
+        cluster.guarded = Some(Guarded { port: free_port(), keystore, users });
+        cluster.up()
+    }
+
+    /// Address of the guarded listener.
+    pub(crate) fn guarded_brokers(&self) -> String {
+        format!("localhost:{}", self.guarded.as_ref().expect("a guarded cluster").port)
+    }
+
     fn prepared(nodes: usize) -> Self {
         let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let node = |_| Node { port: free_port(), controller_port: free_port(), beside: None, process: None };
         let folder = tempfile::Builder::new().prefix("ladder-kafka").tempdir().expect("a folder");
-        Self { nodes: (0..nodes).map(node).collect(), folder, _alone: alone }
+        Self { nodes: (0..nodes).map(node).collect(), guarded: None, folder, _alone: alone }
     }
 
     fn up(mut self) -> Self {
@@ -74,6 +101,9 @@ impl KafkaCluster {
             std::fs::write(self.file(index, "properties"), self.properties(index)).expect("its properties");
             let mut command = self.java(index, "format", "exec \"$@\"");
             command.args(["kafka.tools.StorageTool", "format", "-t", id, "-c"]).arg(self.file(index, "properties"));
+            for (name, password) in self.guarded.iter().flat_map(|guarded| &guarded.users) {
+                command.args(["--add-scram", &format!("SCRAM-SHA-512=[name={name},password={password}]")]);
+            }
             command.spawn().expect("java starts")
         };
         let formats: Vec<_> = (0..self.nodes.len()).map(format).collect();
@@ -178,7 +208,27 @@ impl KafkaCluster {
             write!(listeners, ",BESIDE://127.0.0.1:{port}").expect("text");
             write!(advertised, ",BESIDE://127.0.0.1:{at}").expect("text");
         }
+        let mut guard = String::new();
+        if let Some(Guarded { port, keystore, users }) = &self.guarded {
+            write!(listeners, ",SASL_SSL://127.0.0.1:{port}").expect("text");
+            write!(advertised, ",SASL_SSL://localhost:{port}").expect("text");
+            let jaas = "org.apache.kafka.common.security";
+            let plain: String = users.iter().map(|(name, password)| format!(" user_{name}=\"{password}\"")).collect();
+            guard = [
+                "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer".to_owned(),
+                "super.users=User:ANONYMOUS".to_owned(),
+                "sasl.enabled.mechanisms=SCRAM-SHA-512,PLAIN".to_owned(),
+                format!(
+                    "listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config={jaas}.scram.ScramLoginModule required;"
+                ),
+                format!("listener.name.sasl_ssl.plain.sasl.jaas.config={jaas}.plain.PlainLoginModule required{plain};"),
+                "ssl.keystore.type=PEM".to_owned(),
+                format!("ssl.keystore.location={}", keystore.display()),
+            ]
+            .join("\n");
+        }
         [
+            guard,
             "process.roles=broker,controller".to_owned(),
             format!("node.id={}", index + 1),
             format!("controller.quorum.voters={}", voters.join(",")),
@@ -186,7 +236,7 @@ impl KafkaCluster {
             format!("advertised.listeners={advertised}"),
             "controller.listener.names=CONTROLLER".into(),
             "inter.broker.listener.name=PLAINTEXT".into(),
-            "listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,BESIDE:PLAINTEXT".into(),
+            "listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,BESIDE:PLAINTEXT,SASL_SSL:SASL_SSL".into(),
             format!("log.dirs={}", self.file(index, "data").display()),
             format!("default.replication.factor={copies}"),
             format!("min.insync.replicas={in_sync}"),

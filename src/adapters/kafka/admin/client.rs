@@ -15,6 +15,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use super::lookup::{Listing, Lookup, Quiet};
 use super::plan::{self, ActualTopic, PipelineTopics, TopicSpec};
 use super::{Connection, Creation, Error, LOOK_AGAIN, Orphan, REQUEST_TIMEOUT, Retention, TopicState};
+use crate::adapters::kafka::client::remedy_of_refusal;
 
 /// Longest wait until created topics are in the metadata with a leader for each partition.
 const VISIBLE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -76,6 +77,11 @@ impl Admin {
                 Ok(_) => return Ok(()),
                 Err(last) => last,
             };
+            if let Some(cause) = self.lookup.complaint()
+                && let Some(remedy) = remedy_of_refusal(&cause)
+            {
+                return Err(Error::Refused { brokers: self.brokers().to_owned(), cause, remedy });
+            }
             if begun.elapsed() >= timeout {
                 let cause = self.lookup.complaint().unwrap_or_else(|| last.to_string());
                 return Err(Error::Unreachable { brokers: self.brokers().to_owned(), timeout, cause });

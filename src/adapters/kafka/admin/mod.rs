@@ -51,6 +51,16 @@ pub enum Error {
         /// The client's last complaint.
         cause: String,
     },
+    /// A broker does not let this client in, or this client does not trust the broker.
+    #[error("kafka at {brokers} cannot be used: {cause}; {remedy}")]
+    Refused {
+        /// As configured.
+        brokers: String,
+        /// The client's last complaint.
+        cause: String,
+        /// The properties to correct.
+        remedy: &'static str,
+    },
     /// Topics that the stages need do not exist.
     #[error("topics missing at {brokers}: {}; remedy: scripts/create-topics.sh creates them", topics.join(", "))]
     Missing {
@@ -84,7 +94,7 @@ impl Error {
     /// The process's exit code for this error: 64 settings or unsafe topics, 69 unreachable or missing, else 1.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Error::Settings { .. } | Error::Unsafe { .. } => 64,
+            Error::Settings { .. } | Error::Refused { .. } | Error::Unsafe { .. } => 64,
             Error::Unreachable { .. } | Error::Missing { .. } => 69,
             Error::Kafka { .. } => 1,
         }

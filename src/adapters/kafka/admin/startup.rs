@@ -93,13 +93,15 @@ fn judge(
         let actual = match states.get(topic) {
             Some(TopicState::Exists(actual)) => actual,
             None | Some(TopicState::Missing | TopicState::Hidden) if spec.kind == Kind::Notes => {
+                let hidden = matches!(states.get(topic), Some(TopicState::Hidden));
+                let hidden = if hidden { " (or hidden: this user may not describe it)" } else { "" };
                 let unable = match spec.stage.as_str() {
                     "control" => "`pipeline pause` has nowhere to be kept; followed once it is there",
                     _ => "`pipeline dlq` cannot deal with dead letters",
                 };
-                report
-                    .warnings
-                    .push(format!("{topic} is missing, so {unable}; remedy: scripts/create-topics.sh creates it"));
+                report.warnings.push(format!(
+                    "{topic} is missing{hidden}, so {unable}; remedy: scripts/create-topics.sh creates it"
+                ));
                 continue;
             }
             Some(TopicState::Hidden) => {
