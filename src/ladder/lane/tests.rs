@@ -65,6 +65,11 @@ impl Rig {
         self.step(Input::Claimed(vec![(slot, Some(reply))], sent))
     }
 
+    fn renewed(&mut self, slot: Slot, reply: Option<bool>) -> &Effects<i64> {
+        let (claim, sent) = (self.lane.claim(slot), self.now().boot);
+        self.step(Input::Renewed(vec![(slot, claim, reply)], sent))
+    }
+
     /// One event that runs with a lease; its slot.
     fn running(&mut self, offset: i64) -> Slot {
         self.arrive(offset, None, Duration::ZERO);
@@ -365,16 +370,48 @@ fn an_acknowledgement_after_the_lease_was_lost_is_settled_all_the_same() {
 }
 
 #[test]
-fn a_delivery_error_publishes_again_while_the_lease_holds_and_not_afterwards() {
+fn a_delivery_error_publishes_again_while_the_lease_holds_and_not_once_it_is_lost() {
     let mut rig = Rig::new(Order::None, Dedup::Required);
     let slot = rig.publishing(1);
     rig.step(Input::Published(slot, Delivery::Failed));
     assert_eq!(rig.later(Duration::from_millis(250)).publish, [slot]);
-    rig.ms += LEASE.as_millis() as u64;
+    rig.renewed(slot, Some(false));
     rig.step(Input::Published(slot, Delivery::Failed));
     assert!(rig.later(Duration::from_secs(1)).publish.is_empty());
     rig.later(Duration::from_secs(2));
     assert_eq!(rig.permits(1).claim, [slot]);
+}
+
+#[test]
+fn what_has_returned_is_kept_past_the_local_deadline_until_the_store_says_whose_it_is() {
+    for (word, again) in [(true, false), (false, true)] {
+        let mut rig = Rig::new(Order::None, Dedup::Required);
+        let slot = rig.publishing(1);
+        rig.renewed(slot, None);
+        rig.later(LEASE);
+        rig.step(Input::Published(slot, Delivery::Failed));
+        for _ in 0..9 {
+            let fx = rig.later(LEASE / 3);
+            assert!(fx.publish.is_empty(), "without a lease nothing is published");
+            assert_eq!(fx.renew.len(), 1, "it is asked for on and on");
+            rig.renewed(slot, None);
+        }
+        assert_eq!(rig.lane.wanted(rig.now()), 0, "nor executed");
+        rig.renewed(slot, Some(word));
+        let fx = rig.later(LEASE / 3);
+        assert_eq!(fx.publish.is_empty(), again);
+        assert_eq!(rig.lane.wanted(rig.now()), usize::from(again));
+    }
+}
+
+#[test]
+fn a_renewal_that_is_not_answered_is_tried_again_before_the_next_third() {
+    let mut rig = Rig::new(Order::None, Dedup::Required);
+    let slot = rig.running(1);
+    assert_eq!(rig.later(LEASE / 3).renew.len(), 1);
+    rig.renewed(slot, None);
+    assert!(rig.later(STORE_PROBE - Duration::from_millis(1)).renew.is_empty());
+    assert_eq!(rig.later(Duration::from_millis(1)).renew.len(), 1);
 }
 
 #[test]
