@@ -1,5 +1,6 @@
 //! The lane by example; [`schedules`] tries it at random.
 
+mod leases;
 mod schedules;
 
 use super::*;
@@ -380,38 +381,6 @@ fn a_delivery_error_publishes_again_while_the_lease_holds_and_not_once_it_is_los
     assert!(rig.later(Duration::from_secs(1)).publish.is_empty());
     rig.later(Duration::from_secs(2));
     assert_eq!(rig.permits(1).claim, [slot]);
-}
-
-#[test]
-fn what_has_returned_is_kept_past_the_local_deadline_until_the_store_says_whose_it_is() {
-    for (word, again) in [(true, false), (false, true)] {
-        let mut rig = Rig::new(Order::None, Dedup::Required);
-        let slot = rig.publishing(1);
-        rig.renewed(slot, None);
-        rig.later(LEASE);
-        rig.step(Input::Published(slot, Delivery::Failed));
-        for _ in 0..9 {
-            let fx = rig.later(LEASE / 3);
-            assert!(fx.publish.is_empty(), "without a lease nothing is published");
-            assert_eq!(fx.renew.len(), 1, "it is asked for on and on");
-            rig.renewed(slot, None);
-        }
-        assert_eq!(rig.lane.wanted(rig.now()), 0, "nor executed");
-        rig.renewed(slot, Some(word));
-        let fx = rig.later(LEASE / 3);
-        assert_eq!(fx.publish.is_empty(), again);
-        assert_eq!(rig.lane.wanted(rig.now()), usize::from(again));
-    }
-}
-
-#[test]
-fn a_renewal_that_is_not_answered_is_tried_again_before_the_next_third() {
-    let mut rig = Rig::new(Order::None, Dedup::Required);
-    let slot = rig.running(1);
-    assert_eq!(rig.later(LEASE / 3).renew.len(), 1);
-    rig.renewed(slot, None);
-    assert!(rig.later(STORE_PROBE - Duration::from_millis(1)).renew.is_empty());
-    assert_eq!(rig.later(Duration::from_millis(1)).renew.len(), 1);
 }
 
 #[test]
