@@ -269,6 +269,27 @@ fn an_execution_before_the_lease_of_a_killed_process_ended_is_told() {
 }
 
 #[test]
+fn a_move_that_was_not_acknowledged_explains_a_second_record_and_no_second_execution() {
+    let twice = |l: &mut Ledger, unacknowledged: &[u64]| {
+        let mut second = l.stages[1].copies[0].clone();
+        second.offset = 2;
+        l.stages[1].copies.push(second);
+        l.stages[1].offsets[1] = (1, 3, 3);
+        let unacknowledged = unacknowledged.iter().map(|hop| ("b".to_owned(), *hop)).collect();
+        l.interruptions.push(Interruption { unacknowledged, ..Interruption::default() });
+    };
+    check(|l| twice(l, &[0]), &[]);
+    check(|l| twice(l, &[1]), &["b: 2 records of hop 1 on retry-1, 0 interruptions explain"]);
+    check(
+        |l| {
+            twice(l, &[0]);
+            again(l, "b", "transient");
+        },
+        &["b: attempt 1 was executed 2 times, 0 interruptions explain"],
+    );
+}
+
+#[test]
 fn a_second_end_needs_a_kill_between_the_acknowledgement_and_its_record() {
     let words = "e: a second terminal state: done at attempts {1}, 1 in the DLQ; 1 more than one at hop 0, and 0 inter";
     check(

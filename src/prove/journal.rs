@@ -27,6 +27,8 @@ pub enum Step {
         /// At least.
         leased_until_us: u64,
     },
+    /// … did not answer when it was asked to.
+    NotRenewed,
     /// … said that somebody else has it.
     Busy,
     /// … said that it was finished or moved on already.
@@ -37,6 +39,8 @@ pub enum Step {
     Published,
     /// … is acknowledged.
     Acknowledged,
+    /// … may be written or not: the producer does not know.
+    Unacknowledged,
     /// Its end goes to Redis.
     Settling,
     /// … is recorded there.
@@ -52,11 +56,13 @@ impl Step {
         match self {
             Step::Claimed { .. } => 'c',
             Step::Renewed { .. } => 'n',
+            Step::NotRenewed => 'm',
             Step::Busy => 'b',
             Step::Known => 'k',
             Step::Handled => 'e',
             Step::Published => 'p',
             Step::Acknowledged => 'a',
+            Step::Unacknowledged => 'u',
             Step::Settling => 't',
             Step::Settled => 's',
             Step::Released => 'r',
@@ -87,11 +93,13 @@ impl Line {
             "n" => Step::Renewed { leased_until_us: number(4)? },
             letter => {
                 let others = [
+                    Step::NotRenewed,
                     Step::Busy,
                     Step::Known,
                     Step::Handled,
                     Step::Published,
                     Step::Acknowledged,
+                    Step::Unacknowledged,
                     Step::Settling,
                     Step::Settled,
                     Step::Released,
@@ -184,6 +192,9 @@ pub struct Told {
     pub interruptions: Vec<Interruption>,
     /// Times when no heartbeat came, and what lost its lease by it: freezes that nobody ordered.
     pub stalls: Vec<(Blow, Interruption)>,
+    /// Leases that ran out because Redis, which nobody had cut off, did not answer their renewal, or not in time; records
+    /// of which the producer does not know whether they are written.
+    pub unanswered: Interruption,
 }
 
 /// Reads the marks of one process that has so many threads. A kill is the end of its file; a freeze is what was open when
@@ -206,21 +217,37 @@ pub fn read(path: &Path, blows: &[Blow], threads: usize) -> io::Result<Told> {
         }
     })?;
     let told = all.iter().map(|b| Interruption { cause: b.cause, threads, ..Interruption::default() }).collect();
-    let mut reader =
-        Reader { blows: &all, told, open: HashMap::new(), froze: vec![false; all.len()], zombies: HashMap::new() };
+    let mut reader = Reader {
+        blows: &all,
+        told,
+        unanswered: Interruption { cause: Cause::CutOff, threads, ..Interruption::default() },
+        open: HashMap::new(),
+        froze: vec![false; all.len()],
+        zombies: HashMap::new(),
+    };
     each_line(path, |line| reader.take(line))?;
-    let mut told = reader.end();
+    reader.end();
+    let Reader { mut told, unanswered, .. } = reader;
     let stalls = told.split_off(blows.len());
-    Ok(Told { interruptions: told, stalls: all.into_iter().skip(blows.len()).zip(stalls).collect() })
+    Ok(Told { interruptions: told, stalls: all.iter().copied().skip(blows.len()).zip(stalls).collect(), unanswered })
 }
 
 type CopyOf = (String, u64);
 
+/// Claimed and not settled.
+struct Open {
+    held: Held,
+    /// Its handler is through.
+    handled: bool,
+    /// Its last renewal was not answered, or not before the lease was over.
+    missed: bool,
+}
+
 struct Reader<'a> {
     blows: &'a [Blow],
     told: Vec<Interruption>,
-    /// Claimed and not settled; whether its handler is through.
-    open: HashMap<CopyOf, (Held, bool)>,
+    unanswered: Interruption,
+    open: HashMap<CopyOf, Open>,
     /// By blow: a freeze that has begun.
     froze: Vec<bool>,
     /// Claimed, and nothing more, when the process was frozen by this blow; whether its handler was through.
@@ -233,9 +260,9 @@ impl Reader<'_> {
         for (n, blow) in self.blows.iter().enumerate() {
             if blow.cause == Cause::Frozen && at >= blow.from_us && !self.froze[n] {
                 self.froze[n] = true;
-                self.told[n].in_hand = self.open.values().map(|(held, _)| held.clone()).collect();
-                let claimed = self.open.iter().filter(|(_, (held, _))| held.how == InHand::Claimed);
-                self.zombies = claimed.map(|(copy, (_, handled))| (copy.clone(), (n, *handled))).collect();
+                self.told[n].in_hand = self.open.values().map(|open| open.held.clone()).collect();
+                let claimed = self.open.iter().filter(|(_, open)| open.held.how == InHand::Claimed);
+                self.zombies = claimed.map(|(copy, open)| (copy.clone(), (n, open.handled))).collect();
             }
         }
         let copy = (id, hop);
@@ -243,32 +270,43 @@ impl Reader<'_> {
             Step::Claimed { fence, leased_until_us } => {
                 let held = Held { id: copy.0.clone(), hop, how: InHand::Claimed, fence, leased_until_us };
                 self.zombies.remove(&copy);
-                if let Some((before, _)) = self.open.insert(copy, (held, false)) {
+                if let Some(before) = self.open.insert(copy, Open { held, handled: false, missed: false }) {
                     self.lapsed(&before, at);
                 }
             }
             Step::Renewed { leased_until_us } => {
                 self.zombies.remove(&copy);
-                if let Some((held, _)) = self.open.get_mut(&copy) {
-                    held.leased_until_us = leased_until_us;
+                if let Some(mut open) = self.open.remove(&copy) {
+                    // The lease was over when the answer came: the worker may have given it up by then.
+                    open.missed = true;
+                    self.lapsed(&open, at);
+                    open.missed = false;
+                    open.held.leased_until_us = leased_until_us;
+                    self.open.insert(copy, open);
+                }
+            }
+            Step::NotRenewed => {
+                if let Some(open) = self.open.get_mut(&copy) {
+                    open.missed = true;
                 }
             }
             Step::Handled => {
-                if let Some((_, handled)) = self.open.get_mut(&copy) {
-                    *handled = true;
+                if let Some(open) = self.open.get_mut(&copy) {
+                    open.handled = true;
                 }
             }
             Step::Published | Step::Settling => self.act(copy, step),
             Step::Acknowledged => {
-                if let Some((held, _)) = self.open.get_mut(&copy) {
-                    held.how = InHand::Acknowledged;
+                if let Some(open) = self.open.get_mut(&copy) {
+                    open.held.how = InHand::Acknowledged;
                 }
             }
+            Step::Unacknowledged => self.unanswered.unacknowledged.push(copy),
             // Known: the claim before, if there was one, was lost on the way.
             Step::Settled | Step::Released | Step::Known => {
                 self.zombies.remove(&copy);
-                if let Some((held, _)) = self.open.remove(&copy) {
-                    self.lapsed(&held, at);
+                if let Some(open) = self.open.remove(&copy) {
+                    self.lapsed(&open, at);
                 }
             }
             Step::Busy | Step::Alive => {}
@@ -278,7 +316,7 @@ impl Reader<'_> {
     /// It hands a copy on or settles it. A process that was woken after its lease must not, but for what it had decided
     /// before: then its handler was through, and the end is the truth.
     fn act(&mut self, copy: CopyOf, step: Step) {
-        let Some((held, _)) = self.open.get_mut(&copy) else { return };
+        let Some(Open { held, .. }) = self.open.get_mut(&copy) else { return };
         if step == Step::Published {
             held.how = InHand::Published;
         }
@@ -294,25 +332,25 @@ impl Reader<'_> {
         zombie.push(copy);
     }
 
-    fn end(mut self) -> Vec<Interruption> {
+    fn end(&mut self) {
         // What is open at the end never got a last word: a kill has it, and a lease that ran out before.
         let ended = self.blows.iter().filter(|b| b.cause == Cause::Killed).map(|b| b.from_us).min().unwrap_or(u64::MAX);
-        let open: Vec<Held> = std::mem::take(&mut self.open).into_values().map(|(held, _)| held).collect();
-        for held in &open {
-            self.lapsed(held, ended);
+        let open: Vec<Open> = std::mem::take(&mut self.open).into_values().collect();
+        for open in &open {
+            self.lapsed(open, ended);
         }
+        let open: Vec<Held> = open.into_iter().map(|open| open.held).collect();
         for (n, blow) in self.blows.iter().enumerate() {
             let never_seen = blow.cause == Cause::Frozen && !self.froze[n];
             if blow.cause == Cause::Killed || never_seen {
                 self.told[n].in_hand.clone_from(&open);
             }
         }
-        self.told
     }
 
     /// A lease that ran out before `ended`, for want of a renewal: what kept the renewal away explains it, if that was
     /// the time.
-    fn lapsed(&mut self, held: &Held, ended: u64) {
+    fn lapsed(&mut self, Open { held, missed, .. }: &Open, ended: u64) {
         let until = held.leased_until_us;
         // A frozen process renews nothing, whatever Redis does: the freeze has it already.
         let frozen = |(blow, told): (&Blow, &Interruption)| {
@@ -322,6 +360,7 @@ impl Reader<'_> {
         if until >= ended || self.blows.iter().zip(&self.told).any(frozen) {
             return;
         }
+        let mut explained = false;
         for (blow, told) in self.blows.iter().zip(&mut self.told) {
             // The renewals that failed lie within the lease's last two thirds; an answer may take some time more.
             let late = match blow.cause {
@@ -331,7 +370,11 @@ impl Reader<'_> {
             };
             if until >= blow.from_us && until <= blow.to_us.saturating_add(late) {
                 told.in_hand.push(held.clone());
+                explained = true;
             }
+        }
+        if *missed && !explained {
+            self.unanswered.in_hand.push(held.clone());
         }
     }
 }
@@ -428,6 +471,26 @@ mod tests {
     }
 
     #[test]
+    fn a_lease_that_redis_did_not_renew_in_time_is_explained_and_one_that_nobody_renewed_is_not() {
+        // `a` is not answered, `b` only after its lease, `c` in time, `d` never asked for; all are claimed again.
+        let lines = "c 100 0 a 7 5000\nc 100 0 b 7 5000\nc 100 0 c 7 5000\nc 100 0 d 7 5000\nm 4000 0 a\nm 4000 0 c\n\
+                     n 4500 0 c 9000\nn 6000 0 b 9000\nc 9500 0 a 8 15000\nc 9500 0 b 8 15000\nc 9500 0 c 8 15000\n\
+                     c 9500 0 d 8 15000\ns 9600 0 a\ns 9600 0 b\ns 9600 0 c\ns 9600 0 d\n";
+        let told_ = told(lines, &[]);
+        assert_eq!(ids(&told_.unanswered), [("a", InHand::Claimed), ("b", InHand::Claimed)]);
+        let cut = Blow { cause: Cause::CutOff, from_us: 3_000, to_us: 5_000 };
+        assert_eq!(ids(&told(lines, &[cut]).unanswered), [], "the blow has them");
+    }
+
+    #[test]
+    fn moves_that_may_be_written_or_not_are_told_as_often_as_that_was_so() {
+        let lines = "c 100 1 a 7 5000\np 200 1 a\nu 300 1 a\np 400 1 a\nu 500 1 a\np 600 1 a\na 700 1 a\ns 800 1 a\n";
+        let unanswered = told(lines, &[]).unanswered;
+        assert_eq!(unanswered.unacknowledged, [("a".to_owned(), 1), ("a".to_owned(), 1)]);
+        assert_eq!(ids(&unanswered), []);
+    }
+
+    #[test]
     fn lines_read_back_and_one_that_is_none_is_refused() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let line = |step| Line { at_us: 1, step, hop: 2, id: "a".into() };
@@ -436,6 +499,7 @@ mod tests {
             [claimed, Step::Renewed { leased_until_us: 5 }, Step::Busy, Step::Known, Step::Handled, Step::Published]
                 .into_iter()
                 .chain([Step::Acknowledged, Step::Settling, Step::Settled, Step::Released, Step::Alive])
+                .chain([Step::NotRenewed, Step::Unacknowledged])
                 .map(line)
                 .collect();
         Marks::create(file.path()).unwrap().write(&lines).unwrap();

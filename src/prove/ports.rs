@@ -90,8 +90,10 @@ impl<W: Witness> IdempotencyStore for WatchedStore<W> {
     ) -> BoxFuture<'static, Vec<Result<bool, StoreError>>> {
         let leased_until_us = now_us() + lease.as_micros() as u64;
         let copies = batch.iter().map(|(key, _)| id_and_hop(key)).collect();
-        self.watch(copies, self.inner.renew(batch, lease), move |_, reply| {
-            matches!(reply, Ok(true)).then_some(Step::Renewed { leased_until_us })
+        self.watch(copies, self.inner.renew(batch, lease), move |_, reply| match reply {
+            Ok(true) => Some(Step::Renewed { leased_until_us }),
+            Ok(false) => None,
+            Err(_) => Some(Step::NotRenewed),
         })
     }
 
@@ -146,8 +148,13 @@ struct WatchedAck<W> {
 
 impl<W: Witness> AckSink for WatchedAck<W> {
     fn acknowledged(&self, ticket: u64, result: Result<(), PublishError>) {
-        if result.is_ok() {
-            self.witness.saw(&[line(&self.copy, Step::Acknowledged)]);
+        let step = match result {
+            Ok(()) => Some(Step::Acknowledged),
+            Err(PublishError::Unacknowledged(_)) => Some(Step::Unacknowledged),
+            Err(PublishError::TooLarge) => None,
+        };
+        if let Some(step) = step {
+            self.witness.saw(&[line(&self.copy, step)]);
         }
         self.acks.acknowledged(ticket, result);
     }

@@ -344,8 +344,9 @@ pipelines:
                 stalls.push(Stall { worker: life.orders.name.clone(), lasted, held: interruption.in_hand.len() });
                 interruptions.push(interruption);
             }
+            interruptions.push(told.unanswered);
         }
-        interruptions.retain(|i: &Interruption| !i.in_hand.is_empty());
+        interruptions.retain(|i: &Interruption| !i.in_hand.is_empty() || !i.unacknowledged.is_empty());
         let (count, keys) = Keys::connect(&self.options.redis)?.open(&self.keys())?;
         if count == 0 && !executions.is_empty() {
             problems.push("redis holds no key of this run: somebody else removed them".to_owned());

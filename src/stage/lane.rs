@@ -393,13 +393,13 @@ impl<'a> Task<'a> {
             self.count(&mut fx);
             self.call_store(&mut fx, now);
             for slot in fx.publish.drain(..) {
-                self.publish(slot, now);
+                self.publish(slot);
             }
             for slot in fx.shrink.drain(..) {
                 match self.lane.get(slot).shrink.smaller() {
                     Some(smaller) => {
                         self.lane.get_mut(slot).shrink = smaller;
-                        self.publish(slot, now);
+                        self.publish(slot);
                     }
                     None => {
                         self.lane.get_mut(slot).halted = Some(crate::ladder::event::HaltReason::TooLarge);
@@ -422,7 +422,9 @@ impl<'a> Task<'a> {
         }
     }
 
-    fn publish(&mut self, slot: Slot, now: Now) {
+    /// The clock is read for each: a process may be frozen for longer than a lease between any two of a round.
+    fn publish(&mut self, slot: Slot) {
+        let now = self.ctx.clock.now();
         if self.lane.lease_gone(now, slot) {
             return self.step(Input::Published(slot, Delivery::Failed));
         }

@@ -325,9 +325,12 @@ impl Ledger {
         let (at, copy) = (new.started, new.copy);
         let Some(known) = self.copies.get(&copy) else { return };
         let Some(last) = known.executions.last().map(|i| &self.executions[*i]) else { return };
-        // Its claim stood a little before it started.
-        let since = |fault: Option<Time>, last: &Execution| fault.is_some_and(|fault| fault + SECOND >= last.started);
         let lease = LEASE.as_micros() as Time;
+        // Its claim stood a little before it started; up to a lease, where a freeze came in between.
+        let since = |fault: Option<Time>, last: &Execution| {
+            let froze = self.fates[last.process].froze_within(last.started.saturating_sub(lease), last.started);
+            fault.is_some_and(|fault| fault + if froze { lease } else { SECOND } >= last.started)
+        };
         // What befell its process after it had let go of it explains nothing.
         let its = |(at, process): &&(Time, ProcessId)| *process == last.process && *at >= last.started;
         let let_go = match last.ended {

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::{Dedup, Delivery, Effects, Finish, Lane, MAX_BACKOFF, Slot, State, Verdict, backoff};
+use super::{Dedup, Delivery, Effects, Finish, Lane, MAX_BACKOFF, STORE_PROBE, Slot, State, Verdict, backoff};
 use crate::ladder::event::{Mark, Now};
 
 impl<T> Lane<T> {
@@ -49,7 +49,7 @@ impl<T> Lane<T> {
         match delivery {
             Delivery::Acknowledged => self.settle_as(slot, Mark::MovedOn, fx),
             Delivery::Unpublishable => self.halt(slot),
-            Delivery::TooLarge | Delivery::Failed if self.lease_gone(now, slot) => {
+            Delivery::TooLarge | Delivery::Failed if self.entry(slot).lost => {
                 fx.leases_lost += 1;
                 self.park_at_the_end(now, slot);
             }
@@ -66,8 +66,8 @@ impl<T> Lane<T> {
 
     pub(super) fn republish(&mut self, now: Now, slot: Slot, fx: &mut Effects<T>) {
         if self.lease_gone(now, slot) {
-            fx.leases_lost += 1;
-            self.park_at_the_end(now, slot);
+            // Unconfirmed, which is not lost: the store's next word on the lease decides.
+            self.arm(now.boot + STORE_PROBE, slot);
         } else {
             self.entry_mut(slot).state = State::Publishing;
             fx.publish.push(slot);

@@ -103,11 +103,12 @@ impl<T> Lane<T> {
             }
             (_, Some(true)) => entry.lease_until = entry.lease_until.max(sent + lease),
             (_, Some(false)) => self.lose(now, slot, fx),
-            (_, None) => {} // the deadline decides
+            // Asked again soon: an outage that begins just before a renewal must not cost a whole third of the lease.
+            (_, None) => self.next_renewal = self.next_renewal.min(now.boot + STORE_PROBE.min(lease / 3)),
         }
     }
 
-    /// The lease is gone, or can no longer be trusted.
+    /// The lease is gone; or, of one that runs, can no longer be trusted.
     pub(super) fn lose(&mut self, now: Now, slot: Slot, fx: &mut Effects<T>) {
         let entry = self.entry_mut(slot);
         match entry.state {
@@ -186,12 +187,13 @@ impl<T> Lane<T> {
         }
     }
 
-    /// At the local deadline a handler is cancelled, with or without an answer from the store (rule 2).
+    /// At the local deadline a handler is cancelled, with or without an answer from the store (rule 2). What has returned
+    /// is kept: nothing of it is published meanwhile, and a renewal that is confirmed later says that nobody else had it.
     pub(super) fn check_leases(&mut self, now: Now, fx: &mut Effects<T>) {
         let mut next = NEVER;
         for slot in 0..self.entries.len() as Slot {
             let Some(entry) = &self.entries[slot as usize] else { continue };
-            if !entry.leased || !matches!(entry.state, State::Running | State::Publishing | State::Republish) {
+            if !entry.leased || entry.state != State::Running {
                 continue;
             }
             if now.boot >= entry.lease_until {

@@ -115,7 +115,7 @@ pub enum Cause {
     Killed,
     /// Stopped for longer than a lease, then woken: its leases run out, and it may finish what it had begun.
     Frozen,
-    /// Cut off from Redis until its leases ran out.
+    /// Cut off from Redis, or not answered by it, until its leases ran out.
     CutOff,
     /// The machine did not let it run until its leases ran out: a freeze that nobody ordered.
     Stalled,
@@ -132,6 +132,9 @@ pub struct Interruption {
     pub in_hand: Vec<Held>,
     /// What it handed on or settled anew when it was woken after the lease: event id, hop.
     pub zombie: Vec<(String, u64)>,
+    /// Moves that its producer could not tell to be written or not, as often as it could not: event id, hop. They
+    /// explain further records of the move, no further execution.
+    pub unacknowledged: Vec<(String, u64)>,
     /// Its threads: each may end the step that it was in when it was frozen.
     pub threads: usize,
 }

@@ -12,6 +12,8 @@ pub(super) struct Index<'a> {
     /// The broker's timestamps of main's records, by partition and offset.
     pub(super) stamps: HashMap<(i32, i64), i64>,
     held: HashMap<&'a str, Vec<(&'a Interruption, &'a Held)>>,
+    /// By event and hop: how often the producer did not know whether the record of its move is written.
+    unacknowledged: HashMap<(&'a str, u64), usize>,
     delays_ms: Vec<u64>,
 }
 
@@ -23,6 +25,7 @@ impl<'a> Index<'a> {
             copies: Vec::with_capacity(ledger.stages.len()),
             stamps: HashMap::new(),
             held: HashMap::new(),
+            unacknowledged: HashMap::new(),
             delays_ms: ledger.stages.iter().map(|stage| stage.delay_ms).collect(),
         };
         for execution in &ledger.executions {
@@ -44,6 +47,9 @@ impl<'a> Index<'a> {
             for held in &interruption.in_hand {
                 index.held.entry(&held.id).or_default().push((interruption, held));
             }
+            for (id, hop) in &interruption.unacknowledged {
+                *index.unacknowledged.entry((id, *hop)).or_default() += 1;
+            }
         }
         index
     }
@@ -64,9 +70,12 @@ impl<'a> Index<'a> {
     /// Claims of this copy that were interrupted when it was with the producer or acknowledged, and not recorded: what
     /// Redis should have been told of its move may be lost. The broker's acknowledgement can be given before the process
     /// sees it, so a copy with the producer counts. However many things befell one claim, it moves the copy once.
+    ///
+    /// A record of which the producer does not know whether it is written is sent once more, which moves it once more.
     pub(super) fn moving(&self, id: &str, hop: u64) -> usize {
         let moving = self.held(id).iter().filter(|(_, held)| held.hop == hop && held.how != InHand::Claimed);
-        moving.map(|(_, held)| held.fence).collect::<BTreeSet<_>>().len()
+        let unacknowledged = self.unacknowledged.get(&(id, hop)).copied().unwrap_or_default();
+        moving.map(|(_, held)| held.fence).collect::<BTreeSet<_>>().len() + unacknowledged
     }
 
     /// Ends of this event beyond the one that it must have, as far as no interruption of the very move explains them: by

@@ -133,6 +133,21 @@ async fn an_acknowledgement_counts_even_after_the_lease_was_lost() {
     assert_eq!(rig.stats().leases_lost.get(), 1, "told by the settlement");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_process_that_is_frozen_between_two_publishes_of_a_round_hands_nothing_more_over() {
+    let rig = Rig::new(MAIN, as_usual, fail);
+    rig.store.fail(|f| f.renew = Fault::Down);
+    let clock = Arc::clone(&rig.clock);
+    rig.producer.at_the_next(move || clock.freeze(SECOND * 30));
+    let lane = rig.lane(records(0..3));
+    rig.until("the first is handed over", || rig.producer.count() > 0).await;
+    rig.pass(MS * 200).await;
+    assert_eq!(rig.producer.count(), 1, "the leases of the others had run out");
+    rig.store.all(Fault::None);
+    rig.position(&lane, 3).await;
+    assert_eq!(rig.producer.count(), 3);
+}
+
 /// The lease is lost while the record is with the producer, which then does not take it.
 async fn lost_with_the_producer(result: PublishError) {
     let rig = Rig::new(MAIN, as_usual, fail);

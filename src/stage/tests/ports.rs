@@ -29,12 +29,18 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 pub(super) struct TestClock {
     start: Instant,
     stepped_us: AtomicI64,
+    frozen_ms: AtomicU64,
     reads: AtomicU64,
 }
 
 impl TestClock {
     pub(super) fn new() -> Self {
-        Self { start: Instant::now(), stepped_us: AtomicI64::new(0), reads: AtomicU64::new(0) }
+        Self {
+            start: Instant::now(),
+            stepped_us: AtomicI64::new(0),
+            frozen_ms: AtomicU64::new(0),
+            reads: AtomicU64::new(0),
+        }
     }
 
     /// Time since the start of the test, whatever the wall clock says.
@@ -47,6 +53,11 @@ impl TestClock {
         self.stepped_us.fetch_add(seconds * 1_000_000, Ordering::Relaxed);
     }
 
+    /// So much time passes at once, and nothing runs in it.
+    pub(super) fn freeze(&self, time: Duration) {
+        self.frozen_ms.fetch_add(time.as_millis() as u64, Ordering::Relaxed);
+    }
+
     /// How often it was read: each time that a lane wakes it reads the clock a few times.
     pub(super) fn reads(&self) -> u64 {
         self.reads.load(Ordering::Relaxed)
@@ -56,7 +67,7 @@ impl TestClock {
 impl Clock for TestClock {
     fn now(&self) -> Now {
         self.reads.fetch_add(1, Ordering::Relaxed);
-        let elapsed = self.elapsed();
+        let elapsed = self.elapsed() + Duration::from_millis(self.frozen_ms.load(Ordering::Relaxed));
         let wall = START_MS as i64 * 1_000 + elapsed.as_micros() as i64 + self.stepped_us.load(Ordering::Relaxed);
         Now { wall: Timestamp::from_micros(wall as u64), boot: Duration::from_secs(1_000) + elapsed }
     }
@@ -194,6 +205,8 @@ pub(super) struct Producer {
     published: Mutex<Vec<Outgoing>>,
     script: Mutex<VecDeque<Answer>>,
     held: Mutex<Vec<(u64, Arc<dyn AckSink>)>>,
+    /// Called at the next publish.
+    then: Mutex<Option<Box<dyn FnOnce() + Send>>>,
     /// Records with more header bytes than this are too large; 0: no limit.
     max_header_bytes: AtomicUsize,
 }
@@ -210,6 +223,10 @@ impl Producer {
 
     pub(super) fn answers(&self, answers: impl IntoIterator<Item = Answer>) {
         lock(&self.script).extend(answers);
+    }
+
+    pub(super) fn at_the_next(&self, then: impl FnOnce() + Send + 'static) {
+        *lock(&self.then) = Some(Box::new(then));
     }
 
     pub(super) fn allow_header_bytes(&self, max: usize) {
@@ -231,6 +248,9 @@ impl Publisher for Producer {
     fn publish(&self, record: Outgoing, ticket: u64, acks: &Arc<dyn AckSink>) {
         let size: usize = record.headers.iter().map(|(n, v)| n.len() + v.as_ref().map_or(0, |v| v.len())).sum();
         lock(&self.published).push(record);
+        if let Some(then) = lock(&self.then).take() {
+            then();
+        }
         let max = self.max_header_bytes.load(Ordering::Relaxed);
         match lock(&self.script).pop_front() {
             Some(Answer::Hold) => lock(&self.held).push((ticket, Arc::clone(acks))),
