@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::adapters::kafka::Properties;
 use crate::adapters::kafka::admin::Connection;
 use crate::adapters::kafka::admin::plan::{PipelineTopics, RetryTopic};
+use crate::adapters::redis;
 use crate::adapters::registry::{self, Registry};
 use crate::app::decode::PayloadDecoder;
 use crate::config::{self, Config};
@@ -133,6 +134,22 @@ pub fn properties(config: &Config) -> Properties {
     let max_poll = kafka.max_poll_interval.max(kafka.session_timeout).as_millis().to_string();
     properties.consumer.entry("max.poll.interval.ms".into()).or_insert(max_poll);
     properties
+}
+
+/// The deduplication records in Redis, or in a Redis Cluster.
+///
+/// # Errors
+/// When it does not answer within the start-up time-out, or is not fit.
+///
+/// # Panics
+/// Outside a tokio runtime.
+pub async fn redis(config: &Config) -> Result<redis::Store, redis::Error> {
+    let options = redis::Options { startup_timeout: config.kafka.startup_timeout, ..redis::Options::default() };
+    let url = &config.redis.url;
+    match url.one() {
+        Some(url) => redis::connect(url.reveal(), options).await,
+        None => redis::connect_cluster(&url.all().iter().map(config::Endpoint::reveal).collect::<Vec<_>>(), options).await,
+    }
 }
 
 /// Where the admin client finds the cluster.
