@@ -148,7 +148,9 @@ pub async fn redis(config: &Config) -> Result<redis::Store, redis::Error> {
     let url = &config.redis.url;
     match url.one() {
         Some(url) => redis::connect(url.reveal(), options).await,
-        None => redis::connect_cluster(&url.all().iter().map(config::Endpoint::reveal).collect::<Vec<_>>(), options).await,
+        None => {
+            redis::connect_cluster(&url.all().iter().map(config::Endpoint::reveal).collect::<Vec<_>>(), options).await
+        }
     }
 }
 

@@ -109,7 +109,8 @@ pub(crate) async fn run(args: &ForgetArgs, config: &Config) -> Result<(), Error>
         Store::Off => Some("off: it keeps no records"),
     };
     if let Some(store) = without {
-        let why = format!("pipelines.{name}.idempotency.store is {store}; only with redis there is something to forget");
+        let why =
+            format!("pipelines.{name}.idempotency.store is {store}; only with redis there is something to forget");
         return Err(Error::Usage(why));
     }
     let prefix = CopyKeys::new(&config.redis.prefix, &wire::ladder(pipeline)?).prefix(args.event_id.as_deref());

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests, too")]
 
 mod contract;
+mod forget;
 #[allow(dead_code, reason = "the other tests that share it use the rest")]
 #[path = "../support/redis_cluster.rs"]
 mod redis_cluster;
