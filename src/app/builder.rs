@@ -497,7 +497,7 @@ impl Stores {
             if let Some(store) = &self.redis {
                 return Ok(Arc::clone(store));
             }
-            let store: Arc<dyn IdempotencyStore> = Arc::new(wire::redis(config).await?);
+            let store: Arc<dyn IdempotencyStore> = Arc::new(wire::redis(config, redis::Options::default()).await?);
             return Ok(Arc::clone(self.redis.insert(store)));
         }
         // With `store: off` nothing is ever claimed; the lanes still want something to hold.

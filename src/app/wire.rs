@@ -136,15 +136,15 @@ pub fn properties(config: &Config) -> Properties {
     properties
 }
 
-/// The deduplication records in Redis, or in a Redis Cluster.
+/// The deduplication records in Redis, or in a Redis Cluster; the start-up time-out is the configured one.
 ///
 /// # Errors
 /// When it does not answer within the start-up time-out, or is not fit.
 ///
 /// # Panics
 /// Outside a tokio runtime.
-pub async fn redis(config: &Config) -> Result<redis::Store, redis::Error> {
-    let options = redis::Options { startup_timeout: config.kafka.startup_timeout, ..redis::Options::default() };
+pub async fn redis(config: &Config, options: redis::Options) -> Result<redis::Store, redis::Error> {
+    let options = redis::Options { startup_timeout: config.kafka.startup_timeout, ..options };
     let url = &config.redis.url;
     match url.one() {
         Some(url) => redis::connect(url.reveal(), options).await,

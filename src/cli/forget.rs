@@ -4,6 +4,7 @@
 //! Standard output carries the answer alone; what was found, progress and the question go to standard error.
 
 use std::io::{self, Write};
+use std::time::Duration;
 
 use clap::builder::NonEmptyStringValueParser;
 use serde::Serialize;
@@ -14,6 +15,9 @@ use crate::app::wire;
 use crate::config::{Config, Pipeline, Store};
 use crate::ladder::headers::CopyKeys;
 use crate::stage::ports::StoreError;
+
+/// Longest wait for one page: nothing waits for this command as handlers wait for a claim.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Remove deduplication records, so that events that were finished are executed again when they are read again
 ///
@@ -114,7 +118,8 @@ pub(crate) async fn run(args: &ForgetArgs, config: &Config) -> Result<(), Error>
         return Err(Error::Usage(why));
     }
     let prefix = CopyKeys::new(&config.redis.prefix, &wire::ladder(pipeline)?).prefix(args.event_id.as_deref());
-    let redis = wire::redis(config).await?;
+    let options = redis::Options { response_timeout: PATIENCE, ..redis::Options::default() };
+    let redis = wire::redis(config, options).await?;
     let removal = if args.in_progress { Removal::All } else { Removal::Ended };
 
     let found = walk(&redis, &prefix, Removal::Nothing).await?;

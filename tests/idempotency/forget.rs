@@ -20,6 +20,11 @@ fn keys(name: &str) -> CopyKeys {
     CopyKeys::new(name, &Ladder::new(LadderSpec::new("p", "billing", "shop")).unwrap())
 }
 
+/// Whole pages, on a machine that may be busy.
+fn patient() -> Options {
+    Options { response_timeout: Duration::from_secs(60), ..Options::default() }
+}
+
 async fn settle(store: &Store, keys: impl IntoIterator<Item = CopyKey>, mark: Mark) {
     let batch = keys.into_iter().map(|key| (key, claim_of(1), mark, TTL)).collect();
     assert!(store.settle(batch).await.iter().all(Result::is_ok));
@@ -39,7 +44,7 @@ async fn left(store: &Store, keys: &CopyKeys) -> Tally {
 
 async fn on_a_server() -> (RedisServer, Store) {
     let server = spawn_blocking(RedisServer::start).await.unwrap();
-    let store = connect(&server.url(), Options::default()).await.unwrap();
+    let store = connect(&server.url(), patient()).await.unwrap();
     (server, store)
 }
 
@@ -109,7 +114,7 @@ async fn a_full_server_forgets() {
 async fn all_nodes_of_a_cluster_forget_page_by_page_while_a_slot_moves() {
     let cluster = spawn_blocking(|| RedisCluster::start(3, false)).await.unwrap();
     let urls = cluster.urls();
-    let store = connect_cluster(&[&urls[0]], Options::default()).await.unwrap();
+    let store = connect_cluster(&[&urls[0]], patient()).await.unwrap();
     let (mine, other) = (keys("idem"), keys("idem2"));
     let all = |keys: &CopyKeys| (0..5_000).map(|i| keys.key(&i.to_string(), 0)).collect::<Vec<_>>();
     settle(&store, all(&mine), Mark::Done).await;
