@@ -1,5 +1,6 @@
 //! The `pipeline` command line: one file per command, each thin over the modules below. Only this module prints.
 
+mod about;
 mod config;
 mod console;
 mod demo;
@@ -38,7 +39,7 @@ use crate::telemetry::logs;
 #[derive(Parser, Debug)]
 #[command(
     name = "pipeline",
-    version,
+    version = VERSION.get().map_or(env!("CARGO_PKG_VERSION"), String::as_str),
     after_help = "Examples:\n  pipeline --stage retry-2            run one stage, in any number of processes\n  pipeline demo                       \
                   the whole ladder in one process, no server needed\n  pipeline config check               what the configuration says\n\n\
                   Exit codes: 0 fine, 64 bad flags or configuration, 69 Kafka or Redis not reachable or topics missing,\n\
@@ -101,6 +102,14 @@ enum Command {
     #[command(after_help = "Example:\n  pipeline console --listen 127.0.0.1:9490")]
     Console(console::ConsoleArgs),
     Prove(prove::ProveArgs),
+    /// Print what makes a shell complete this command's names and flags
+    #[command(
+        after_help = "Example:\n  pipeline completions bash > ~/.local/share/bash-completion/completions/pipeline"
+    )]
+    Completions(about::CompletionsArgs),
+    /// Print the manual page, or write one for each command
+    #[command(after_help = "Examples:\n  pipeline man | man -l -\n  pipeline man --out /usr/local/share/man/man1")]
+    Man(about::ManArgs),
     /// A worker process of `prove`
     #[command(hide = true)]
     ProveWorker {
@@ -136,8 +145,14 @@ fn with_flags(text: &str, given: &str) -> String {
         .fold(text.to_owned(), |text, command| text.replace(command, &format!("{command}{given}")))
 }
 
-/// Runs the command line and returns its exit code.
-pub fn main() -> ExitCode {
+/// What `--version` says.
+static VERSION: OnceLock<String> = OnceLock::new();
+
+pub use about::head;
+
+/// Runs the command line and returns its exit code. `commit` is what the binary was built from.
+pub fn main(commit: &str) -> ExitCode {
+    drop(VERSION.set(about::version(commit)));
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
@@ -148,6 +163,14 @@ pub fn main() -> ExitCode {
     }
     if let Some(Command::Demo(args)) = cli.command {
         return block_on(demo::run(args, cli.config.is_some() || cli.brokers.is_some()));
+    }
+    let written = match &cli.command {
+        Some(Command::Completions(args)) => Some(about::completions(args, &Cli::command(), &mut std::io::stdout())),
+        Some(Command::Man(args)) => Some(about::man(args, Cli::command(), &mut std::io::stdout())),
+        _ => None,
+    };
+    if let Some(written) = written {
+        return written.map_or_else(|error| fail(&error.to_string(), 1), |()| ExitCode::SUCCESS);
     }
     if let Some(Command::ProveWorker { orders }) = cli.command {
         logs::init(logs::Format::Text, None);
@@ -192,7 +215,13 @@ pub fn main() -> ExitCode {
             Some(Command::Topics(args)) => topics(&args, &config).await,
             Some(Command::Produce(args)) => produce(args, &config).await,
             Some(Command::Prove(args)) => prove::run(args, config).await,
-            Some(Command::Config(_) | Command::Demo(_) | Command::ProveWorker { .. }) => ExitCode::SUCCESS, // dealt with above
+            Some(
+                Command::Config(_)
+                | Command::Demo(_)
+                | Command::Completions(_)
+                | Command::Man(_)
+                | Command::ProveWorker { .. },
+            ) => ExitCode::SUCCESS, // dealt with above
             Some(Command::Pause(args)) => pause(&args, true, &config).await,
             Some(Command::Resume(args)) => pause(&args, false, &config).await,
             Some(Command::Status(args)) => match status::run(&args, &config).await {

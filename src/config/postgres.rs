@@ -19,7 +19,7 @@ section! {
         /// Table, with its schema where that is not the user's own: `audit.orders`; without one the message's name: `pipeline_step`.
         table: Option<String> = "null";
         /// Column to source: a field of the message (`amount`, `total.currency`), $event_id, $key, $json (the whole message), $topic,
-        /// $partition, $offset, $timestamp (of the main record), $header.<name>. One column has to be $event_id. Without any:
+        /// $partition, $offset, $timestamp (of the main record), $header.NAME. One column has to be $event_id. Without any:
         /// event_id and a column for each field.
         columns: Columns = "{}";
         /// Whether the table and columns that are missing are made at start. Nothing is ever dropped or changed.

@@ -39,7 +39,7 @@ impl RedisCluster {
         for node in &cluster.nodes[1..] {
             cluster.meet(node);
         }
-        cluster.until("every node knows every other", |node| words(node, "NODES").lines().count() > count);
+        cluster.until_all_know_each_other();
         for (i, replica) in cluster.nodes[primaries..].iter().enumerate() {
             replica.command(&["CLUSTER", "REPLICATE", &id(&cluster.nodes[i])]);
         }
@@ -68,8 +68,17 @@ impl RedisCluster {
         let node = node(&[]);
         self.meet(&node);
         self.nodes.push(node);
-        let count = self.nodes.len();
-        self.until("every node knows the new one", |node| words(node, "NODES").lines().count() > count);
+        self.until_all_know_each_other();
+    }
+
+    /// By name: during the handshake a node is listed under another one.
+    fn until_all_know_each_other(&self) {
+        let ids: Vec<String> = self.nodes.iter().map(id).collect();
+        let knows = |node: &RedisServer| {
+            let known = words(node, "NODES");
+            ids.iter().all(|id| known.contains(id.as_str()))
+        };
+        self.until("every node knows every other", knows);
     }
 
     /// Moves a slot and its keys as `redis-cli --cluster reshard` does; `meanwhile` is called when clients are asked to

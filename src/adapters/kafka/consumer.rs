@@ -90,8 +90,8 @@ pub struct Options {
 /// Most records taken from one queue before they are handed over, and most bytes.
 const BATCH: usize = 500;
 const BATCH_BYTES: usize = 1 << 20;
-/// Longest wait for a record, so that rebalances, pauses and watermarks are seen to.
-const POLL: Duration = Duration::from_millis(20);
+/// Longest wait for a record or an event, so that pauses and watermarks are seen to.
+const POLL: Duration = STORE_EVERY;
 /// How long a lane may have no room before its partition is paused. A pause throws away what the client has fetched
 /// ahead: worth it for a lane that is stuck, or has all it can hold until something falls due, not for a busy one.
 const FULL: Duration = Duration::from_millis(200);
@@ -377,7 +377,12 @@ impl StageConsumer {
         }
     }
 
-    fn poll(&self, context: &Context, stop: &AtomicBool, alive: impl Fn()) -> Result<(), Error> {
+    fn poll(&mut self, context: &Context, stop: &AtomicBool, alive: impl Fn()) -> Result<(), Error> {
+        // Nothing is assigned yet, so no queue of a partition holds the client.
+        if let Some(consumer) = Arc::get_mut(&mut self.consumer) {
+            let poller = std::thread::current();
+            consumer.set_nonempty_callback(move || poller.unpark());
+        }
         let mut last_store = Instant::now();
         while !stop.load(Ordering::Relaxed) {
             alive();
