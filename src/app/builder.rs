@@ -497,15 +497,8 @@ impl Stores {
             if let Some(store) = &self.redis {
                 return Ok(Arc::clone(store));
             }
-            let options = wire::redis(config)?;
-            let store = match config.redis.url.one() {
-                Some(url) => redis::connect(url.reveal(), options).await?,
-                None => {
-                    let urls: Vec<&str> = config.redis.url.all().iter().map(config::Endpoint::reveal).collect();
-                    redis::connect_cluster(&urls, options).await?
-                }
-            };
-            let store: Arc<dyn IdempotencyStore> = Arc::new(store);
+            let options = wire::redis_options(config)?;
+            let store: Arc<dyn IdempotencyStore> = Arc::new(wire::redis(config, options).await?);
             return Ok(Arc::clone(self.redis.insert(store)));
         }
         // With `store: off` nothing is ever claimed; the lanes still want something to hold.

@@ -145,6 +145,23 @@ pub fn properties(config: &Config) -> Properties {
     properties
 }
 
+/// The deduplication records in Redis, or in a Redis Cluster.
+///
+/// # Errors
+/// When it does not answer within the start-up time-out, or is not fit.
+///
+/// # Panics
+/// Outside a tokio runtime.
+pub async fn redis(config: &Config, options: redis::Options) -> Result<redis::Store, redis::Error> {
+    let url = &config.redis.url;
+    match url.one() {
+        Some(url) => redis::connect(url.reveal(), options).await,
+        None => {
+            redis::connect_cluster(&url.all().iter().map(config::Endpoint::reveal).collect::<Vec<_>>(), options).await
+        }
+    }
+}
+
 /// Where the admin client finds the cluster.
 pub fn connection(config: &Config) -> Connection {
     let properties = properties(config);
@@ -155,7 +172,7 @@ pub fn connection(config: &Config) -> Connection {
 ///
 /// # Errors
 /// When the authority's file cannot be read.
-pub fn redis(config: &Config) -> Result<redis::Options, Error> {
+pub fn redis_options(config: &Config) -> Result<redis::Options, Error> {
     let read = |file: &PathBuf| std::fs::read(file).map_err(|source| Error::RedisCa { file: file.clone(), source });
     Ok(redis::Options {
         startup_timeout: config.kafka.startup_timeout,

@@ -5,17 +5,16 @@
 mod args;
 mod correct;
 mod print;
-mod progress;
 
-use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
+use std::io::{self, Write as _};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub(crate) use args::DlqArgs;
 use args::{Action, DealArgs};
-use progress::Meter;
 
+use super::progress::Meter;
 use crate::adapters::kafka::admin::{self, Admin};
 use crate::adapters::kafka::scan;
 use crate::adapters::otel::OtelTracer;
@@ -277,8 +276,8 @@ impl Command {
         }
         if plan.job.planned == 0 {
             super::note("nothing to do");
-        } else if !deal.yes && !confirmed()? {
-            return Err(Error::Usage("not confirmed: nothing was done".to_owned()));
+        } else {
+            super::confirm(deal.yes).map_err(Error::Usage)?;
         }
         let mut meter = Meter::new(if order.target.is_some() { "letters redriven" } else { "letters discarded" });
         let job = match plan.job.planned {
@@ -293,16 +292,4 @@ impl Command {
         }
         Ok(job.state == JobState::Done)
     }
-}
-
-/// Asks on the terminal.
-#[allow(clippy::print_stderr, reason = "the command line talks to a person")]
-fn confirmed() -> Result<bool, Error> {
-    if !io::stdin().is_terminal() {
-        return Err(Error::Usage("standard input is no terminal to ask on; confirm with --yes".to_owned()));
-    }
-    eprint!("Go on? [y/N] ");
-    let mut answer = String::new();
-    io::stdin().lock().read_line(&mut answer)?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }

@@ -5,9 +5,11 @@ mod config;
 mod console;
 mod demo;
 mod dlq;
+mod forget;
 pub mod pause;
 mod plain;
 pub mod produce;
+mod progress;
 mod prove;
 mod run;
 pub mod status;
@@ -15,6 +17,7 @@ pub mod topics;
 mod trace;
 mod values;
 
+use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -93,6 +96,7 @@ enum Command {
     #[command(after_help = "Example:\n  pipeline trace 0198c0de-7a3c-7000-8000-000000000001")]
     Trace(trace::TraceArgs),
     Dlq(dlq::DlqArgs),
+    Forget(forget::ForgetArgs),
     /// The ladder and its dead letters in a browser
     ///
     /// Serves pages on loopback (console.listen) until a signal; on any other address with a token (console.token) only.
@@ -240,6 +244,10 @@ pub fn main(commit: &str) -> ExitCode {
                 Ok(()) => std::process::exit(0),
                 Err(error) => fail(&error.to_string(), error.exit_code()),
             },
+            Some(Command::Forget(args)) => match forget::run(&args, &config).await {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => fail(&error.to_string(), error.exit_code()),
+            },
             Some(Command::Dlq(args)) => match dlq::run(args, &config).await {
                 Ok(true) => ExitCode::SUCCESS,
                 Ok(false) => ExitCode::FAILURE,
@@ -272,6 +280,23 @@ fn fail(message: &str, code: u8) -> ExitCode {
 #[allow(clippy::print_stderr, reason = "the command line talks to a person")]
 fn note(message: &str) {
     eprintln!("pipeline: {message}");
+}
+
+/// Asks on the terminal whether to go on, unless the answer was given beforehand; why not to.
+#[allow(clippy::print_stderr, reason = "the command line talks to a person")]
+fn confirm(yes: bool) -> Result<(), String> {
+    if yes {
+        return Ok(());
+    }
+    if !std::io::stdin().is_terminal() {
+        return Err("standard input is no terminal to ask on; confirm with --yes".to_owned());
+    }
+    eprint!("Go on? [y/N] ");
+    let mut answer = String::new();
+    match std::io::stdin().read_line(&mut answer) {
+        Ok(_) if matches!(answer.trim(), "y" | "Y" | "yes") => Ok(()),
+        _ => Err("not confirmed: nothing was done".to_owned()),
+    }
 }
 
 async fn pause(args: &pause::PauseArgs, paused: bool, config: &Config) -> ExitCode {

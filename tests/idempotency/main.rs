@@ -8,6 +8,7 @@
 #[path = "../support/certificates.rs"]
 mod certificates;
 mod contract;
+mod forget;
 #[allow(dead_code, reason = "the other tests that share it use the rest")]
 #[path = "../support/redis_cluster.rs"]
 mod redis_cluster;

@@ -2,6 +2,7 @@
 //! are not let in at all. What was executed is read from the handlers' own files, never from the engine's counters.
 
 mod exit_codes;
+mod forget;
 mod harness;
 mod killed;
 mod ladder_changes;

@@ -135,6 +135,11 @@ impl Cluster {
         &self.name
     }
 
+    /// To each primary.
+    pub(super) fn links(&self) -> Vec<Arc<Link>> {
+        self.state().routes.nodes.iter().map(|node| Arc::clone(&node.kept.link)).collect()
+    }
+
     /// The longest that any primary takes to answer.
     pub(super) async fn ping(&self) -> Result<Duration, StoreError> {
         let routes = Arc::clone(&self.state().routes);

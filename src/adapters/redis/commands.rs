@@ -14,6 +14,8 @@ use crate::stage::ports::{Claim, ClaimReply, CopyKey, Mark, SettleReply, StoreEr
 const RENEW: &str = include_str!("renew.lua");
 /// 1: the claim was deleted; 0: the record is not ours any more.
 const RELEASE: &str = include_str!("release.lua");
+/// `P`, `1`, `F` or `?`: what the record is, deleted if that is among the kinds given; nil: there is none.
+const FORGET: &str = include_str!("forget.lua");
 
 /// `SET k <claim> NX GET PX <lease>`.
 pub(super) fn claim(lease: Duration) -> impl Fn(&(CopyKey, Claim)) -> Cmd {
@@ -74,6 +76,35 @@ pub(super) fn harmless(key: &str) -> [Cmd; 5] {
     ]
 }
 
+/// A page of the keys that begin with `prefix`.
+pub(super) fn scan(cursor: &str, prefix: &str, count: u32) -> Cmd {
+    let mut cmd = Cmd::new();
+    cmd.arg("SCAN").arg(cursor).arg("MATCH").arg(pattern(prefix)).arg("COUNT").arg(count);
+    cmd
+}
+
+/// What matches every key that begins with `prefix`, and no other. Keys are percent-encoded, so none of ours has a
+/// character to be escaped; one that had would otherwise take its neighbours with it.
+fn pattern(prefix: &str) -> String {
+    let mut pattern = String::with_capacity(prefix.len() + 1);
+    for c in prefix.chars() {
+        if matches!(c, '*' | '?' | '[' | ']' | '\\') {
+            pattern.push('\\');
+        }
+        pattern.push(c);
+    }
+    pattern + "*"
+}
+
+/// The script that says what a record is, and deletes it if it is one of `kinds`.
+pub(super) fn forget(kinds: &'static str) -> impl Fn(&CopyKey) -> Cmd {
+    move |key| {
+        let mut cmd = command(5, 8 + FORGET.len() + key.len());
+        cmd.arg("EVAL").arg(FORGET).arg("1").arg(&**key).arg(kinds);
+        cmd
+    }
+}
+
 /// One result per entry, in order.
 pub(super) fn results<E, R>(
     replies: Vec<Result<Value, StoreError>>,
@@ -117,7 +148,7 @@ pub(super) fn is_wrong_type(reply: &Value) -> bool {
     matches!(reply, Value::ServerError(error) if error.code() == "WRONGTYPE")
 }
 
-fn refusal(reply: &Value) -> StoreError {
+pub(super) fn refusal(reply: &Value) -> StoreError {
     match reply {
         Value::ServerError(error) => {
             StoreError(format!("redis refused the command: {} {}", error.code(), error.details().unwrap_or_default()))
@@ -219,6 +250,12 @@ mod tests {
         check(b"P.00000000000000ab-.1", corrupt("P.00000000000000ab-.1"));
         check(&[0xff, b'x'], corrupt("\u{fffd}x"));
         check("é".repeat(2_000).as_bytes(), corrupt(&"é".repeat(64)));
+    }
+
+    #[test]
+    fn a_pattern_takes_what_its_prefix_says_literally() {
+        assert_eq!(pattern("idem:billing:shop.orders:"), "idem:billing:shop.orders:*");
+        assert_eq!(pattern(r"*?[x]\a%2A^-"), r"\*\?\[x\]\\a%2A^-*");
     }
 
     #[test]

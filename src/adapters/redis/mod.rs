@@ -1,7 +1,8 @@
 //! The deduplication records in Redis: one key per copy of an event, leased by `SET … NX GET PX`.
 //!
 //! Owns how records are written and read (`commands`), the one connection to a server (`link`), what a server must be
-//! before it is trusted (`server`), and for a Redis Cluster which node a record belongs to (`cluster`, `slots`). A batch
+//! before it is trusted (`server`), and for a Redis Cluster which node a record belongs to (`cluster`, `slots`), and
+//! how records are found and removed on purpose (`forget`). A batch
 //! is one pipeline per server and every command has its own reply, so one that is refused fails alone. Whoever calls owns the protocol around it: when to claim, renew and settle, local deadlines
 //! and what a reply means for an offset. Times nothing and counts nothing.
 //!
@@ -12,6 +13,7 @@
 
 mod cluster;
 mod commands;
+mod forget;
 mod link;
 mod server;
 mod slots;
@@ -26,6 +28,7 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use self::cluster::Cluster;
+pub use self::forget::{Progress, Removal, Tally};
 use self::link::Link;
 use self::server::Kind;
 use crate::stage::ports::{Claim, ClaimReply, CopyKey, IdempotencyStore, Mark, SettleReply, StoreError};
@@ -163,7 +166,7 @@ impl Error {
 /// # Panics
 /// Outside a tokio runtime with I/O and time.
 pub async fn connect(url: &str, options: Options) -> Result<Store, Error> {
-    Ok(Store::keep(Server::One(Box::new(Link::open(url, options, Kind::Standalone).await?))))
+    Ok(Store::keep(Server::One(Arc::new(Link::open(url, options, Kind::Standalone).await?))))
 }
 
 /// As [`connect`], for a Redis Cluster: the urls of some of its nodes, the others are found. Every primary is checked;
@@ -189,7 +192,7 @@ pub struct Store {
 
 #[derive(Debug)]
 enum Server {
-    One(Box<Link>),
+    One(Arc<Link>),
     Cluster(Cluster),
 }
 
@@ -202,6 +205,14 @@ impl Server {
                 Err(error) => batch.iter().map(|_| Err(error.clone())).collect(),
             },
             Server::Cluster(cluster) => cluster.run(batch, command).await,
+        }
+    }
+
+    /// To each server.
+    fn links(&self) -> Vec<Arc<Link>> {
+        match self {
+            Server::One(link) => vec![Arc::clone(link)],
+            Server::Cluster(cluster) => cluster.links(),
         }
     }
 

@@ -74,7 +74,7 @@ impl CopyKeys {
         let Some(event_id) = event_id else {
             return self.base.clone();
         };
-        let key = self.key(event_id, 0);
+        let key = self.key(&bounded(event_id), 0);
         key[..key.len() - 1].to_owned()
     }
 }

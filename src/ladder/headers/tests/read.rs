@@ -199,6 +199,8 @@ fn an_id_too_long_to_travel_is_hashed() {
     let id = "x".repeat(2049);
     let read = read_at(0, AT, &headers(&[("MessageID", &id)])).event_id;
     assert!(read.starts_with("sha256=") && read.len() == 71, "{read}");
+    let keys = CopyKeys::new("idem", &ladder());
+    assert_eq!(keys.prefix(Some(&id)), keys.prefix(Some(&read)), "found by the id that its producer gave it, too");
     check_id(&[("MessageID", &id[1..])], &id[1..]);
 }
 

@@ -35,7 +35,8 @@ impl Meter {
         self.tell(job.moved, job.planned, &back);
     }
 
-    fn tell(&mut self, done: u64, total: u64, aside: &str) {
+    pub(super) fn tell(&mut self, done: u64, total: u64, aside: &str) {
+        let total = total.max(done);
         if self.begun.elapsed() < PATIENCE {
             return;
         }
@@ -47,11 +48,12 @@ impl Meter {
                 style.map(|style| bar.set_style(style)).ok();
                 bar
             });
+            bar.set_length(total);
             bar.set_message(format!("{}{aside}", self.what));
             bar.set_position(done);
         } else if self.told.elapsed() >= LINE_EVERY {
             self.told = Instant::now();
-            crate::cli::note(&format!("{done} of {total} {}{aside}, {:.0}/s", self.what, done as f64 / seconds));
+            super::note(&format!("{done} of {total} {}{aside}, {:.0}/s", self.what, done as f64 / seconds));
         }
     }
 
