@@ -179,7 +179,7 @@ pub async fn connect(url: &str, options: Options) -> Result<Store, Error> {
 /// # Panics
 /// Outside a tokio runtime with I/O and time.
 pub async fn connect_cluster(urls: &[&str], options: Options) -> Result<Store, Error> {
-    Ok(Store::keep(Server::Cluster(Cluster::open(urls, options).await?)))
+    Ok(Store::keep(Server::Cluster(Box::new(Cluster::open(urls, options).await?))))
 }
 
 /// The records of one Redis server, or of one Redis Cluster, over one multiplexed connection to each primary, which end
@@ -193,7 +193,7 @@ pub struct Store {
 #[derive(Debug)]
 enum Server {
     One(Arc<Link>),
-    Cluster(Cluster),
+    Cluster(Box<Cluster>),
 }
 
 impl Server {
