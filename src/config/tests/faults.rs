@@ -30,7 +30,7 @@ fn beside(section: &str, path: &str, words: &[&str]) {
 fn unknown_keys_are_faults_with_the_nearest_known_one() {
     beside("kafak: {}", "kafak", &["unknown key", "did you mean `kafka`?"]);
     beside("kafka: {broker: x}", "kafka.broker", &["did you mean `brokers`?", "x"]);
-    beside("redis: {colour: red}", "redis.colour", &["one of url, prefix"]);
+    beside("redis: {colour: red}", "redis.colour", &["one of url, ca, prefix"]);
     pipeline("retires: []", "retires", &["did you mean `retries`?"]);
     pipeline("retries: [{delay: 5s, dely: 1s}]", "retries[0].dely", &["did you mean `delay`?"]);
     pipeline("idempotency: {ttl: 1h}", "idempotency.ttl", &["unknown key"]);
