@@ -219,9 +219,10 @@ impl PostgresHandler {
             .map(|column| rows.iter().map(|row| row.values[column].as_deref()).collect())
             .collect();
         let parameters: Vec<&(dyn ToSql + Sync)> = columns.iter().map(|column| column as _).collect();
-        let session = self.sessions.get().await?;
-        session.client.execute(&session.insert, &parameters).await?;
-        Ok(())
+        let mut session = self.sessions.get().await?;
+        let written = session.client.execute(&session.insert, &parameters).await.map_err(Fault::from);
+        session.lost = written.as_ref().is_err_and(Fault::is_lost);
+        written.map(drop)
     }
 }
 

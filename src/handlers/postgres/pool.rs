@@ -63,6 +63,15 @@ impl Connector {
 pub(super) struct Session {
     pub(super) client: Client,
     pub(super) insert: Statement,
+    /// It has failed a batch as lost. The client itself learns a moment later that its connection is closed; until then it
+    /// would be handed out again.
+    pub(super) lost: bool,
+}
+
+impl Session {
+    fn is_closed(&self) -> bool {
+        self.lost || self.client.is_closed()
+    }
 }
 
 /// Makes sessions for the pool.
@@ -78,16 +87,16 @@ impl ManageConnection for Manager {
     async fn connect(&self) -> Result<Session, Fault> {
         let client = self.connector.connect().await?;
         let insert = client.prepare(&self.insert).await?;
-        Ok(Session { client, insert })
+        Ok(Session { client, insert, lost: false })
     }
 
     /// Asks nobody: what breaks after this costs a second try, not a round trip for each batch.
     async fn is_valid(&self, session: &mut Session) -> Result<(), Fault> {
-        if session.client.is_closed() { Err(Fault::Closed) } else { Ok(()) }
+        if session.is_closed() { Err(Fault::Closed) } else { Ok(()) }
     }
 
     fn has_broken(&self, session: &mut Session) -> bool {
-        session.client.is_closed()
+        session.is_closed()
     }
 }
 
