@@ -45,6 +45,10 @@ fn reflog(out: &Path) -> std::io::Result<PathBuf> {
     {
         let path = root.join(String::from_utf8_lossy(&git.stdout).trim());
         if path.is_file() {
+            let head = path.parent().and_then(Path::parent).unwrap_or(&root).join("HEAD");
+            // Where a target directory outlives the checkout that it was filled from, the path has to be found anew. A commit
+            // does not touch this file.
+            println!("cargo::rerun-if-changed={}", head.display());
             return Ok(path);
         }
     }
