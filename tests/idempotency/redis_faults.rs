@@ -45,7 +45,7 @@ async fn until_available(store: &Store, available: bool) {
 async fn a_refused_command_does_not_fail_its_neighbours() {
     let server = RedisServer::start();
     let mut side = side(&server).await;
-    let acl = ["ACL", "SETUSER", "worker", "on", ">pw", "~idem:orders:shop.orders:ok*", "+@all"];
+    let acl = ["ACL", "SETUSER", "worker", "on", ">pw", "~idem:rights:*", "~idem:orders:shop.orders:ok*", "+@all"];
     run(&mut side, &acl).await;
     let store = open(&format!("redis://worker:pw@127.0.0.1:{}", server.port())).await;
 
