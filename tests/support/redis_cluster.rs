@@ -13,6 +13,8 @@ pub(crate) struct RedisCluster {
     /// The primaries, then the replicas in the same order.
     pub(crate) nodes: Vec<RedisServer>,
     primaries: usize,
+    /// What each node was started with.
+    arguments: Vec<String>,
 }
 
 impl RedisCluster {
@@ -28,7 +30,8 @@ impl RedisCluster {
     pub(crate) fn start_with(primaries: usize, with_replicas: bool, arguments: &[&str]) -> Self {
         let count = if with_replicas { primaries * 2 } else { primaries };
         let nodes = (0..count).map(|_| node(arguments)).collect();
-        let cluster = Self { nodes, primaries };
+        let arguments = arguments.iter().map(ToString::to_string).collect();
+        let cluster = Self { nodes, primaries, arguments };
         for (i, node) in cluster.nodes.iter().enumerate() {
             node.command(&["CLUSTER", "SET-CONFIG-EPOCH", &(i + 1).to_string()]);
         }
@@ -63,12 +66,14 @@ impl RedisCluster {
         SLOTS * primary / self.primaries..=SLOTS * (primary + 1) / self.primaries - 1
     }
 
-    /// Starts one more primary, without a slot.
+    /// Starts one more primary, without a slot, and waits until it, too, counts the cluster as up.
     pub(crate) fn add_primary(&mut self) {
-        let node = node(&[]);
+        let arguments: Vec<&str> = self.arguments.iter().map(String::as_str).collect();
+        let node = node(&arguments);
         self.meet(&node);
         self.nodes.push(node);
         self.until_all_know_each_other();
+        self.until_up();
     }
 
     /// By name: during the handshake a node is listed under another one.

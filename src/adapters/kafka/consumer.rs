@@ -3,7 +3,7 @@
 //! Invariants
 //! - Polling never stops while the stage runs, whatever the lanes do: no wait, however long, costs the membership.
 //! - Each partition has a queue of its own, from which its lane is given what it has room for: a full lane holds up
-//!   no other, and nothing that was fetched is thrown away for it.
+//!   no other, and what was fetched for a busy one is not thrown away.
 //! - Only offsets that a lane of the current assignment calls done are stored, with `store_offsets` (the watermark
 //!   itself; rdkafka's `store_offset` would add one). librdkafka commits what is stored, every second, on revoke and
 //!   on close.
@@ -15,16 +15,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use rdkafka::ClientContext;
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::client::{Connection, Properties, missing_right};
+use super::own::own;
 use super::raw;
 use crate::stage::lanes::{LaneCommand, LaneHandle, LaneHost};
 use crate::stage::record::Record;
@@ -118,10 +119,30 @@ struct Assigned {
     /// Since when its lane has had no room.
     full_since: Option<Instant>,
     /// The client's queue of this partition, from the first look at it on.
-    queue: Option<PartitionQueue<Context>>,
+    queue: Option<OwnQueue>,
     /// Polled and not yet handed over. Kept with the assignment: a record of an earlier one must not reach a later
     /// lane, whose watermark would then pass records that are still to come.
     batch: Vec<Record>,
+}
+
+struct OwnQueue {
+    queue: PartitionQueue<Context>,
+    /// False once it was seen empty and nothing has come since: among hundreds of partitions only a few are looked into.
+    filled: Arc<AtomicBool>,
+}
+
+impl OwnQueue {
+    /// A queue that wakes the calling thread when it is no longer empty.
+    fn new(mut queue: PartitionQueue<Context>) -> Self {
+        // What was there before the callback rings for nobody.
+        let filled = Arc::new(AtomicBool::new(true));
+        let (rings, poller) = (Arc::clone(&filled), std::thread::current());
+        queue.set_nonempty_callback(move || {
+            rings.store(true, Ordering::SeqCst);
+            poller.unpark();
+        });
+        Self { queue, filled }
+    }
 }
 
 impl Assigned {
@@ -434,15 +455,13 @@ impl StageConsumer {
 
     /// Takes out of the partition's queue what its lane has room for. Whether nothing is left to be taken now.
     fn take(&self, partition: i32, assigned: &mut Assigned) -> Result<bool, Error> {
-        let queue = match &mut assigned.queue {
-            Some(queue) => queue,
+        let own_queue = match &mut assigned.queue {
+            Some(own_queue) => own_queue,
             none => {
-                let Some(mut queue) = self.consumer.split_partition_queue(&self.options.topic, partition) else {
+                let Some(queue) = self.consumer.split_partition_queue(&self.options.topic, partition) else {
                     return Ok(true);
                 };
-                let poller = std::thread::current();
-                queue.set_nonempty_callback(move || poller.unpark());
-                none.insert(queue)
+                none.insert(OwnQueue::new(queue))
             }
         };
         let room = assigned.lane.room();
@@ -451,9 +470,12 @@ impl StageConsumer {
             return Ok(true);
         }
         assigned.full_since = None;
+        if !own_queue.filled.swap(false, Ordering::SeqCst) {
+            return Ok(true);
+        }
         let mut bytes = 0;
         for _ in 0..room.min(BATCH) {
-            match queue.poll(Duration::ZERO) {
+            match own_queue.queue.poll(Duration::ZERO) {
                 Some(Ok(message)) => {
                     let record = own(&message);
                     bytes += record.value.as_ref().map_or(0, Bytes::len);
@@ -466,6 +488,7 @@ impl StageConsumer {
                 break;
             }
         }
+        own_queue.filled.store(true, Ordering::SeqCst);
         Ok(false)
     }
 
@@ -537,37 +560,6 @@ impl StageConsumer {
             return Err(Error::Fatal { topic: topic(), reason });
         }
         Ok(())
-    }
-}
-
-/// Copies a record out of the client's buffers, key, value and headers in one allocation.
-pub(super) fn own(message: &BorrowedMessage<'_>) -> Record {
-    let (key, value) = (message.key(), message.payload());
-    let mut size = key.map_or(0, <[u8]>::len) + value.map_or(0, <[u8]>::len);
-    let mut count = 0;
-    raw::for_each_header(message, |name, value| {
-        size += name.len() + value.map_or(0, <[u8]>::len);
-        count += 1;
-    });
-    let mut buffer = BytesMut::with_capacity(size);
-    let mut headers = Vec::with_capacity(count);
-    let take = |buffer: &mut BytesMut, bytes: &[u8]| -> Bytes {
-        buffer.extend_from_slice(bytes);
-        buffer.split().freeze()
-    };
-    let key = key.map(|k| take(&mut buffer, k));
-    let value = value.map(|v| take(&mut buffer, v));
-    raw::for_each_header(message, |name, value| {
-        let name = take(&mut buffer, name);
-        headers.push((name, value.map(|v| take(&mut buffer, v))));
-    });
-    Record {
-        partition: message.partition(),
-        offset: message.offset(),
-        timestamp_ms: message.timestamp().to_millis().unwrap_or(-1),
-        key,
-        value,
-        headers,
     }
 }
 

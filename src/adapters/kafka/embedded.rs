@@ -17,7 +17,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::producer::{BaseProducer, DeliveryResult, Producer, ProducerContext};
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::{consumer, raw};
+use super::{own, raw};
 use crate::stage::record::Record;
 
 /// What a partition holds, in bytes of record batches as they came from the producer.
@@ -170,7 +170,7 @@ impl EmbeddedBroker {
         while left > 0 {
             match reader.poll(Duration::from_millis(100)) {
                 Some(Ok(message)) => {
-                    records.push(consumer::own(&message));
+                    records.push(own::own(&message));
                     left -= 1;
                     last = Instant::now();
                 }

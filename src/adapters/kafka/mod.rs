@@ -8,6 +8,7 @@ pub mod embedded;
 pub mod lag;
 pub mod producer;
 mod offsets;
+mod own;
 mod raw;
 pub mod scan;
 pub mod transactions;

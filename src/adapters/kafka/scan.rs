@@ -15,7 +15,7 @@ use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::client::Quiet;
-use super::{Properties, consumer, raw};
+use super::{Properties, own, raw};
 use crate::stage::record::Record;
 
 /// Longest wait for one request.
@@ -121,7 +121,7 @@ impl Seen<'_> {
 
     /// A copy that outlives the buffer.
     pub fn to_record(&self) -> Record {
-        consumer::own(self.0)
+        own::own(self.0)
     }
 }
 

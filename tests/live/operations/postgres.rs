@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use serde_json::json;
 
-use super::harness::{LIMIT, Ladder, Load, until};
+use super::harness::{LIMIT, Ladder, Load, Worker, until};
 use crate::postgres_server::PostgresServer;
 use crate::support::client_config;
 
@@ -29,6 +29,16 @@ fn rows(server: &PostgresServer) -> [usize; 3] {
     [0, 1, 2].map(|i| counts[0][i].parse().expect("a number"))
 }
 
+fn every_event_has_its_row(server: &PostgresServer, ladder: &Ladder, worker: &Worker, sent: usize) {
+    until(
+        "every event has its row",
+        || rows(server)[1] == sent,
+        || format!("{:?} of {sent}\n{}", rows(server), worker.log()),
+    );
+    assert_eq!(rows(server), [sent; 3]);
+    assert_eq!(ladder.dead_letters(), [""; 0]);
+}
+
 #[test]
 fn a_worker_that_is_killed_again_and_again_leaves_one_row_for_each_event() {
     let server = PostgresServer::new();
@@ -44,13 +54,7 @@ fn a_worker_that_is_killed_again_and_again_leaves_one_row_for_each_event() {
     }
     let worker = start("last");
     let sent = load.finish().len();
-    until(
-        "every event has its row",
-        || rows(&server)[1] == sent,
-        || format!("{:?} of {sent}\n{}", rows(&server), worker.log()),
-    );
-    assert_eq!(rows(&server), [sent; 3]);
-    assert_eq!(ladder.dead_letters(), [""; 0]);
+    every_event_has_its_row(&server, &ladder, &worker, sent);
 }
 
 #[test]
@@ -69,13 +73,7 @@ fn a_database_that_is_down_for_seconds_costs_no_event_and_few_attempts() {
     until("six seconds of events come", || load.sent().len() > sent + 1_200, || format!("{}", load.sent().len()));
     server.start();
     let sent = load.finish().len();
-    until(
-        "every event has its row",
-        || rows(&server)[1] == sent,
-        || format!("{:?} of {sent}\n{}", rows(&server), worker.log()),
-    );
-    assert_eq!(rows(&server), [sent; 3]);
-    assert_eq!(ladder.dead_letters(), [""; 0]);
+    every_event_has_its_row(&server, &ladder, &worker, sent);
     // What was in hand when it went, and some probes; without the breaker it would be all of them.
     let burnt = hops(&ladder);
     assert!((1..400).contains(&burnt), "{burnt} used an attempt");
