@@ -158,12 +158,12 @@ impl Scan {
         Ok(Self { consumer, properties: properties.clone(), topic: topic.to_owned(), bounds })
     }
 
-    /// `count` scans, or one for each partition where there are fewer, that read this one's partitions between them,
-    /// about as many offsets each.
+    /// Leaves this scan a part of its partitions and hands the others to further scans, so that there are `count` in all,
+    /// or one for each partition where there are fewer, with about as many offsets each.
     ///
     /// # Errors
     /// When librdkafka refuses the properties.
-    pub fn split(mut self, count: usize) -> Result<Vec<Self>, Error> {
+    pub fn split(&mut self, count: usize) -> Result<Vec<Self>, Error> {
         let offsets = |part: &BTreeMap<i32, Bounds>| part.values().map(Bounds::len).sum::<u64>();
         let mut parts = vec![BTreeMap::new(); count.min(self.bounds.len()).max(1)];
         let mut largest_first: Vec<_> = std::mem::take(&mut self.bounds).into_iter().collect();
@@ -175,8 +175,7 @@ impl Scan {
         }
         let mut parts = parts.into_iter();
         self.bounds = parts.next().unwrap_or_default();
-        let others = parts.map(|bounds| Self::with(&self.properties, &self.topic, bounds)).collect::<Vec<_>>();
-        std::iter::once(Ok(self)).chain(others).collect()
+        parts.map(|bounds| Self::with(&self.properties, &self.topic, bounds)).collect()
     }
 
     /// The id of the topic that has this name now, as far as the brokers tell: another one once it was made again.
@@ -425,7 +424,9 @@ fn config(properties: &Properties) -> ClientConfig {
         .set("enable.partition.eof", "true")
         .set("isolation.level", "read_committed")
         .set("queued.min.messages", "100000")
-        .set("queued.max.messages.kbytes", "32768")
+        .set("queued.max.messages.kbytes", std::env::var("HQ").unwrap_or("32768".into()))
+        // A full queue is drained in a fraction of the second that librdkafka would wait by default.
+        .set("fetch.queue.backoff.ms", std::env::var("HB").unwrap_or("10".into()))
         .set("fetch.wait.max.ms", "50");
     config
 }

@@ -23,6 +23,7 @@ use bytes::Bytes;
 use super::book::{Book, Fate, Job, JobState};
 use super::letter::{Glance, Letter, Summary};
 use super::select::Selection;
+use super::sift::sift;
 use super::view::block_on;
 use crate::adapters::kafka::Properties;
 use crate::adapters::kafka::scan::{self, Progress, Scan};
@@ -243,7 +244,7 @@ impl Desk {
         plan: Plan,
         order: &Order,
         stop: &AtomicBool,
-        mut told: impl FnMut(&Job),
+        mut told: impl FnMut(&Job) + Send,
     ) -> Result<Job, Error> {
         let mut job = plan.job;
         if !order.take_over {
@@ -335,29 +336,24 @@ impl Desk {
         order: &Order,
         book: &Book,
         progress: impl FnMut(Progress) -> ControlFlow<()>,
-        mut each: impl FnMut(&Glance, &scan::Seen<'_>) -> Result<ControlFlow<()>, Error>,
+        mut each: impl FnMut(&Glance, &scan::Seen<'_>) -> Result<ControlFlow<()>, Error> + Send,
     ) -> Result<bool, Error> {
         order.selection.narrow(scan)?;
-        let mut glance = Glance::default();
         let mut failed = None;
         let mut broke_off = false;
-        let ended = scan.run(
-            |seen| {
-                glance.look(seen, book);
-                let named =
-                    order.corrected.is_empty() || order.corrected.contains_key(&(glance.partition, glance.offset));
-                if !named || !order.selection.matches(&mut glance, seen) {
-                    return ControlFlow::Continue(());
-                }
-                let flow = each(&glance, seen).unwrap_or_else(|error| {
-                    failed = Some(error);
-                    ControlFlow::Break(())
-                });
-                broke_off |= flow.is_break();
-                flow
-            },
-            progress,
-        )?;
+        let is_meant = |glance: &Glance, seen: &scan::Seen<'_>| {
+            (order.corrected.is_empty() || order.corrected.contains_key(&(glance.partition, glance.offset)))
+                && order.selection.matches(glance, seen)
+        };
+        let each = |glance: &Glance, seen: &scan::Seen<'_>| {
+            let flow = each(glance, seen).unwrap_or_else(|error| {
+                failed = Some(error);
+                ControlFlow::Break(())
+            });
+            broke_off |= flow.is_break();
+            flow
+        };
+        let ended = sift(scan, book, is_meant, each, progress)?;
         match failed {
             Some(error) => Err(error),
             // Enough was seen: that is an end, too.
