@@ -18,8 +18,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
-
 use super::book::{Book, Fate, Job, JobState};
 use super::letter::{Glance, Letter, Summary};
 use super::select::Selection;
@@ -30,7 +28,7 @@ use crate::adapters::kafka::scan::{self, Progress, Scan};
 use crate::adapters::kafka::transactions::{self, Transactions};
 use crate::ladder::headers::IdSource;
 use crate::ladder::rungs::Ladder;
-use crate::messages::{ReadError, Reader};
+use crate::messages::{Corrected, ReadError, Reader};
 use crate::stage::clock::Clock;
 use crate::stage::ports::Tracer;
 use batch::Batch;
@@ -127,6 +125,8 @@ pub struct Order {
     /// Other messages, as JSON, for the letters at these partitions and offsets, each put behind the framing of the
     /// letter's own value; when there are any, only these letters are meant.
     pub corrected: HashMap<(i32, i64), String>,
+    /// Drop fields of a corrected letter that its declaration does not have; they are kept otherwise.
+    pub drop_unknown: bool,
     /// Who asks.
     pub who: String,
     /// Stop a job that is at work.
@@ -142,6 +142,9 @@ pub struct Plan {
     pub already: u64,
     /// The first letters.
     pub sample: Vec<Summary>,
+    /// Fields of corrected letters that their declaration does not have, with the number of letters: kept or dropped, as
+    /// the order says.
+    pub unknown: BTreeMap<String, u64>,
 }
 
 impl Desk {
@@ -196,7 +199,7 @@ impl Desk {
         let book = self.book()?;
         let mut scan = self.scan()?;
         let until = scan.bounds().iter().map(|(partition, bounds)| (*partition, bounds.high)).collect();
-        let (mut planned, mut already, mut sample) = (0, 0, Vec::new());
+        let (mut planned, mut already, mut sample, mut unknown) = (0, 0, Vec::new(), BTreeMap::new());
         let ended = self.each(&mut scan, order, &book, progress, |glance, seen| {
             if glance.fate != Some(Fate::Open) {
                 already += 1;
@@ -204,7 +207,10 @@ impl Desk {
             }
             let place = (glance.partition, glance.offset);
             if let Some(json) = order.corrected.get(&place) {
-                self.corrected(place, seen.value(), json)?; // before anything is done
+                // Before anything is done.
+                for field in self.corrected(place, seen.value(), json, order)?.unknown {
+                    *unknown.entry(field).or_default() += 1;
+                }
             }
             planned += 1;
             if sample.len() < SAMPLE {
@@ -232,7 +238,7 @@ impl Desk {
             relapsed: 0,
             until,
         };
-        Ok(ended.then_some(Plan { job, already, sample }))
+        Ok(ended.then_some(Plan { job, already, sample, unknown }))
     }
 
     /// Does what was planned, until it is done, a limit of the order is met, or `stop` is set. The job as it ended.
@@ -362,9 +368,15 @@ impl Desk {
     }
 
     /// A letter's value with another message in it. Blocks while a schema is asked for.
-    fn corrected(&self, (partition, offset): (i32, i64), value: Option<&[u8]>, json: &str) -> Result<Bytes, Error> {
-        let corrected = block_on(self.reader.with_json(value.unwrap_or_default(), json));
-        corrected.map(Bytes::from).map_err(|why| Error::NotCorrected { partition, offset, why })
+    fn corrected(
+        &self,
+        (partition, offset): (i32, i64),
+        value: Option<&[u8]>,
+        json: &str,
+        order: &Order,
+    ) -> Result<Corrected, Error> {
+        let corrected = block_on(self.reader.with_json(value.unwrap_or_default(), json, order.drop_unknown));
+        corrected.map_err(|why| Error::NotCorrected { partition, offset, why })
     }
 
     /// Partitions of a rung's topic.

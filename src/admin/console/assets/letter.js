@@ -63,9 +63,15 @@ function timeline(seen) {
 function value(about, content) {
   if (content.size === null) return h('p', { class: 'quiet' }, 'None: a tombstone.');
   if (!about.show_values) return h('p', { class: 'quiet' }, 'Values are hidden here (console.show_values: false).');
-  if (content.json !== undefined) return h('pre', { class: 'value', tabindex: 0 }, JSON.stringify(content.json, null, 2));
+  if (content.json !== undefined) {
+    return [h('pre', { class: 'value', tabindex: 0 }, JSON.stringify(content.json, null, 2)),
+      content.unknown_fields && h('p', { class: 'quiet' }, `Not shown, as the message's declaration does not have them: ${fields(content.unknown_fields)}.`)];
+  }
   return [h('p', { class: 'bad' }, content.problem), h('pre', { class: 'value hex', tabindex: 0 }, content.hex.replace(/(..)/g, '$1 '))];
 }
+
+/** Paths of unknown fields in words. */
+const fields = (paths) => `${paths.length === 1 ? 'field' : 'fields'} ${paths.join(', ')}`;
 
 function headers(all) {
   const text = (one) => (one === null ? h('span', { class: 'quiet' }, 'null') : one.text !== undefined ? one.text : `0x${one.hex}`);
@@ -78,6 +84,8 @@ function correct(editor, pipeline, place, { stages, message }, seen) {
   const text = h('textarea', { id: 'corrected', rows: 16, spellcheck: 'false', name: 'json' });
   text.value = seen.value.json === undefined ? '{\n}' : JSON.stringify(seen.value.json, null, 2);
   const to = h('select', { id: 'corrected-to' }, targets(stages).map(([value, word]) => h('option', { value }, word)));
+  const unknown = seen.value.unknown_fields;
+  const drop = h('input', { id: 'drop', type: 'checkbox' });
   const error = h('div', {});
   const button = h('button', { class: 'primary' }, 'Dry run');
   const form = h('form', { class: 'panel', on: { submit: async (event) => {
@@ -91,7 +99,7 @@ function correct(editor, pipeline, place, { stages, message }, seen) {
     }
     button.disabled = true;
     try {
-      const begun = await post(of(pipeline, 'letters', place, 'plans'), { json: text.value, to: to.value });
+      const begun = await post(of(pipeline, 'letters', place, 'plans'), { json: text.value, drop_unknown: drop.checked, to: to.value });
       location.hash = `#/dlq/${encodeURIComponent(pipeline)}/plan/${begun.id}`;
     } catch (refused) {
       fill(error, trouble(refused.message));
@@ -100,6 +108,7 @@ function correct(editor, pipeline, place, { stages, message }, seen) {
   } } },
   h('label', { for: 'corrected' }, `Corrected value, ${message} as JSON`), text,
   h('p', { class: 'quiet' }, 'The copy has the same event id, key and headers; the letter stays on the DLQ as it is, marked as redriven.'),
+  unknown ? h('label', { class: 'check' }, drop, ` Drop ${fields(unknown)}, which the message's declaration does not have; kept otherwise`) : null,
   h('label', { for: 'corrected-to' }, 'Send it to'), to, error, h('p', { class: 'actions' }, button));
   fill(editor, form);
   text.focus();

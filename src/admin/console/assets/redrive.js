@@ -188,6 +188,8 @@ function facts(seen) {
     seen.rate ? fact('At most', `${seen.rate} a second`) : null,
     job.to && seen.stop_at !== null ? fact('Stops when', `${Math.round(seen.stop_at * 100)} % come back`) : null,
     seen.corrected ? fact('Value', 'corrected') : null,
+    seen.unknown && Object.keys(seen.unknown).length
+      ? fact('Fields beyond the declaration', `${Object.keys(seen.unknown).join(', ')}: ${seen.drop_unknown ? 'DROPPED' : 'kept'}`) : null,
     seen.already ? fact('Dealt with before', number(seen.already)) : null,
     job.relapsed ? fact('Came back', number(job.relapsed)) : null,
     fact('Asked by', job.who));
