@@ -25,7 +25,7 @@ function show(about, pipeline, place, seen) {
     h('div', { class: 'head' }, h('h1', { class: 'id' }, seen.event_id || `Letter ${place}`),
       h('p', { class: 'actions' },
         seen.state === 'open' ? h('a', { class: 'button primary', href: selectionLink(pipeline, 'order', only) }, 'Redrive this …') : null,
-        can ? h('button', { on: { click: () => correct(editor, pipeline, place, of, seen) } }, 'Correct its value …') : null,
+        can ? h('button', { on: { click: ({ target }) => correct(target, editor, pipeline, place, of, seen) } }, 'Correct its value …') : null,
         seen.state === 'open' ? h('a', { class: 'button', href: selectionLink(pipeline, 'order', { ...only, action: 'discard' }) }, 'Discard …') : null,
         trace ? h('a', { class: 'button', href: trace, rel: 'noreferrer', target: '_blank' }, 'Trace') : null)),
     h('p', { class: 'lead' }, badge(seen.class), ' ', h('span', { class: 'error' }, seen.error)),
@@ -67,7 +67,9 @@ function value(about, content) {
     return [h('pre', { class: 'value', tabindex: 0 }, JSON.stringify(content.json, null, 2)),
       content.unknown_fields && h('p', { class: 'quiet' }, `Not shown, as the message's declaration does not have them: ${fields(content.unknown_fields)}.`)];
   }
-  return [h('p', { class: 'bad' }, content.problem), h('pre', { class: 'value hex', tabindex: 0 }, content.hex.replace(/(..)/g, '$1 '))];
+  const shown = (pair) => (/^[2-6]|^7[^f]/.test(pair) ? String.fromCharCode(parseInt(pair, 16)) : '.');
+  return [h('p', { class: 'bad' }, content.problem), h('pre', { class: 'value', tabindex: 0 }, content.hex.replace(/(..)/g, '$1 ')),
+    h('p', { class: 'quiet' }, 'The same as text'), h('pre', { class: 'value', tabindex: 0 }, content.hex.replace(/../g, shown))];
 }
 
 /** Paths of unknown fields in words. */
@@ -80,9 +82,14 @@ function headers(all) {
 }
 
 /** Another value for the same event. */
-function correct(editor, pipeline, place, { stages, message }, seen) {
+function correct(opener, editor, pipeline, place, { stages, message }, seen) {
   const text = h('textarea', { id: 'corrected', rows: 16, spellcheck: 'false', name: 'json' });
-  text.value = seen.value.json === undefined ? '{\n}' : JSON.stringify(seen.value.json, null, 2);
+  const before = seen.value.json === undefined ? '{\n}' : JSON.stringify(seen.value.json, null, 2);
+  text.value = before;
+  const close = () => {
+    fill(editor);
+    opener.focus();
+  };
   const to = h('select', { id: 'corrected-to' }, targets(stages).map(([value, word]) => h('option', { value }, word)));
   const unknown = seen.value.unknown_fields;
   const drop = h('input', { id: 'drop', type: 'checkbox' });
@@ -104,12 +111,15 @@ function correct(editor, pipeline, place, { stages, message }, seen) {
     } catch (refused) {
       fill(error, trouble(refused.message));
       button.disabled = false;
+      button.focus();
     }
   } } },
   h('label', { for: 'corrected' }, `Corrected value, ${message} as JSON`), text,
   h('p', { class: 'quiet' }, 'The copy has the same event id, key and headers; the letter stays on the DLQ as it is, marked as redriven.'),
   unknown ? h('label', { class: 'check' }, drop, ` Drop ${fields(unknown)}, which the message's declaration does not have; kept otherwise`) : null,
-  h('label', { for: 'corrected-to' }, 'Send it to'), to, error, h('p', { class: 'actions' }, button));
+  h('label', { for: 'corrected-to' }, 'Send it to'), to, error, h('p', { class: 'actions' }, button, h('button', { type: 'button', on: { click: close } }, 'Cancel')));
+  // Esc throws nothing away that somebody typed.
+  form.addEventListener('keydown', (event) => event.key === 'Escape' && text.value === before && close());
   fill(editor, form);
   text.focus();
 }

@@ -39,6 +39,7 @@ export function order({ about, params: { pipeline }, query }) {
     } catch (refused) {
       fill(error, trouble(refused.message));
       button.disabled = false;
+      button.focus();
     }
   }
 
@@ -168,9 +169,11 @@ export function plan({ params: { pipeline, id }, signal }) {
     }
     status.className = `lead ${phase === 'failed' || job?.state?.stopped ? 'bad' : ''}`;
     main.dataset.phase = phase;
+    // What had the focus may be gone: the keyboard goes on from here.
+    if (changed && document.activeElement === document.body) main.focus({ preventScroll: true });
   }
 
-  const main = h('section', { class: 'panel', id: 'plan' }, status, bar, error, body);
+  const main = h('section', { class: 'panel', id: 'plan', tabindex: -1 }, status, bar, error, body);
   look();
   return { title: `Plan · ${pipeline}`, nodes: [crumbs(pipeline, h('a', { href: link(pipeline, 'jobs') }, 'Jobs')), h('h1', {}, 'Plan'), main] };
 }
