@@ -424,9 +424,9 @@ fn config(properties: &Properties) -> ClientConfig {
         .set("enable.partition.eof", "true")
         .set("isolation.level", "read_committed")
         .set("queued.min.messages", "100000")
-        .set("queued.max.messages.kbytes", std::env::var("HQ").unwrap_or("32768".into()))
+        .set("queued.max.messages.kbytes", "16384")
         // A full queue is drained in a fraction of the second that librdkafka would wait by default.
-        .set("fetch.queue.backoff.ms", std::env::var("HB").unwrap_or("10".into()))
+        .set("fetch.queue.backoff.ms", "10")
         .set("fetch.wait.max.ms", "50");
     config
 }

@@ -14,7 +14,7 @@ use super::book::Book;
 use super::letter::Glance;
 use crate::adapters::kafka::scan::{self, Bounds, Progress, Scan, Seen};
 
-/// Threads that read, each with a client that buffers up to 32 MiB.
+/// Threads that read, each with a client that buffers about 16 MiB of values.
 const MAX_READERS: usize = 4;
 /// For fewer letters another client costs more time than it saves.
 const WORTH_A_READER: u64 = 50_000;
