@@ -288,8 +288,8 @@ fn and_field(mut bytes: Vec<u8>, number: u32) -> Vec<u8> {
 }
 
 /// Encoded with this message in a field besides.
-fn and_message(mut bytes: Vec<u8>, number: u32, message: &Vec<u8>) -> Vec<u8> {
-    prost::encoding::bytes::encode(number, message, &mut bytes);
+fn and_message(mut bytes: Vec<u8>, number: u32, message: Vec<u8>) -> Vec<u8> {
+    prost::encoding::bytes::encode(number, &message, &mut bytes);
     bytes
 }
 
@@ -299,7 +299,7 @@ fn a_correction_keeps_fields_that_the_declaration_does_not_have_or_is_refused() 
     let reader = Reader::Own(decoder.clone());
     let encoded = |json: &str| decoder.from_json(json).unwrap();
     let inner = and_field(encoded(r#"{"int32":1}"#), 901);
-    let old = and_message(and_field(encoded(r#"{"string":"old","bool":true}"#), 900), 16, &inner);
+    let old = and_message(and_field(encoded(r#"{"string":"old","bool":true}"#), 900), 16, inner.clone());
     let new = r#"{"string":"new","self":{"int32":2}}"#;
     let correct = |value: &[u8], json: &str, drop| reader.with_json(value, json, drop).now_or_never().unwrap();
     let unknown = |value: &[u8]| reader.unknown_fields(value).now_or_never().unwrap().into_iter().collect::<Vec<_>>();
@@ -317,8 +317,8 @@ fn a_correction_keeps_fields_that_the_declaration_does_not_have_or_is_refused() 
         assert_eq!(correct(value, json, true).unwrap().value, encoded(json));
     };
     check(&old, r#"{"string":"new"}"#, "self.901");
-    let entry = and_message(and_message(Vec::new(), 1, &b"a".to_vec()), 2, &inner);
-    let listed = and_message(encoded("{}"), 20, &entry);
+    let entry = and_message(and_message(Vec::new(), 1, b"a".to_vec()), 2, inner);
+    let listed = and_message(encoded("{}"), 20, entry);
     assert_eq!(unknown(&listed), ["children[].901"]);
     check(&listed, r#"{"children":{"a":{"int32":2}}}"#, "children[].901");
     // Nothing can be kept of what does not decode.

@@ -142,7 +142,8 @@ impl Dlq {
                 item_id: MARKUP.into(),
                 ..OrderPlaced::default()
             };
-            let payload = if kind.class == "poison" { vec![0xff; 3] } else { [&*order.encode_to_vec(), UNKNOWN].concat() };
+            let payload =
+                if kind.class == "poison" { vec![0xff; 3] } else { [&*order.encode_to_vec(), UNKNOWN].concat() };
             let value = if self.framed { [&frame(n)[..], &payload].concat() } else { payload };
             let error = format!("{}: {}", kind.class, kind.text.replace('#', &number));
             let history = format!(r#"[{{"s":0,"t":1,"ms":2,"e":"permanent","m":"history of {id}"}}]"#);
