@@ -227,7 +227,11 @@ impl Desk {
             id: format!("{now:x}-{:04x}", fastrand::u16(..)),
             fate: if order.target.is_some() { Fate::Redriven } else { Fate::Discarded },
             who: order.who.clone(),
-            selection: order.selection.to_string(),
+            selection: match order.corrected.len() {
+                0 => order.selection.to_string(),
+                n if order.selection == Selection::default() => format!("corrected letters: {n}"),
+                n => format!("corrected letters: {n}, {}", order.selection),
+            },
             to: order.to.clone(),
             reason: order.reason.clone(),
             started_ms: now,

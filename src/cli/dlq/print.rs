@@ -180,9 +180,6 @@ pub(super) fn plan(plan: &Plan, order: &Order, desk: &Desk) -> io::Result<()> {
     };
     eprintln!("job {}: {does}", job.id);
     eprintln!("  selection: {}", job.selection);
-    if !order.corrected.is_empty() {
-        eprintln!("  with corrected values for {} letters", order.corrected.len());
-    }
     if !plan.unknown.is_empty() {
         let fields: Vec<_> = plan.unknown.iter().map(|(field, n)| format!("{field} (of {n})")).collect();
         let what = if order.drop_unknown { "CAUTION: drops" } else { "keeps" };
