@@ -299,11 +299,14 @@ impl Scan {
         self.consumer.assign(&list).map_err(|e| self.failed("read", e))?;
         let total = self.bounds.values().map(Bounds::len).sum();
         let mut passed = 0;
-        let (mut told, mut seen) = (Instant::now(), Instant::now());
+        // Time that was spent waiting: what `each` takes is none of it.
+        let mut silent = Duration::ZERO;
+        let mut told = Instant::now();
         let mut since_look = 0_u32;
         while !open.is_empty() {
             match self.consumer.poll(PROGRESS_EVERY) {
                 Some(Ok(message)) => {
+                    silent = Duration::ZERO;
                     let (partition, offset) = (message.partition(), message.offset());
                     if let Some(at) = open.get_mut(&partition) {
                         let high = self.bounds[&partition].high;
@@ -321,21 +324,20 @@ impl Scan {
                     if since_look < 256 {
                         continue; // the clock is read now and then only
                     }
-                    seen = Instant::now();
                 }
                 // Nothing but the markers of transactions may be left.
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
                     if let Some(at) = open.remove(&partition) {
                         passed += span(at, self.bounds[&partition].high);
                     }
-                    seen = Instant::now();
+                    silent = Duration::ZERO;
                 }
                 // Told again when it matters: nothing comes any more.
                 Some(Err(error)) => tracing::debug!(target: "librdkafka", topic = self.topic, %error, "scan"),
-                None => {}
+                None => silent += PROGRESS_EVERY,
             }
             since_look = 0;
-            if seen.elapsed() > STALLED {
+            if silent > STALLED {
                 return Err(Error::Stalled { topic: self.topic.clone(), read: passed, total });
             }
             if told.elapsed() >= PROGRESS_EVERY {
