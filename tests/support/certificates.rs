@@ -28,7 +28,8 @@ impl Certificates {
             "keyUsage=critical,keyCertSign,cRLSign",
         ]));
         let made = Self { ca, cert, key, ca_key };
-        let server = ["-noenc", "-addext", "extendedKeyUsage=serverAuth", "-addext", names];
+        // A node of a cluster is its neighbours' client, too.
+        let server = ["-noenc", "-addext", "extendedKeyUsage=serverAuth,clientAuth", "-addext", names];
         run(made.vouched("localhost", &made.key, &made.cert).args(server));
         made
     }

@@ -324,7 +324,11 @@ fn properties_that_the_promise_rests_on_are_refused_with_their_reason() {
     // Without a token the client would wait for ever.
     for tokens in ["sasl.mechanism: OAUTHBEARER", "sasl.mechanisms: oauthbearer", "sasl.oauthbearer.method: oidc"] {
         let path = format!("kafka.properties.{}", tokens.split(':').next().unwrap());
-        beside(&format!("kafka: {{properties: {{{tokens}}}}}"), &path, &["this build", "SCRAM-SHA-512", "docs/security.md"]);
+        beside(
+            &format!("kafka: {{properties: {{{tokens}}}}}"),
+            &path,
+            &["this build", "SCRAM-SHA-512", "docs/security.md"],
+        );
     }
     beside("kafka: {properties: {sasl: {password: x}}}", "kafka.properties.sasl", &["one key", "password: \"***\""]);
     beside("kafka: {brokers: 'localhost:kafka'}", "kafka.brokers", &["host:port"]);
