@@ -22,6 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::{Instant, Sleep};
 
 use self::calls::Reply;
+use self::tell::Unacknowledged;
 use super::alarm::Alarm;
 use super::context::StageContext;
 use super::held::{self, Held};
@@ -94,6 +95,7 @@ struct Task<'a> {
     /// For due times; `None`: tokio's timer, which ticks in milliseconds.
     alarm: Option<Alarm>,
     rng: fastrand::Rng,
+    unacknowledged: Unacknowledged,
     told_halt: bool,
     told_corrupt: bool,
 }
@@ -131,6 +133,7 @@ impl<'a> Task<'a> {
             mute: false,
             permit: None,
             alarm: ctx.clock.alarm(),
+            unacknowledged: Unacknowledged::default(),
             told_halt: false,
             told_corrupt: false,
         }
@@ -328,7 +331,7 @@ impl<'a> Task<'a> {
             Err(PublishError::TooLarge) => Delivery::TooLarge,
             Err(PublishError::Unacknowledged(why)) => {
                 let held = self.lane.get(slot);
-                tracing::warn!(
+                tracing::debug!(
                     trace_id = held.trace_id(),
                     event_id = &*held.envelope.event_id,
                     correlation_id = held.record.correlation_id(),
@@ -336,9 +339,10 @@ impl<'a> Task<'a> {
                     attempt = held.envelope.attempt + 1,
                     partition = held.record.partition,
                     why,
-                    "publish not acknowledged"
+                    "publish of this event not acknowledged"
                 );
                 self.ctx.stats.republished.add(1);
+                self.unacknowledged.add(held.record.partition, why);
                 Delivery::Failed
             }
         };
