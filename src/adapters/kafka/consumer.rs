@@ -14,21 +14,22 @@ mod member;
 mod start;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use rdkafka::TopicPartitionList;
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext};
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
-use rdkafka::TopicPartitionList;
 
 use self::member::Context;
 use super::client::{Properties, missing_right};
 use super::own::own;
+use crate::stage::clock::{Clock as _, SystemClock};
 use crate::stage::lanes::{LaneCommand, LaneHandle, LaneHost};
 use crate::stage::record::Record;
 
@@ -86,8 +87,8 @@ pub struct Options {
     pub session_timeout: Duration,
     /// How long running handlers may go on when a partition is taken away or the stage ends.
     pub drain_timeout: Duration,
-    /// Whether records wait in this stage: then little is fetched ahead, and cheaply paused.
-    pub delayed: bool,
+    /// How long records wait in this stage: then little is fetched ahead, and without hurry.
+    pub delay: Option<Duration>,
 }
 
 /// Most records taken from one queue before they are handed over, and most bytes.
@@ -99,6 +100,10 @@ const POLL: Duration = STORE_EVERY;
 /// has fetched ahead, which costs a new fetch: worth it for a lane that is stuck, or has all that it can hold until
 /// something falls due; not for one that is busy, or takes its next portion in a moment.
 const FULL: Duration = Duration::from_secs(2);
+/// A lane whose next event falls due within this time will have room soon, and what it then takes in must be here.
+const SOON: Duration = Duration::from_secs(1);
+/// How long a fetch may wait at the broker: a partition that was not in it, because its queue was full, waits as long.
+const FETCH_WAIT: Duration = Duration::from_millis(50);
 /// How often watermarks are stored; librdkafka commits them every second.
 const STORE_EVERY: Duration = Duration::from_millis(100);
 
@@ -145,6 +150,12 @@ impl Assigned {
     fn new(lane: LaneHandle) -> Self {
         Self { lane, paused: false, stored: -1, full_since: None, queue: None, batch: Vec::new() }
     }
+
+    /// Whether its lane has had no room for long, and will not have any soon.
+    fn wants_pause(&self) -> bool {
+        self.full_since.is_some_and(|since| since.elapsed() >= FULL)
+            && self.lane.next_due().is_none_or(|due| due > SystemClock.now().wall + SOON)
+    }
 }
 
 /// A stage's consumer. [`StageConsumer::run`] is its poll thread.
@@ -166,13 +177,16 @@ impl StageConsumer {
             .set("session.timeout.ms", options.session_timeout.as_millis().to_string())
             .set("heartbeat.interval.ms", heartbeat(options.session_timeout).as_millis().to_string())
             .set("fetch.queue.backoff.ms", "20")
-            .set("fetch.wait.max.ms", "50")
+            .set("fetch.wait.max.ms", FETCH_WAIT.as_millis().to_string())
             .set("topic.metadata.refresh.interval.ms", "60000");
         // Fetched ahead for each partition: enough to keep its lane busy, and little memory with hundreds of them.
         config.set("queued.min.messages", "2000").set("queued.max.messages.kbytes", "1024");
-        if options.delayed {
+        if let Some(delay) = options.delay {
+            // Nothing is due sooner than that, so the broker may collect what comes: one answer instead of one an event.
+            let wait = (delay / 4).clamp(Duration::from_millis(1), FETCH_WAIT);
+            config.set("fetch.min.bytes", "32768").set("fetch.wait.max.ms", wait.as_millis().to_string());
             // What is not due yet is held by the lane; what was fetched beyond its window is thrown away at a pause.
-            config.set("fetch.message.max.bytes", "262144");
+            config.set("fetch.message.max.bytes", "65536");
         }
         for (key, value) in &properties.consumer {
             config.set(key, value);
@@ -347,7 +361,7 @@ impl StageConsumer {
     fn see_to_pauses(&self, lanes: &mut HashMap<i32, Assigned>) {
         let (mut pause, mut resume) = (TopicPartitionList::new(), TopicPartitionList::new());
         for (partition, assigned) in lanes.iter_mut() {
-            let wanted = assigned.full_since.is_some_and(|since| since.elapsed() >= FULL);
+            let wanted = assigned.wants_pause();
             if wanted != assigned.paused {
                 assigned.paused = wanted;
                 let list = if wanted { &mut pause } else { &mut resume };

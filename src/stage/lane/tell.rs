@@ -70,6 +70,7 @@ impl Task<'_> {
 
     pub(super) fn tell(&mut self) {
         let lane = &self.lane;
+        self.ends.state.tell_due(lane.next_tick().0);
         self.ends.state.tell(lane.position(), lane.paused(), lane.waiting(), lane.in_flight(), lane.halted());
         if lane.halted() && !mem::replace(&mut self.told_halt, true) {
             let halted = self.lane.iter().find_map(|held| Some((held.halted?, held)));

@@ -79,7 +79,8 @@ impl Context {
     /// moved.
     pub(super) fn is_fenced_by_itself(&self) -> bool {
         let lost = *self.lost.lock().unwrap_or_else(PoisonError::into_inner);
-        !self.joined.load(Ordering::Relaxed) || lost.is_some_and(|at| at.elapsed() < in_doubt(self.options.session_timeout))
+        !self.joined.load(Ordering::Relaxed)
+            || lost.is_some_and(|at| at.elapsed() < in_doubt(self.options.session_timeout))
     }
 
     /// Drains these lanes, at most the drain time; gives back what they reached and those that were not done by then.

@@ -36,7 +36,7 @@ fn options() -> Options {
         group_instance_id: None,
         session_timeout: Duration::from_secs(6),
         drain_timeout: Duration::from_secs(10),
-        delayed: true,
+        delay: Some(Duration::from_secs(5)),
     }
 }
 
@@ -305,6 +305,37 @@ fn a_lane_is_given_what_it_has_room_for_and_a_full_one_holds_up_no_other() {
         full.state.tell(Some(all.len() as i64), false, 0, 0, false);
     }
     assert!(all.iter().copied().eq(0..(MAX_IN_FLIGHT * 3) as i64), "{all:?}");
+}
+
+#[test]
+fn a_full_lane_is_paused_unless_its_next_event_falls_due_soon() {
+    let (handle, ends) = LaneHandle::new(1);
+    let mut assigned = Assigned::new(handle);
+    let now = SystemClock.now().wall;
+    let mut check = |full_for: Option<Duration>, next_due, paused| {
+        assigned.full_since = full_for.map(|time| Instant::now().checked_sub(time).unwrap());
+        ends.state.tell_due(next_due);
+        assert_eq!(assigned.wants_pause(), paused, "{full_for:?}, {next_due:?}");
+    };
+    check(None, None, false);
+    check(Some(Duration::ZERO), None, false);
+    check(Some(FULL), None, true);
+    check(Some(FULL), Some(now + Duration::from_secs(3_600)), true);
+    check(Some(FULL), Some(now), false);
+}
+
+#[test]
+fn a_stage_with_a_delay_lets_the_broker_collect_for_a_part_of_it() {
+    let cluster = cluster(1);
+    let check = |delay: Option<u64>, min_bytes: Option<&str>, wait: &str| {
+        let options = Options { delay: delay.map(Duration::from_millis), ..options() };
+        let config = consumer(&cluster, options).0.config;
+        assert_eq!((config.get("fetch.min.bytes"), config.get("fetch.wait.max.ms")), (min_bytes, Some(wait)));
+    };
+    check(None, None, "50");
+    check(Some(5_000), Some("32768"), "50");
+    check(Some(100), Some("32768"), "25");
+    check(Some(1), Some("32768"), "1");
 }
 
 #[test]
