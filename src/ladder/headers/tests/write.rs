@@ -150,6 +150,11 @@ fn attempts_stop_at_their_limit_instead_of_falling() {
 fn the_fence_never_falls() {
     let inbound = on_retry_2(&[(FENCE, "1800000000000")]);
     assert_eq!(text(&Case::new(2, &inbound, forward(3)).write().unwrap(), FENCE), "1800000000000");
+    // Nor at the end of its range, where a forged one may stand.
+    let inbound = on_retry_2(&[(FENCE, "9007199254740991")]);
+    let fence = next_fence(ms(WRITTEN), read_at(2, AT, &inbound).fence);
+    let out = Case { fence, ..Case::new(2, &inbound, forward(3)) }.write().unwrap();
+    assert_eq!(read_at(3, AT, &out).fence, 9007199254740991);
 }
 
 #[test]
