@@ -302,7 +302,7 @@ impl<T> Lane<T> {
                     self.released(now, slot);
                 }
             }
-            Input::Drain => self.drain(),
+            Input::Drain => self.draining = true,
         }
         self.advance(now, fx);
         self.paused = if self.paused {
@@ -506,13 +506,6 @@ impl<T> Lane<T> {
         }
     }
 
-    fn drain(&mut self) {
-        self.draining = true;
-        self.due.clear();
-        self.ready.clear();
-        self.tails.clear();
-    }
-
     fn arm(&mut self, at: Duration, slot: Slot) {
         let ticket = self.entry(slot).ticket;
         self.timers.push(Reverse((at, ticket, slot)));
@@ -545,7 +538,7 @@ const STORE_PROBE: Duration = Duration::from_secs(1);
 
 /// `first` doubled for each earlier try, at most `most`.
 fn backoff(first: Duration, tries: u32, most: Duration) -> Duration {
-    first.saturating_mul(1 << tries.min(16)).min(most.max(first))
+    first.saturating_mul(1 << tries.min(16)).min(most)
 }
 
 #[cfg(test)]
