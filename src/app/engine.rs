@@ -18,7 +18,7 @@ use crate::ladder::gate::OutageSettings;
 use crate::ladder::headers::CopyKeys;
 use crate::ladder::rungs::Ladder;
 use crate::stage::clock::{Clock, SystemClock};
-use crate::stage::context::{Decode, Partitions, StageContext, StageSettings};
+use crate::stage::context::{Decode, Forward, Partitions, StageContext, StageSettings};
 use crate::stage::gate::Outage;
 use crate::stage::lanes::LaneView;
 use crate::stage::ports::{Handler, IdempotencyStore, Publisher, Tracer};
@@ -172,6 +172,12 @@ impl Engine {
             session_timeout: self.session_timeout,
             drain_timeout: self.drain_timeout,
             delayed: rung.delay.is_some(),
+            // Stable with an instance, so that a restart ends what its predecessor left open.
+            transactional_id: (ctx.settings.forward == Forward::Transactional).then(|| {
+                let (topic, group) = (pipeline.ladder.topic(), pipeline.ladder.group());
+                let instance = self.instance.clone().unwrap_or_else(|| format!("{:016x}", self.process));
+                format!("{topic}.{group}.forward.{name}.{instance}")
+            }),
         };
         let consumer = StageConsumer::new(&self.properties, options, Arc::clone(&stage) as _)?;
         let stop = Arc::new(AtomicBool::new(false));

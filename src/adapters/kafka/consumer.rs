@@ -10,6 +10,8 @@
 //! - On revoke the lanes drain before the partition is given up.
 //! - A member that lost its place is not fenced by what its own client still sent without it: it joins again.
 
+mod assigned;
+
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,17 +20,18 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use rdkafka::ClientContext;
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
-use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
 
+pub(super) use self::assigned::Assigned;
+use self::assigned::OwnQueue;
 use super::client::{Connection, Properties, missing_right};
+use super::hops::Hops;
 use super::own::own;
 use super::raw;
-use crate::stage::lanes::{LaneCommand, LaneHandle, LaneHost};
-use crate::stage::record::Record;
+use crate::stage::lanes::{LaneCommand, LaneHost};
 
 /// Why a stage's consumer ended.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +89,8 @@ pub struct Options {
     pub drain_timeout: Duration,
     /// Whether records wait in this stage: then little is fetched ahead, and cheaply paused.
     pub delayed: bool,
+    /// Under which id hops and offsets are committed in transactions; `None`: the client commits what is stored.
+    pub transactional_id: Option<String>,
 }
 
 /// Most records taken from one queue before they are handed over, and most bytes.
@@ -112,50 +117,13 @@ fn in_doubt(session_timeout: Duration) -> Duration {
     session_timeout + Duration::from_secs(60)
 }
 
-struct Assigned {
-    lane: LaneHandle,
-    paused: bool,
-    stored: i64,
-    /// Since when its lane has had no room.
-    full_since: Option<Instant>,
-    /// The client's queue of this partition, from the first look at it on.
-    queue: Option<OwnQueue>,
-    /// Polled and not yet handed over. Kept with the assignment: a record of an earlier one must not reach a later
-    /// lane, whose watermark would then pass records that are still to come.
-    batch: Vec<Record>,
-}
-
-struct OwnQueue {
-    queue: PartitionQueue<Context>,
-    /// False once it was seen empty and nothing has come since: among hundreds of partitions only a few are looked into.
-    filled: Arc<AtomicBool>,
-}
-
-impl OwnQueue {
-    /// A queue that wakes the calling thread when it is no longer empty.
-    fn new(mut queue: PartitionQueue<Context>) -> Self {
-        // What was there before the callback rings for nobody.
-        let filled = Arc::new(AtomicBool::new(true));
-        let (rings, poller) = (Arc::clone(&filled), std::thread::current());
-        queue.set_nonempty_callback(move || {
-            rings.store(true, Ordering::SeqCst);
-            poller.unpark();
-        });
-        Self { queue, filled }
-    }
-}
-
-impl Assigned {
-    fn new(lane: LaneHandle) -> Self {
-        Self { lane, paused: false, stored: -1, full_since: None, queue: None, batch: Vec::new() }
-    }
-}
-
 struct Context {
     connection: Connection,
     options: Options,
     host: Arc<dyn LaneHost>,
     lanes: Mutex<HashMap<i32, Assigned>>,
+    /// Where hops and offsets go together.
+    hops: Option<Arc<Mutex<Hops>>>,
     /// When the membership was lost last, other than by being fenced.
     lost: Mutex<Option<Instant>>,
 }
@@ -183,13 +151,27 @@ impl Context {
     }
 
     /// Drains these lanes, at most the drain time; gives back what they reached and those that were not done by then.
-    fn drain(&self, lanes: Vec<(i32, Assigned)>) -> (TopicPartitionList, Vec<Assigned>) {
+    /// Without a `member`ship nothing can be committed meanwhile.
+    fn drain(
+        &self,
+        member: Option<&BaseConsumer<Self>>,
+        mut lanes: Vec<(i32, Assigned)>,
+    ) -> (TopicPartitionList, Vec<Assigned>) {
         for (_, assigned) in &lanes {
             assigned.lane.command(LaneCommand::Drain);
+            if member.is_none() {
+                assigned.lane.command(LaneCommand::Withhold);
+            }
         }
         let deadline = Instant::now() + self.options.drain_timeout;
         while lanes.iter().any(|(_, a)| !a.lane.ended()) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
+            if let Some(consumer) = member {
+                self.commit(consumer, lanes.iter_mut().map(|(p, assigned)| (*p, assigned)), false);
+            }
+        }
+        if let Some(consumer) = member {
+            self.commit(consumer, lanes.iter_mut().map(|(p, assigned)| (*p, assigned)), true);
         }
         let mut reached = TopicPartitionList::new();
         for (partition, assigned) in &lanes {
@@ -208,8 +190,20 @@ impl Context {
         }
     }
 
+    /// In transactions, where that is how hops and offsets go.
+    fn commit<'a>(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        lanes: impl Iterator<Item = (i32, &'a mut Assigned)>,
+        at_last: bool,
+    ) {
+        if let Some(hops) = &self.hops {
+            hops.lock().unwrap_or_else(PoisonError::into_inner).commit(consumer, lanes, at_last);
+        }
+    }
+
     fn store(&self, consumer: &BaseConsumer<Self>, reached: &TopicPartitionList) {
-        if reached.count() == 0 {
+        if reached.count() == 0 || self.hops.is_some() {
             return;
         }
         if let Err(error) = consumer.store_offsets(reached) {
@@ -261,7 +255,7 @@ impl ConsumerContext for Context {
                     }
                     self.lose(taken.into_iter().map(|(_, assigned)| assigned));
                 } else {
-                    let (reached, late) = self.drain(taken);
+                    let (reached, late) = self.drain(Some(consumer), taken);
                     self.store(consumer, &reached);
                     if !late.is_empty() {
                         // They are let go, not stopped: what runs keeps its lease and is settled, so that the next owner,
@@ -336,15 +330,25 @@ impl StageConsumer {
         if let Some(instance) = &options.group_instance_id {
             config.set("group.instance.id", instance);
         }
-        Self::connect(config, options, host)
+        let hops = options.transactional_id.clone().map(|id| {
+            config.set("enable.auto.commit", "false").set("isolation.level", "read_committed");
+            Arc::new(Mutex::new(Hops::new(properties.clone(), id, options.topic.clone())))
+        });
+        Self::connect(config, options, host, hops)
     }
 
-    fn connect(config: ClientConfig, options: Options, host: Arc<dyn LaneHost>) -> Result<Self, Error> {
+    fn connect(
+        config: ClientConfig,
+        options: Options,
+        host: Arc<dyn LaneHost>,
+        hops: Option<Arc<Mutex<Hops>>>,
+    ) -> Result<Self, Error> {
         let context = Context {
             connection: Connection::new(format!("consumer of {}", options.topic)),
             options: options.clone(),
             host,
             lanes: Mutex::new(HashMap::new()),
+            hops,
             lost: Mutex::new(None),
         };
         let config_error = |source| Error::Config { topic: options.topic.clone(), source };
@@ -363,7 +367,7 @@ impl StageConsumer {
         let lanes = std::mem::take(&mut *context.lanes());
         context.lose(lanes.into_values());
         drop(consumer);
-        Self::connect(config, options, Arc::clone(&context.host))
+        Self::connect(config, options, Arc::clone(&context.host), context.hops.clone())
     }
 
     /// Polls until `stop` is set, then drains the lanes, stores what they reached and leaves the group.
@@ -381,7 +385,7 @@ impl StageConsumer {
             }
         };
         let lanes: Vec<_> = context.lanes().drain().collect();
-        let (reached, late) = context.drain(lanes);
+        let (reached, late) = context.drain(result.is_ok().then_some(&*self.consumer), lanes);
         if result.is_ok() {
             context.store(&self.consumer, &reached);
         }
@@ -425,7 +429,8 @@ impl StageConsumer {
                     format!("the task of partition {partition} panicked; nothing is lost, start the stage again");
                 return Err(Error::Fatal { topic: self.options.topic.clone(), reason });
             }
-            if last_store.elapsed() >= STORE_EVERY {
+            context.commit(&self.consumer, lanes.iter_mut().map(|(p, assigned)| (*p, assigned)), false);
+            if last_store.elapsed() >= STORE_EVERY && context.hops.is_none() {
                 last_store = Instant::now();
                 self.store_watermarks(context, &mut lanes);
             }

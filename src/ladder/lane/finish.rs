@@ -49,6 +49,8 @@ impl<T> Lane<T> {
         match delivery {
             Delivery::Acknowledged => self.settle_as(slot, Mark::MovedOn, fx),
             Delivery::Unpublishable => self.halt(slot),
+            Delivery::Withheld if self.entry(slot).leased && !self.entry(slot).lost => self.release(slot, false, fx),
+            Delivery::Withheld => self.park(now, slot),
             Delivery::TooLarge | Delivery::Failed if self.entry(slot).lost => {
                 fx.leases_lost += 1;
                 self.park_at_the_end(now, slot);

@@ -18,6 +18,7 @@
 //! It does not know records, headers or handlers: an event is an opaque `T`.
 
 mod finish;
+mod hops;
 mod io;
 mod lease;
 mod view;
@@ -26,6 +27,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::time::Duration;
 
+pub use hops::Hops;
 pub use io::{Arrival, ClaimId, Dedup, Delivery, Effects, Finish, Input, LaneConfig, Order, Slot, Verdict};
 pub use view::Standing;
 

@@ -34,6 +34,7 @@ fn options() -> Options {
         session_timeout: Duration::from_secs(6),
         drain_timeout: Duration::from_secs(10),
         delayed: true,
+        transactional_id: None,
     }
 }
 
