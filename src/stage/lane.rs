@@ -87,9 +87,7 @@ struct Task<'a> {
     permit: Option<BoxFuture<'static, Option<(OwnedSemaphorePermit, Grant)>>>,
     /// For due times; `None`: tokio's timer, which ticks in milliseconds.
     alarm: Option<Alarm>,
-    /// Hops that wait for a transaction.
-    hops: usize,
-    /// Nobody will ask for them any more.
+    /// Nobody will ask for hops any more.
     abandoned: bool,
     rng: fastrand::Rng,
     told_halt: bool,
@@ -127,7 +125,6 @@ impl<'a> Task<'a> {
             to_settle: Vec::new(),
             permit: None,
             alarm: ctx.clock.alarm(),
-            hops: 0,
             abandoned: false,
             told_halt: false,
             told_corrupt: false,
@@ -315,7 +312,7 @@ impl<'a> Task<'a> {
 
     fn acknowledged(&mut self, now: Now, ticket: u64, result: Result<(), PublishError>) {
         let slot = ticket as Slot;
-        if self.is_transactional() && !self.hop_ended(slot) {
+        if self.is_transactional() && !self.lane.is_publishing(slot) {
             return; // withheld since it was handed over
         }
         self.ctx.stats.count_produced(&result);

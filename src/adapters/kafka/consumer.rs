@@ -89,8 +89,17 @@ pub struct Options {
     pub drain_timeout: Duration,
     /// Whether records wait in this stage: then little is fetched ahead, and cheaply paused.
     pub delayed: bool,
-    /// Under which id hops and offsets are committed in transactions; `None`: the client commits what is stored.
-    pub transactional_id: Option<String>,
+    /// How hops and offsets are committed in transactions; `None`: the client commits what is stored.
+    pub transactional: Option<Transactional>,
+}
+
+/// How hops and offsets are committed in transactions.
+#[derive(Clone, Debug)]
+pub struct Transactional {
+    /// Under which id; what its last owner left open is aborted.
+    pub id: String,
+    /// As the producer's.
+    pub batch_size: usize,
 }
 
 /// Most records taken from one queue before they are handed over, and most bytes.
@@ -330,9 +339,9 @@ impl StageConsumer {
         if let Some(instance) = &options.group_instance_id {
             config.set("group.instance.id", instance);
         }
-        let hops = options.transactional_id.clone().map(|id| {
+        let hops = options.transactional.clone().map(|transactional| {
             config.set("enable.auto.commit", "false").set("isolation.level", "read_committed");
-            Arc::new(Mutex::new(Hops::new(properties.clone(), id, options.topic.clone())))
+            Arc::new(Mutex::new(Hops::new(properties.clone(), transactional, options.topic.clone())))
         });
         Self::connect(config, options, host, hops)
     }

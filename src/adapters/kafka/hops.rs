@@ -32,9 +32,10 @@ use std::time::{Duration, Instant};
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::{Offset, TopicPartitionList};
 
+use super::Properties;
+use super::consumer::{Assigned, Transactional};
 use super::offsets::committed_offsets;
 use super::transactions::{Error, Transactions};
-use super::{Properties, consumer::Assigned};
 use crate::stage::lanes::LaneCommand;
 use crate::stage::ports::{Outgoing, PublishError, Share};
 
@@ -54,7 +55,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// Writes the hops of one stage's consumer.
 pub(super) struct Hops {
     properties: Properties,
-    id: String,
+    transactional: Transactional,
     topic: String,
     /// Opened when there is something to write, and again after it was lost.
     writer: Option<Transactions>,
@@ -68,11 +69,11 @@ pub(super) struct Hops {
 }
 
 impl Hops {
-    pub(super) fn new(properties: Properties, id: String, topic: String) -> Self {
+    pub(super) fn new(properties: Properties, transactional: Transactional, topic: String) -> Self {
         let now = Instant::now();
         Self {
             properties,
-            id,
+            transactional,
             topic,
             writer: None,
             in_doubt: Vec::new(),
@@ -140,7 +141,10 @@ impl Hops {
     fn writer(&mut self) -> Result<&Transactions, Error> {
         Ok(match self.writer.take() {
             Some(writer) => self.writer.insert(writer),
-            None => self.writer.insert(Transactions::open(&self.properties, &self.id)?),
+            None => {
+                let Transactional { id, batch_size } = &self.transactional;
+                self.writer.insert(Transactions::open(&self.properties, id, *batch_size)?)
+            }
         })
     }
 
@@ -151,14 +155,15 @@ impl Hops {
             for share in shares {
                 let count = share.hops.len();
                 let refused = place.checked_sub(first).filter(|place| *place < count);
-                let aborted = |place| Err(if refused == Some(place) { PublishError::TooLarge } else { PublishError::Aborted });
+                let aborted =
+                    |place| Err(if refused == Some(place) { PublishError::TooLarge } else { PublishError::Aborted });
                 share.answer(aborted);
                 first += count;
             }
             return;
         }
         if !std::mem::replace(&mut self.told, true) {
-            tracing::warn!(topic = %self.topic, id = %self.id, %error, "hops are not committed; trying again until they are");
+            tracing::warn!(topic = %self.topic, id = self.transactional.id, %error, "hops are not committed; trying again until they are");
         }
         match error {
             // Only how it began is told: nothing was begun.
@@ -172,11 +177,7 @@ impl Hops {
     }
 
     /// Finds out whether the transaction in doubt happened; whether that is known now.
-    fn resolve<C: ConsumerContext>(
-        &mut self,
-        consumer: &BaseConsumer<C>,
-        lanes: &mut [(i32, &mut Assigned)],
-    ) -> bool {
+    fn resolve<C: ConsumerContext>(&mut self, consumer: &BaseConsumer<C>, lanes: &mut [(i32, &mut Assigned)]) -> bool {
         // Ends whatever is open under this id: after that the offsets are stable.
         if let Err(error) = self.writer() {
             tracing::debug!(topic = %self.topic, %error, "a transaction stays in doubt");

@@ -9,15 +9,16 @@
 //!
 //! Every call blocks. Who uses it: the redrive of dead letters, and [`super::hops`].
 
+use std::ffi::CString;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rdkafka::consumer::ConsumerGroupMetadata;
-use rdkafka::{ClientContext, TopicPartitionList};
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
+use rdkafka::consumer::ConsumerGroupMetadata;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Message as _};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
+use rdkafka::{ClientContext, TopicPartitionList};
 
 use super::{Properties, raw};
 use crate::stage::ports::Outgoing;
@@ -45,6 +46,12 @@ pub enum Error {
         /// The answer.
         source: KafkaError,
     },
+    /// It takes them, and shows what was aborted.
+    #[error("the embedded broker has no transactions")]
+    Embedded,
+    /// The brokers would commit offsets in transactions for members that have been replaced.
+    #[error("transactional hops need a Kafka that knows ids of topics (2.8 or newer), and this one tells none of {0}")]
+    TooOld(String),
     /// Another process has opened the same transactional id since.
     #[error("another process has taken over `{0}`; nothing of the last batch was written")]
     Fenced(String),
@@ -113,11 +120,12 @@ pub struct Transactions {
 }
 
 impl Transactions {
-    /// Opens the id: what another process has begun under it is aborted, what it still tries fails.
+    /// Opens the id: what another process has begun under it is aborted, what it still tries fails. `batch_size`: as in
+    /// [`super::producer::Options`].
     ///
     /// # Errors
     /// When Kafka does not answer or does not allow it.
-    pub fn open(properties: &Properties, id: &str) -> Result<Self, Error> {
+    pub fn open(properties: &Properties, id: &str, batch_size: usize) -> Result<Self, Error> {
         let mut config = properties.base();
         config
             .set("compression.type", "lz4")
@@ -130,6 +138,7 @@ impl Transactions {
             .set("enable.idempotence", "true")
             .set("acks", "all")
             .set("linger.ms", "1")
+            .set("batch.size", batch_size.to_string())
             // One request at a time: of several, librdkafka takes a refused one for written when a later one was
             // (see `super::producer`).
             .set("max.in.flight.requests.per.connection", "1")
@@ -140,6 +149,20 @@ impl Transactions {
             BaseProducer::from_config_and_context(&config, Context::default()).map_err(Error::Config)?;
         producer.init_transactions(TIMEOUT).map_err(|source| Error::Open { id: id.to_owned(), source })?;
         Ok(Self { producer, id: id.to_owned() })
+    }
+
+    /// Whether hops can go in transactions: this user may open ids like this one, and the brokers fence members of earlier
+    /// generations (since 2.5; librdkafka does not tell, but it tells whether topics have ids, since 2.8).
+    ///
+    /// # Errors
+    /// If not, or when Kafka does not answer.
+    pub fn check(properties: &Properties, id: &str, topic: &str) -> Result<(), Error> {
+        let opened = Self::open(properties, id, super::producer::Options::default().batch_size)?;
+        let name = CString::new(topic).map_err(|_| Error::TooOld(topic.to_owned()))?;
+        match raw::topic_id(opened.producer.client(), &name, TIMEOUT) {
+            Some(_) => Ok(()),
+            None => Err(Error::TooOld(topic.to_owned())),
+        }
     }
 
     /// Writes these records in one transaction, and with them a group's offsets, where its member's metadata is given.

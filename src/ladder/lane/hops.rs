@@ -57,8 +57,13 @@ impl<T> Lane<T> {
         matches!(self.entries.get(slot as usize), Some(Some(entry)) if entry.state == State::Publishing)
     }
 
-    /// All events that do.
-    pub fn publishing(&self) -> Vec<Slot> {
+    /// How many do.
+    pub fn publishing(&self) -> usize {
+        self.publishing
+    }
+
+    /// All that do.
+    pub fn undelivered(&self) -> Vec<Slot> {
         (0..self.entries.len() as Slot).filter(|slot| self.is_publishing(*slot)).collect()
     }
 }

@@ -119,6 +119,8 @@ pub struct Lane<T> {
     in_flight: usize,
     in_flight_bytes: usize,
     owed: usize,
+    /// Events whose hops are with the producer, or wait for a transaction.
+    publishing: usize,
     paused: bool,
     draining: bool,
     halted: bool,
@@ -154,6 +156,7 @@ impl<T> Lane<T> {
             in_flight: 0,
             in_flight_bytes: 0,
             owed: 0,
+            publishing: 0,
             paused: false,
             draining: false,
             halted: false,

@@ -17,22 +17,15 @@ impl Task<'_> {
         self.ctx.settings.forward == Forward::Transactional
     }
 
+    /// It is asked for, in its time.
     pub(super) fn hop_waits(&mut self, slot: Slot) {
-        self.hops += 1;
         if self.abandoned {
             self.hop_failed(slot, Delivery::Withheld);
         }
     }
 
-    /// Whether the hop of this event was waiting for a transaction; it no longer is.
-    pub(super) fn hop_ended(&mut self, slot: Slot) -> bool {
-        let waited = self.lane.is_publishing(slot);
-        self.hops -= usize::from(waited);
-        waited
-    }
-
     fn hop_failed(&mut self, slot: Slot, why: Delivery) {
-        if self.hop_ended(slot) {
+        if self.lane.is_publishing(slot) {
             self.step(Input::Published(slot, why));
         }
     }
@@ -40,7 +33,8 @@ impl Task<'_> {
     /// The partition is somebody else's, or about to be: what was decided here and not committed is decided there anew.
     pub(super) fn abandon_hops(&mut self) {
         if self.is_transactional() && !std::mem::replace(&mut self.abandoned, true) {
-            for slot in self.lane.publishing() {
+            self.fx.shrink.clear();
+            for slot in self.lane.undelivered() {
                 self.hop_failed(slot, Delivery::Withheld);
             }
         }

@@ -71,7 +71,7 @@ impl Task<'_> {
     pub(super) fn tell(&mut self) {
         let lane = &self.lane;
         if self.is_transactional() {
-            self.ends.state.tell_hops(self.hops);
+            self.ends.state.tell_hops(lane.publishing());
         }
         self.ends.state.tell(lane.position(), lane.paused(), lane.waiting(), lane.in_flight(), lane.halted());
         if lane.halted() && !mem::replace(&mut self.told_halt, true) {

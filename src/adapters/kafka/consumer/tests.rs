@@ -10,8 +10,9 @@ use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
 use super::*;
 use crate::adapters::kafka::producer::{KafkaPublisher, Options as ProducerOptions};
-use crate::stage::lanes::LaneEnds;
+use crate::stage::lanes::{LaneEnds, LaneHandle};
 use crate::stage::ports::{AckSink, Outgoing, PublishError, Publisher};
+use crate::stage::record::Record;
 
 /// Longest wait for something that takes seconds (the mock's groups wait 3 s for members).
 const LIMIT: Duration = Duration::from_secs(60);
@@ -34,7 +35,7 @@ fn options() -> Options {
         session_timeout: Duration::from_secs(6),
         drain_timeout: Duration::from_secs(10),
         delayed: true,
-        transactional_id: None,
+        transactional: None,
     }
 }
 
