@@ -13,7 +13,9 @@
 //!   delays the next poll by its length (some ten milliseconds); all its calls end within time-outs that together are
 //!   shorter than the least `max_poll_interval` that the configuration allows with it.
 //! - **Zombies.** `group_metadata()` is asked anew for each transaction, before the shares: the coordinator refuses the
-//!   offsets of a member of an earlier generation, and with them the transaction. With a static `instance` the
+//!   offsets of a member of an earlier generation, and with them the transaction. Not of a client that has lost its
+//!   membership and names none, as librdkafka does from then until the loss is polled; so such a one commits nothing.
+//!   With a static `instance` the
 //!   transactional id is stable, too, so that a restart aborts at once what its predecessor left open; without, it is
 //!   random, and what a killed process left open is aborted after `transaction.timeout.ms` (15 s), until when the new
 //!   owner waits for a stable offset and readers of the target partitions stand still.
@@ -35,6 +37,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::Properties;
 use super::consumer::{Assigned, Transactional};
 use super::offsets::committed_offsets;
+use super::raw;
 use super::transactions::{Error, Transactions};
 use crate::stage::lanes::LaneCommand;
 use crate::stage::ports::{Outgoing, PublishError, Share};
@@ -63,7 +66,7 @@ pub(super) struct Hops {
     in_doubt: Vec<Share>,
     next: Instant,
     next_positions: Instant,
-    /// The last time that lanes were asked they had nothing to give: their hops wait for a gap to close.
+    /// The last time that lanes were asked they gave little: their hops wait for a gap to close.
     gaps: bool,
     told: bool,
 }
@@ -100,19 +103,20 @@ impl Hops {
         self.next = now + EVERY;
         self.next_positions = now + POSITIONS_EVERY;
         // Before the shares: see the zombies above.
-        let Some(member) = consumer.group_metadata() else { return };
+        let Some(member) = consumer.group_metadata().filter(|_| raw::is_member(consumer)) else { return };
         if !self.in_doubt.is_empty() && !self.resolve(consumer, &mut lanes) {
             self.next = Instant::now() + AGAIN;
             return;
         }
         let shares = ask(&lanes);
-        self.gaps = shares.is_empty();
+        self.gaps = shares.iter().map(|share| share.hops.len()).sum::<usize>() < waiting / 2;
         let mut reached = TopicPartitionList::new();
         let mut positions = Vec::new();
         for (partition, assigned) in &lanes {
+            // What is committed and not yet settled is not done for the lane: its own position may lie behind.
+            let own = assigned.lane.position().filter(|position| *position > assigned.stored);
             let share = shares.iter().find(|share| share.partition == *partition).map(|share| share.position);
-            let position = share.or_else(|| assigned.lane.position()).unwrap_or(-1);
-            if position > assigned.stored {
+            if let Some(position) = share.or(own) {
                 // Neither a bad partition nor a negative offset.
                 drop(reached.add_partition_offset(&self.topic, *partition, Offset::Offset(position)));
                 positions.push((*partition, position));
@@ -165,14 +169,10 @@ impl Hops {
         if !std::mem::replace(&mut self.told, true) {
             tracing::warn!(topic = %self.topic, id = self.transactional.id, %error, "hops are not committed; trying again until they are");
         }
-        match error {
-            // Only how it began is told: nothing was begun.
-            Error::Open { .. } | Error::Config(_) => {}
-            Error::Aborted(_) | Error::TooLarge { .. } => {}
-            Error::Fenced(_) | Error::Unknown(_) => {
-                self.writer = None;
-                self.in_doubt = shares;
-            }
+        // Otherwise nothing was written, and the shares say so themselves.
+        if matches!(error, Error::Fenced(_) | Error::Unknown(_)) {
+            self.writer = None;
+            self.in_doubt = shares;
         }
     }
 

@@ -5,7 +5,8 @@
 //! with a NUL byte in it is cut there by librdkafka itself.
 //!
 //! Of one header of many, only that one is looked at. The id of a topic, to split off a partition's queue before it is
-//! assigned, and how long the embedded broker waits for a group's first members have no safe wrapper in rdkafka.
+//! assigned, what a member's metadata say, and how long the embedded broker waits for a group's first members have no safe
+//! wrapper in rdkafka.
 #![allow(unsafe_code, reason = "see the module's head")]
 
 use std::ffi::{CStr, CString, c_void};
@@ -131,6 +132,23 @@ pub(super) fn split_off<C: ConsumerContext>(consumer: &BaseConsumer<C>, topic: &
             rd::rd_kafka_queue_forward(queue, ptr::null_mut());
             rd::rd_kafka_queue_destroy(queue);
         }
+    }
+}
+
+/// Whether the client has a membership to name: one that has lost it names none from then on, before it tells.
+pub(super) fn is_member<C: ConsumerContext>(consumer: &BaseConsumer<C>) -> bool {
+    // SAFETY: the client is alive for the whole call; what it hands out is read before it is destroyed, here.
+    unsafe {
+        let metadata = rd::rd_kafka_consumer_group_metadata(consumer.client().native_ptr());
+        if metadata.is_null() {
+            return false;
+        }
+        let member = rd::rd_kafka_consumer_group_metadata_member_id(metadata);
+        let is_member = rd::rd_kafka_consumer_group_metadata_generation_id(metadata) >= 0
+            && !member.is_null()
+            && !CStr::from_ptr(member).is_empty();
+        rd::rd_kafka_consumer_group_metadata_destroy(metadata);
+        is_member
     }
 }
 
