@@ -154,7 +154,7 @@ impl Run {
         let begun = Instant::now();
         while !is_so(self) {
             assert!(begun.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
-            self.send(2);
+            self.send(1);
             std::thread::sleep(Duration::from_millis(10));
         }
     }

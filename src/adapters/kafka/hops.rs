@@ -129,6 +129,7 @@ impl Hops {
         let written = self.writer().and_then(|writer| writer.write(&records, Some((&reached, &member))));
         match written {
             Ok(()) => {
+                tracing::debug!(topic = %self.topic, hops = records.len(), took = ?now.elapsed(), "transaction committed");
                 if std::mem::take(&mut self.told) {
                     tracing::info!(topic = %self.topic, "transactions are committed again");
                 }

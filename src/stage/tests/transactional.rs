@@ -65,6 +65,7 @@ async fn an_aborted_transaction_and_one_that_never_was_are_offered_again_without
     assert_eq!(lane.state().hops(), 0);
     hops(&rig, &lane, 2).await;
     share(&rig, &lane).await.unwrap().answer(|_| Err(PublishError::Aborted));
+    rig.pass(SECOND * 2).await;
     hops(&rig, &lane, 2).await;
     share(&rig, &lane).await.unwrap().answer(|_| Ok(()));
     rig.position(&lane, 2).await;
@@ -79,6 +80,7 @@ async fn a_hop_that_is_too_large_goes_smaller_the_next_time_and_nothing_passes_i
     let first = share(&rig, &lane).await.unwrap();
     assert_ne!(value_of(&first.hops[0].1, "x-ladder-history"), "");
     first.answer(|place| Err(if place == 0 { PublishError::TooLarge } else { PublishError::Aborted }));
+    rig.pass(SECOND).await;
     hops(&rig, &lane, 2).await;
     let second = share(&rig, &lane).await.unwrap();
     assert_eq!(offsets(&second), (2, vec!["e0", "e1"]));
