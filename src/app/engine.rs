@@ -184,7 +184,7 @@ impl Engine {
             group_instance_id: self.instance.as_ref().map(|i| format!("{i}.{}", rung.topic)),
             session_timeout: self.session_timeout,
             drain_timeout: self.drain_timeout,
-            delayed: rung.delay.is_some(),
+            delay: rung.delay,
             transactional: (ctx.settings.forward == Forward::Transactional).then(|| consumer::Transactional {
                 id: self.transactional_id(&pipeline.ladder, name),
                 batch_size: self.batch_size,

@@ -5,7 +5,6 @@ mod client;
 pub mod consumer;
 pub mod control;
 pub mod embedded;
-mod hops;
 pub mod lag;
 pub mod producer;
 mod offsets;

@@ -7,7 +7,7 @@
 //! - A transaction that a broker gave up for its age is fatal to the producer (librdkafka knows no KIP-588), and a commit
 //!   without an answer leaves open what happened: both are [`Error::Unknown`], and the next one to open the id knows.
 //!
-//! Every call blocks. Who uses it: the redrive of dead letters, and [`super::hops`].
+//! Every call blocks. Who uses it: the redrive of dead letters, and `consumer::hops`.
 
 use std::ffi::CString;
 use std::sync::{Mutex, MutexGuard, PoisonError};

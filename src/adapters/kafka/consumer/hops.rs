@@ -17,7 +17,7 @@
 //!   membership and names none, as librdkafka does from then until the loss is polled; so such a one commits nothing.
 //!   With a static `instance` the
 //!   transactional id is stable, too, so that a restart aborts at once what its predecessor left open; without, it is
-//!   random, and what a killed process left open is aborted after `transaction.timeout.ms` (15 s), until when the new
+//!   random, and what a killed process left open is aborted after `transaction.timeout.ms` (15 s, and until the coordinator looks), until when the new
 //!   owner waits for a stable offset and readers of the target partitions stand still.
 //! - **Deduplication stays.** Claims are made before executions, as ever. `1` (done) is settled at once, because the effect
 //!   has happened; `F` (moved on) after the commit, because only then the next copy exists. An event whose lease was lost
@@ -26,7 +26,9 @@
 //!   back to). Fenced, fatal, or a commit without an answer: the producer is made anew, which ends whatever was open, and
 //!   then the group's committed offsets tell whether the transaction happened. Until they do nothing else is begun.
 //!
-//! Leaves to others: what may go (`ladder::lane::hops`), the transaction itself ([`super::transactions`]).
+//! Leaves to others: what may go (`ladder::lane::hops`), the transaction itself ([`transactions`]).
+//!
+//! [`transactions`]: crate::adapters::kafka::transactions
 
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -34,11 +36,10 @@ use std::time::{Duration, Instant};
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::Properties;
-use super::consumer::{Assigned, Transactional};
-use super::offsets::committed_offsets;
-use super::raw;
-use super::transactions::{Error, Transactions};
+use super::{Assigned, Transactional};
+use crate::adapters::kafka::offsets::committed_offsets;
+use crate::adapters::kafka::transactions::{Error, Transactions};
+use crate::adapters::kafka::{Properties, raw};
 use crate::stage::lanes::LaneCommand;
 use crate::stage::ports::{Outgoing, PublishError, Share};
 
@@ -103,7 +104,7 @@ impl Hops {
         self.next = now + EVERY;
         self.next_positions = now + POSITIONS_EVERY;
         // Before the shares: see the zombies above.
-        let Some(member) = consumer.group_metadata().filter(|_| raw::is_member(consumer)) else { return };
+        let Some(member) = consumer.group_metadata().filter(|_| raw::has_member_id(consumer)) else { return };
         if !self.in_doubt.is_empty() && !self.resolve(consumer, &mut lanes) {
             self.next = Instant::now() + AGAIN;
             return;
