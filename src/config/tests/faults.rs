@@ -165,6 +165,11 @@ fn times_agree_with_each_other() {
     beside("kafka: {drain_timeout: 5m}", "kafka.drain_timeout", &["kafka.max_poll_interval", "less than 5m"]);
     beside("kafka: {max_poll_interval: 12s}", "kafka.session_timeout", &["15s", "at most 12s"]);
     beside("kafka: {message_timeout: 60s}", "kafka.message_timeout", &["from 2m"]);
+    check(
+        &format!("kafka: {{max_poll_interval: 1m}}\n{}\n", with("forward: transactional")),
+        "kafka.max_poll_interval",
+        &["1m", "orders", "at least 3m"],
+    );
 }
 
 #[test]
