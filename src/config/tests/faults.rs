@@ -165,6 +165,11 @@ fn times_agree_with_each_other() {
     beside("kafka: {drain_timeout: 5m}", "kafka.drain_timeout", &["kafka.max_poll_interval", "less than 5m"]);
     beside("kafka: {max_poll_interval: 12s}", "kafka.session_timeout", &["15s", "at most 12s"]);
     beside("kafka: {message_timeout: 60s}", "kafka.message_timeout", &["from 2m"]);
+    check(
+        &format!("kafka: {{max_poll_interval: 1m}}\n{}\n", with("forward: transactional")),
+        "kafka.max_poll_interval",
+        &["1m", "orders", "at least 3m"],
+    );
 }
 
 #[test]
@@ -307,6 +312,7 @@ fn properties_that_the_promise_rests_on_are_refused_with_their_reason() {
             ("partition.assignment.strategy", "range", "cooperative-sticky"),
             ("group.protocol", "consumer", "classic"),
             ("transactional.id", "x", "transactions"),
+            ("isolation.level", "read_uncommitted", "aborted"),
             ("max.in.flight.requests.per.connection", "9", "reorder"),
             ("message.timeout.ms", "1000", "kafka.message_timeout"),
             ("enable.partition.eof", "true", "no event"),

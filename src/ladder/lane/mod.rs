@@ -18,6 +18,7 @@
 //! It does not know records, headers or handlers: an event is an opaque `T`.
 
 mod finish;
+mod hops;
 mod io;
 mod lease;
 mod view;
@@ -26,6 +27,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::time::Duration;
 
+pub use hops::Hops;
 pub use io::{Arrival, ClaimId, Dedup, Delivery, Effects, Finish, Input, LaneConfig, Order, Slot, Verdict};
 pub use view::Standing;
 
@@ -117,6 +119,8 @@ pub struct Lane<T> {
     in_flight: usize,
     in_flight_bytes: usize,
     owed: usize,
+    /// Events whose hops are with the producer, or wait for a transaction.
+    publishing: usize,
     paused: bool,
     draining: bool,
     halted: bool,
@@ -152,6 +156,7 @@ impl<T> Lane<T> {
             in_flight: 0,
             in_flight_bytes: 0,
             owed: 0,
+            publishing: 0,
             paused: false,
             draining: false,
             halted: false,
