@@ -5,6 +5,7 @@
 
 mod calls;
 mod tell;
+mod turns;
 
 use std::future::{Future, poll_fn};
 use std::mem;
@@ -89,6 +90,7 @@ struct Task<'a> {
     rng: fastrand::Rng,
     told_halt: bool,
     told_corrupt: bool,
+    told_full: bool,
 }
 
 /// What woke the lane.
@@ -124,6 +126,7 @@ impl<'a> Task<'a> {
             alarm: ctx.clock.alarm(),
             told_halt: false,
             told_corrupt: false,
+            told_full: false,
         }
     }
 
@@ -333,8 +336,9 @@ impl<'a> Task<'a> {
 
     fn replied(&mut self, reply: Reply) {
         let input = match reply {
-            Reply::Claimed(replies, sent) => {
+            Reply::Claimed(replies, turns, sent) => {
                 self.claiming = false;
+                self.heed(turns);
                 Input::Claimed(replies, sent)
             }
             Reply::Renewed(replies, sent) => Input::Renewed(replies, sent),
@@ -344,6 +348,7 @@ impl<'a> Task<'a> {
                 Input::Settled(replies)
             }
             Reply::Released(slots) => Input::Released(slots),
+            Reply::Joined(replies) => return self.joined(replies),
         };
         self.step(input);
     }
@@ -392,6 +397,7 @@ impl<'a> Task<'a> {
             let now = self.ctx.clock.now();
             self.count(&mut fx);
             self.call_store(&mut fx, now);
+            self.take_places(&mut fx, now);
             for slot in fx.publish.drain(..) {
                 self.publish(slot);
             }
@@ -444,6 +450,9 @@ impl<'a> Task<'a> {
         // Since it was let through and found due the gate may have been shut, and the wall clock set back.
         if self.lane.due(slot) > begin.wall || !self.ctx.gate.may_start(self.lane.grant(slot)) {
             self.step_at(begin, Input::NotStarted(slot));
+            return begin;
+        }
+        if self.waits_its_turn(slot, begin) {
             return begin;
         }
         let (now, fence) = (begin.wall, self.lane.claim(slot).fence);

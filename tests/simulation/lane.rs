@@ -13,16 +13,19 @@ use bytes::Bytes;
 use retry_ladder::ladder::breaker::Answer;
 use retry_ladder::ladder::event::{Action, Failure, Mark, Now, Outcome, Timestamp};
 use retry_ladder::ladder::headers::{self, CompatHeaders, Coordinates, Envelope, IdSource, Move, NextHeader, Shrink};
-use retry_ladder::ladder::lane::{Arrival, ClaimId, Delivery, Effects, Finish, Input, Lane, LaneConfig, Slot, Verdict};
+use retry_ladder::ladder::lane::{
+    Arrival, ClaimId, Delivery, Effects, Finish, Input, Lane, LaneConfig, Order, Slot, Verdict,
+};
 use retry_ladder::ladder::route;
+use retry_ladder::ladder::sequence::{self, Place, Turn, TurnReply};
 use retry_ladder::stage::ports::{Claim, CopyKey};
 
 use super::broken::Broken;
 use super::broker::{Headers, Outgoing, Rec};
 use super::gate::{self, Line};
 use super::ledger::{Ending, Execution, Invariant};
-use super::store::{Command, Op};
-use super::world::{Event, LaneId, ProcessId, Time, World};
+use super::store::{Command, Op, Reply};
+use super::world::{Event, LaneId, PATIENCE, ProcessId, Time, World};
 
 /// An event in a lane.
 pub(crate) struct Held {
@@ -33,6 +36,8 @@ pub(crate) struct Held {
     took: Duration,
     failed: Option<(Failure, Action)>,
     shrink: Shrink,
+    place: Option<Place>,
+    turn: Turn,
     /// The execution that runs.
     execution: Option<usize>,
     /// Its place among the arrivals of this lane.
@@ -46,6 +51,8 @@ enum Doing {
     Settle(Time),
     Release(Vec<(Slot, ClaimId)>, Time),
     Publish(Slot),
+    /// It has its place.
+    Joined(Slot),
     HandOver(Slot),
     Shrink(Slot),
     Start(Slot),
@@ -65,6 +72,8 @@ pub(crate) struct SimLane {
     claiming: bool,
     settling: bool,
     to_settle: Vec<(Slot, Mark)>,
+    /// Told to the lane when the places of some of them are given back.
+    settled: Vec<(Slot, bool)>,
     /// A round is due at this very instant, or when its process wakes up.
     pub(crate) round_due: bool,
     tick_at: Option<Time>,
@@ -101,6 +110,7 @@ impl SimLane {
             claiming: false,
             settling: false,
             to_settle: Vec::new(),
+            settled: Vec::new(),
             round_due: false,
             tick_at: None,
             fetch_from: 0,
@@ -120,7 +130,7 @@ impl SimLane {
     }
 
     pub(crate) fn has_effects(&self) -> bool {
-        !self.fx.is_empty() || (!self.settling && !self.to_settle.is_empty())
+        !self.fx.is_empty() || !self.doing.is_empty() || (!self.settling && !self.to_settle.is_empty())
     }
 
     /// Permits in use here, and as many of them as are of the newest grant.
@@ -160,6 +170,50 @@ impl SimLane {
             _ => {}
         }
         self.step(world, input);
+    }
+
+    /// The store's answer.
+    pub(crate) fn reply(&mut self, world: &mut World, reply: Reply) {
+        match reply {
+            Reply::Lane(input) => self.input(world, input),
+            Reply::Claimed(input, turns) => {
+                for (slot, TurnReply { turn, lapsed }) in turns {
+                    self.lane.get_mut(slot).turn = turn;
+                    world.ledger.lapsed(lapsed);
+                }
+                self.input(world, input);
+            }
+            Reply::Joined(replies) => {
+                for (slot, joined) in replies {
+                    if joined {
+                        self.doing.push_back(Doing::Joined(slot));
+                    } else {
+                        self.step(world, Input::Published(slot, Delivery::Failed));
+                    }
+                }
+            }
+            Reply::Settled(replies) => {
+                let ended = |&&(slot, mark, recorded): &&(Slot, Mark, bool)| {
+                    let held = self.lane.get(slot);
+                    recorded && held.turn == Turn::First && (mark == Mark::Done || held.next_due().is_none())
+                };
+                let leave = |&(slot, ..): &(Slot, _, _)| self.command(Op::Leave, slot, self.lane.claim(slot));
+                let leaves: Vec<_> = replies.iter().filter(ended).map(leave).filter(|c| c.place.is_some()).collect();
+                let replies = replies.into_iter().map(|(slot, _, recorded)| (slot, recorded)).collect();
+                if leaves.is_empty() || world.broken == Some(Broken::PlaceKept) {
+                    return self.input(world, Input::Settled(replies));
+                }
+                self.settled = replies;
+                world.call_store(self.id, self.process, leaves, world.now);
+            }
+            Reply::Left(replies) => {
+                let mut settled = std::mem::take(&mut self.settled);
+                for (slot, left) in replies {
+                    settled.iter_mut().filter(|(s, _)| *s == slot).for_each(|(_, recorded)| *recorded &= left);
+                }
+                self.input(world, Input::Settled(settled));
+            }
+        }
     }
 
     fn step(&mut self, world: &mut World, input: Input<Held>) {
@@ -325,7 +379,17 @@ impl SimLane {
             Doing::Publish(slot) if self.lane.lease_gone(world.clock(self.process), slot) => {
                 self.step(world, Input::Published(slot, Delivery::Failed));
             }
-            Doing::Publish(slot) => self.doing.push_front(Doing::HandOver(slot)),
+            Doing::Publish(slot) if self.lane.get(slot).next_due().is_some() && world.broken != Some(Broken::NoPlace) => {
+                let due = self.lane.get(slot).next_due().unwrap_or_default();
+                let good_for = due.since(world.clock(self.process).wall) + PATIENCE;
+                let join = Op::Join(world.now + good_for.as_micros() as Time);
+                let command = self.command(join, slot, self.lane.claim(slot));
+                world.call_store(self.id, self.process, vec![command], world.now);
+            }
+            Doing::Joined(slot) if self.lane.lease_gone(world.clock(self.process), slot) => {
+                self.step(world, Input::Published(slot, Delivery::Failed));
+            }
+            Doing::Publish(slot) | Doing::Joined(slot) => self.doing.push_front(Doing::HandOver(slot)),
             Doing::HandOver(slot) => self.hand_over(world, slot),
             Doing::Shrink(slot) => match self.lane.get(slot).shrink.smaller() {
                 Some(smaller) => {
@@ -346,17 +410,21 @@ impl SimLane {
     fn command(&self, op: Op, slot: Slot, id: ClaimId) -> Command {
         let held = self.lane.get(slot);
         let claim = Claim { process: self.process as u64 + 1, sequence: id.sequence, fence: id.fence };
-        Command { op, slot, copy: held.record.copy, key: CopyKey::clone(&held.key), id, claim }
+        let place = held.place.clone();
+        Command { op, slot, copy: held.record.copy, key: CopyKey::clone(&held.key), id, claim, place }
     }
 
     fn run(&mut self, world: &mut World, slot: Slot) {
         let now = world.clock(self.process);
+        if self.waits_its_turn(world, slot, now) {
+            return;
+        }
         let fence = self.lane.claim(slot).fence;
         let held = self.lane.get_mut(slot);
         held.started = now.wall;
         world.check_start(held, self.rung, self.process, now.wall);
         let copy = held.record.copy;
-        let key = held.record.key_hash().filter(|_| world.ordered);
+        let key = held.record.key_hash().filter(|_| world.order != Order::None);
         if let Some(key) = key
             && let Some(first) = self.of_key.get(&key).and_then(|open| open.first())
             && *first < held.arrival
@@ -384,6 +452,27 @@ impl SimLane {
         }
         held.execution = Some(number);
         world.after(took, Event::Return(self.id, slot, number, Box::new(outcome)));
+    }
+
+    fn waits_its_turn(&mut self, world: &mut World, slot: Slot, now: Now) -> bool {
+        let draw = world.rng.f64();
+        let held = self.lane.get_mut(slot);
+        let verdict = match held.turn {
+            _ if world.broken == Some(Broken::TurnIgnored) => return false,
+            Turn::Free | Turn::First => return false,
+            Turn::Behind(_) => {
+                let action = route::wait(&world.ladder, &held.envelope, now.wall, draw);
+                let verdict = Verdict::of(&action);
+                held.started = now.wall;
+                held.failed = Some((Failure::transient("not its turn"), action));
+                world.ledger.counts.behind += 1;
+                verdict
+            }
+            Turn::Full(_) => Verdict::Fenced,
+        };
+        world.note(|| format!("lane {}: {} waits: {:?}", self.id, held.record.copy, held.turn));
+        self.step_at(world, now, Input::Returned(slot, verdict));
+        true
     }
 
     fn hand_over(&mut self, world: &mut World, slot: Slot) {
@@ -421,10 +510,25 @@ impl SimLane {
     }
 }
 
+impl Held {
+    /// `stage::lane::turns`.
+    fn next_due(&self) -> Option<Timestamp> {
+        self.place.as_ref()?;
+        match self.failed.as_ref()?.1 {
+            Action::Forward { due, .. } | Action::Defer { due } | Action::Wait { due, .. } => Some(due),
+            _ => None,
+        }
+    }
+}
+
 /// `stage::held::receive`.
 fn receive(world: &World, rung: usize, partition: usize, record: Rc<Rec>, arrival: u64) -> Held {
     let at = Coordinates { partition: partition as i32, offset: record.offset, timestamp_ms: record.timestamp_ms };
     let envelope = headers::read(&world.ladder, rung, at, record.headers(), &IdSource::default(), None);
+    let place = record.key.as_ref().filter(|_| world.order == Order::Ladder).and_then(|key| {
+        let (partition, offset) = sequence::place(&world.ladder, &envelope)?;
+        Some(Place { queue: world.keys.queue(partition, key), offset })
+    });
     Held {
         key: world.keys.key(&envelope.event_id, envelope.hop),
         record,
@@ -433,6 +537,8 @@ fn receive(world: &World, rung: usize, partition: usize, record: Rc<Rec>, arriva
         took: Duration::ZERO,
         failed: None,
         shrink: Shrink::default(),
+        place,
+        turn: Turn::default(),
         execution: None,
         arrival,
     }

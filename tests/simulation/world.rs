@@ -21,9 +21,9 @@ use retry_ladder::stage::context::Partitions;
 use super::broken::Broken;
 use super::broker::{Log, Outgoing};
 use super::case::{Case, Fault};
-use super::lane::{Held, SimLane};
+use super::lane::SimLane;
 use super::ledger::Ledger;
-use super::store::{Request, Store};
+use super::store::{Reply, Request, Store};
 
 /// Microseconds of virtual time.
 pub(crate) type Time = u64;
@@ -36,6 +36,8 @@ pub(crate) const SECOND: Time = 1_000 * MS;
 pub(crate) const EPOCH_MS: u64 = 1_700_000_000_000;
 pub(crate) const MAX_DEFERRALS: u32 = 2;
 pub(crate) const LEASE: Duration = Duration::from_secs(4);
+/// Beyond what any schedule needs: places lapse only where nobody comes back for them.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 pub(crate) const HANDLER_TIMEOUT: Time = 8 * SECOND;
 /// The group expels a silent member.
 pub(crate) const SESSION: Time = 3 * SECOND;
@@ -67,7 +69,7 @@ pub(crate) enum Event {
     Round(LaneId),
     Return(LaneId, Slot, usize, Box<Outcome>),
     Ask(Box<Request>),
-    Reply(LaneId, Box<Input<Held>>),
+    Reply(LaneId, Box<Reply>),
     Append(ProcessId, LaneId, Box<Outgoing>, Option<(Slot, Time)>),
     Ack(LaneId, Slot, Delivery),
     Commit(LaneId),
@@ -133,8 +135,10 @@ pub(crate) struct World {
     pub(crate) plans: Vec<Plan>,
     pub(crate) ledger: Ledger,
     pub(crate) trace: Option<Vec<String>>,
-    /// Order among events of one key is promised.
-    pub(crate) ordered: bool,
+    /// What is promised of events of one key.
+    pub(crate) order: Order,
+    /// Places in the queue of a key.
+    pub(crate) room: usize,
     pub(crate) dedup: Dedup,
     window: usize,
     pub(crate) concurrency: usize,
@@ -252,7 +256,12 @@ impl World {
                 concurrency,
             ),
             trace: traced.then(Vec::new),
-            ordered: rng.u8(..3) > 0,
+            order: match rng.u8(..6) {
+                0 | 1 => Order::None,
+                2 | 3 if dedup == Dedup::Required => Order::Ladder,
+                _ => Order::Stage,
+            },
+            room: rng.usize(1..=8),
             dedup,
             window: rng.usize(1..=6),
             concurrency,
@@ -362,7 +371,7 @@ impl World {
 
     pub(crate) fn lane_config(&self, number: u64) -> LaneConfig {
         LaneConfig {
-            order: if self.ordered { Order::Stage } else { Order::None },
+            order: self.order,
             dedup: self.dedup,
             lease: LEASE,
             max_waiting: self.window,
@@ -468,7 +477,7 @@ impl World {
             Event::Return(id, slot, execution, outcome) => {
                 self.with(id, |world, lane| lane.returned(world, slot, execution, *outcome));
             }
-            Event::Reply(id, input) => self.with(id, |world, lane| lane.input(world, *input)),
+            Event::Reply(id, reply) => self.with(id, |world, lane| lane.reply(world, *reply)),
             Event::Ack(id, slot, delivery) => {
                 self.with(id, |world, lane| lane.input(world, Input::Published(slot, delivery)));
             }
