@@ -161,12 +161,7 @@ impl IdempotencyStore for MemoryStore {
 
     fn leave(&self, batch: Vec<Place>) -> BoxFuture<'static, Vec<Result<(), StoreError>>> {
         self.batch(batch, |records, Place { queue, offset }, _| {
-            if let Entry::Occupied(mut kept) = records.queues.entry(queue) {
-                kept.get_mut().leave(offset);
-                if kept.get().is_empty() {
-                    kept.remove();
-                }
-            }
+            records.queues.entry(queue).or_default().leave(offset);
         })
     }
 }
@@ -174,7 +169,7 @@ impl IdempotencyStore for MemoryStore {
 #[derive(Default)]
 struct Records {
     map: HashMap<CopyKey, Record>,
-    /// Those of `order: ladder`, by their names.
+    /// Those of `order: ladder`, by their names; kept to the end, for the places that were given back.
     queues: HashMap<Arc<str>, Queue>,
     /// Number of records at which the expired ones are thrown out.
     sweep_at: usize,

@@ -6,8 +6,10 @@
 //!    events run on main as ever, and pay for one look into the store.
 //! 2. An event may run when no lower place is in the queue. Else it is *behind*: it takes its own place, moves to the
 //!    first retry stage (from a retry stage: to the same again) without having run, and asks again when it is due there.
-//! 3. A place is taken **before** the copy that is to wait is produced, and given back **after** the end is recorded: done,
-//!    or its dead letter acknowledged. Whatever lies between is repeated after a crash; both are idempotent.
+//! 3. A place is taken **before** the copy that is to wait is produced, and given back **after** the end (done, or its dead
+//!    letter acknowledged) and **before** that is recorded: what is recorded holds nobody up, whatever crashes between.
+//!    A place that was given back is never taken again: a publish of unknown outcome may be repeated long after its copy
+//!    has ended, and would hold the key up for nothing.
 //! 4. In a lane the next event of a key is looked at only when the one before is finished ([`Order::Ladder`]): its place is
 //!    taken or its end recorded by then, so nobody overtakes between two steps, and a key that comes free is worked off
 //!    in one go, not one event per delay.
@@ -16,6 +18,9 @@
 //!    store's clock alone decides, as with leases.
 //! 6. A queue has room for so many. Beyond, events of that key stay where they are, unfinished, and ask again: order is
 //!    kept, nothing is lost, and the partition stands still for others too once its window is full of them.
+//!
+//! 7. Who is behind moves by its own clock and waits by the broker's. Where these two disagree by more than a delay (its due
+//!    had to be clamped) moving would be a busy loop: it stays unfinished where it is, and asks again.
 //!
 //! So per key first effects happen in the order of main, in spite of crashes, freezes and rebalances. Not covered: what a
 //! store forgets (FLUSHALL: order is lost for what is in the ladder, nothing else), lapsed places, redriven events (their
@@ -27,7 +32,7 @@
 //!
 //! [`Order::Ladder`]: super::lane::Order::Ladder
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -66,10 +71,14 @@ pub struct TurnReply {
     pub lapsed: u64,
 }
 
-/// The queue of one key: places, and until when each is good.
+/// So many places that were given back are remembered, those of the latest events.
+pub const REMEMBERED: usize = 1_000;
+
+/// The queue of one key: places, and until when each is good; and those that were given back.
 #[derive(Clone, Debug, Default)]
 pub struct Queue {
     places: BTreeMap<i64, Duration>,
+    ended: BTreeSet<i64>,
 }
 
 impl Queue {
@@ -94,14 +103,20 @@ impl Queue {
         TurnReply { turn: Turn::Free, lapsed }
     }
 
-    /// Takes the place of `offset`, or renews it.
+    /// Takes the place of `offset`, or renews it, unless it was given back.
     pub fn join(&mut self, offset: i64, good_until: Duration) {
-        self.places.insert(offset, good_until);
+        if !self.ended.contains(&offset) {
+            self.places.insert(offset, good_until);
+        }
     }
 
     /// Gives the place of `offset` back.
     pub fn leave(&mut self, offset: i64) {
         self.places.remove(&offset);
+        self.ended.insert(offset);
+        if self.ended.len() > REMEMBERED {
+            self.ended.pop_first();
+        }
     }
 
     /// Whether nobody is in it.

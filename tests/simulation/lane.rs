@@ -49,6 +49,8 @@ enum Doing {
     Claim(Vec<Slot>, Time),
     Renew(Vec<(Slot, ClaimId)>, Time),
     Settle(Time),
+    /// Places are given back, or could not be.
+    Left,
     Release(Vec<(Slot, ClaimId)>, Time),
     Publish(Slot),
     /// It has its place.
@@ -72,8 +74,9 @@ pub(crate) struct SimLane {
     claiming: bool,
     settling: bool,
     to_settle: Vec<(Slot, Mark)>,
-    /// Told to the lane when the places of some of them are given back.
-    settled: Vec<(Slot, bool)>,
+    /// Those that wait until places are given back, and those whose place could not be.
+    leaving: Vec<(Slot, Mark)>,
+    unsettled: Vec<Slot>,
     /// A round is due at this very instant, or when its process wakes up.
     pub(crate) round_due: bool,
     tick_at: Option<Time>,
@@ -110,7 +113,8 @@ impl SimLane {
             claiming: false,
             settling: false,
             to_settle: Vec::new(),
-            settled: Vec::new(),
+            leaving: Vec::new(),
+            unsettled: Vec::new(),
             round_due: false,
             tick_at: None,
             fetch_from: 0,
@@ -192,26 +196,14 @@ impl SimLane {
                     }
                 }
             }
-            Reply::Settled(replies) => {
-                let ended = |&&(slot, mark, recorded): &&(Slot, Mark, bool)| {
-                    let held = self.lane.get(slot);
-                    recorded && held.turn == Turn::First && (mark == Mark::Done || held.next_due().is_none())
-                };
-                let leave = |&(slot, ..): &(Slot, _, _)| self.command(Op::Leave, slot, self.lane.claim(slot));
-                let leaves: Vec<_> = replies.iter().filter(ended).map(leave).filter(|c| c.place.is_some()).collect();
-                let replies = replies.into_iter().map(|(slot, _, recorded)| (slot, recorded)).collect();
-                if leaves.is_empty() || world.broken == Some(Broken::PlaceKept) {
-                    return self.input(world, Input::Settled(replies));
-                }
-                self.settled = replies;
-                world.call_store(self.id, self.process, leaves, world.now);
+            Reply::Settled(mut replies) => {
+                let unsettled = std::mem::take(&mut self.unsettled);
+                replies.iter_mut().for_each(|(slot, recorded)| *recorded &= !unsettled.contains(slot));
+                self.input(world, Input::Settled(replies));
             }
             Reply::Left(replies) => {
-                let mut settled = std::mem::take(&mut self.settled);
-                for (slot, left) in replies {
-                    settled.iter_mut().filter(|(s, _)| *s == slot).for_each(|(_, recorded)| *recorded &= left);
-                }
-                self.input(world, Input::Settled(settled));
+                self.unsettled = replies.into_iter().filter(|(_, left)| !left).map(|(slot, _)| slot).collect();
+                self.doing.push_back(Doing::Left);
             }
         }
     }
@@ -368,9 +360,23 @@ impl SimLane {
                 world.call_store(self.id, self.process, batch, sent);
             }
             Doing::Settle(sent) => {
-                let batch = std::mem::take(&mut self.to_settle);
+                self.leaving = std::mem::take(&mut self.to_settle);
+                let ends = |&&(slot, mark): &&(Slot, Mark)| {
+                    let held = self.lane.get(slot);
+                    held.turn == Turn::First && (mark == Mark::Done || held.next_due().is_none())
+                };
+                let leave = |&(slot, _): &(Slot, _)| self.command(Op::Leave, slot, self.lane.claim(slot));
+                let leaves: Vec<_> = self.leaving.iter().filter(ends).map(leave).collect();
+                if leaves.is_empty() || world.broken == Some(Broken::PlaceKept) {
+                    self.doing.push_front(Doing::Left);
+                } else {
+                    world.call_store(self.id, self.process, leaves, sent);
+                }
+            }
+            Doing::Left => {
+                let batch = std::mem::take(&mut self.leaving);
                 let command = |(slot, mark)| self.command(Op::Settle(mark), slot, self.lane.claim(slot));
-                world.call_store(self.id, self.process, batch.into_iter().map(command).collect(), sent);
+                world.call_store(self.id, self.process, batch.into_iter().map(command).collect(), world.now);
             }
             Doing::Release(releases, sent) => {
                 let batch = releases.into_iter().map(|(slot, claim)| self.command(Op::Release, slot, claim)).collect();
@@ -460,6 +466,7 @@ impl SimLane {
         let verdict = match held.turn {
             _ if world.broken == Some(Broken::TurnIgnored) => return false,
             Turn::Free | Turn::First => return false,
+            Turn::Behind(_) if held.envelope.repaired.contains("due_clamped") => Verdict::Fenced,
             Turn::Behind(_) => {
                 let action = route::wait(&world.ladder, &held.envelope, now.wall, draw);
                 let verdict = Verdict::of(&action);

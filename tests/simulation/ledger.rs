@@ -336,7 +336,12 @@ impl Ledger {
     fn check_repeat(&mut self, new: &Execution) {
         let (at, copy) = (new.started, new.copy);
         let Some(known) = self.copies.get(&copy) else { return };
-        let Some(last) = known.executions.last().map(|i| &self.executions[*i]) else { return };
+        let Some(last) = known.executions.last().map(|i| &self.executions[*i]) else {
+            // It had moved on without having run, because it was not its turn, and its record was lost or never written:
+            // now both run.
+            self.events[copy.event].repeats += usize::from(known.resolved);
+            return;
+        };
         let lease = LEASE.as_micros() as Time;
         // Its claim stood a little before it started; up to a lease, where a freeze came in between.
         let since = |fault: Option<Time>, last: &Execution| {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use retry_ladder::ladder::event::{ClaimReply, Mark};
 use retry_ladder::ladder::lane::{ClaimId, Input, Slot};
-use retry_ladder::ladder::sequence::{Place, Queue, Turn, TurnReply};
+use retry_ladder::ladder::sequence::{Place, Queue, TurnReply};
 use retry_ladder::stage::ports::{Claim, CopyKey};
 
 use super::broken::Broken;
@@ -102,12 +102,7 @@ impl Store {
                 }
                 Some(entry) => match ClaimReply::to_existing(&entry.value, claim) {
                     ClaimReply::Busy if broken == Some(Broken::BusyDropped) => Answer::Claim(ClaimReply::Done, turn),
-                    reply => {
-                        if reply == ClaimReply::Done && turn.turn == Turn::First {
-                            self.leave(command);
-                        }
-                        Answer::Claim(reply, turn)
-                    }
+                    reply => Answer::Claim(reply, turn),
                 },
             },
             Op::Renew if ours => {
@@ -268,7 +263,7 @@ pub(crate) enum Reply {
     Lane(Input<Held>),
     /// The same, and whose turn it is.
     Claimed(Input<Held>, Vec<(Slot, TurnReply)>),
-    Settled(Vec<(Slot, Mark, bool)>),
+    Settled(Vec<(Slot, bool)>),
     Joined(Vec<(Slot, bool)>),
     Left(Vec<(Slot, bool)>),
 }
@@ -307,14 +302,7 @@ fn reply(
             answers.into_iter().map(|(c, answer)| (c.slot, c.id, ours(answer))).collect(),
             sent,
         )),
-        Op::Settle(_) => {
-            let mark = |command: &Command| match command.op {
-                Op::Settle(mark) => Some(mark),
-                _ => None,
-            };
-            let settled = answers.into_iter().filter_map(|(c, answer)| Some((c.slot, mark(c)?, answer.is_some())));
-            Reply::Settled(settled.collect())
-        }
+        Op::Settle(_) => Reply::Settled(recorded(answers)),
         Op::Join(_) => Reply::Joined(recorded(answers)),
         Op::Leave => Reply::Left(recorded(answers)),
         Op::Release => Reply::Lane(Input::Released(batch.iter().map(|c| c.slot).collect())),

@@ -104,6 +104,10 @@ impl Task<'_> {
             let stats = Arc::clone(&self.ctx.stats);
             self.calls.push(
                 async move {
+                    let unsettled = match leaving {
+                        Some(leaving) => leaving.failed().await,
+                        None => Vec::new(),
+                    };
                     let mut lost = 0;
                     let replies = answers(stats.store(Operation::Settle).observe(call).await);
                     let settled = settlements.into_iter().zip(replies).map(|((slot, _), reply)| {
@@ -111,9 +115,7 @@ impl Task<'_> {
                         (slot, reply.is_some())
                     });
                     let mut settled: Vec<_> = settled.collect();
-                    if let Some(leaving) = leaving {
-                        leaving.after(&mut settled).await;
-                    }
+                    unsettled.into_iter().for_each(|index: usize| settled[index].1 = false);
                     Reply::Settled(settled, lost)
                 }
                 .boxed(),

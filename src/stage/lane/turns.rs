@@ -1,5 +1,5 @@
 //! `order: ladder`: the rules of [`crate::ladder::sequence`] as calls to the store. Whose turn it is is asked beside the
-//! claim, a place is taken before the next copy is produced, and given back after the end is recorded.
+//! claim, a place is taken before the next copy is produced, and given back before the end is recorded.
 //!
 //! Everything here is passed over with any other order.
 
@@ -28,8 +28,7 @@ pub(super) struct Turns {
 }
 
 impl Turns {
-    /// Asks beside the claims. A claim counts as answered only together with its turn. What is found done gives back a
-    /// place that it still has: its process ended between the two.
+    /// Asks beside the claims. A claim counts as answered only together with its turn.
     pub(super) async fn beside(
         self,
         claims: impl Future<Output = Vec<Result<ClaimReply, StoreError>>>,
@@ -37,51 +36,30 @@ impl Turns {
         let asked = self.places.iter().map(|(_, place)| place.clone()).collect();
         let (mut replies, turns) = futures::join!(claims, self.store.turns(asked, self.room));
         let mut told = Vec::with_capacity(self.places.len());
-        let mut ended = Places::new();
-        for ((index, place), turn) in self.places.into_iter().zip(each(turns)) {
+        for ((index, _), turn) in self.places.into_iter().zip(each(turns)) {
             match (replies.get_mut(index), turn) {
                 (Some(reply), Err(error)) => *reply = Err(error),
-                (Some(reply), Ok(turn)) => {
-                    if turn.turn == Turn::First && matches!(reply, Ok(ClaimReply::Done)) {
-                        ended.push((index, place));
-                    }
-                    told.push((index, turn));
-                }
+                (Some(_), Ok(turn)) => told.push((index, turn)),
                 (None, _) => {}
-            }
-        }
-        for (index, left) in leave(&*self.store, ended).await {
-            if let Err(error) = left {
-                replies[index] = Err(error);
             }
         }
         (replies, told)
     }
 }
 
-/// Gives places back once their events' ends are recorded.
+/// Gives places back before their events' ends are recorded.
 pub(super) struct Leaving {
     store: Arc<dyn IdempotencyStore>,
     places: Places,
 }
 
 impl Leaving {
-    /// An end counts as recorded only once the place is given back; else it is recorded again.
-    pub(super) async fn after(mut self, settled: &mut [(Slot, bool)]) {
-        self.places.retain(|(index, _)| settled.get(*index).is_some_and(|(_, recorded)| *recorded));
-        for (index, left) in leave(&*self.store, self.places).await {
-            settled[index].1 = left.is_ok();
-        }
+    /// The settlements of the batch whose place could not be given back: they do not count, and are repeated.
+    pub(super) async fn failed(self) -> Vec<usize> {
+        let (indices, places): (Vec<usize>, Vec<Place>) = self.places.into_iter().unzip();
+        let replies = self.store.leave(places).await;
+        indices.into_iter().zip(each(replies)).filter(|(_, left)| left.is_err()).map(|(index, _)| index).collect()
     }
-}
-
-async fn leave(store: &dyn IdempotencyStore, places: Places) -> Vec<(usize, Result<(), StoreError>)> {
-    if places.is_empty() {
-        return Vec::new();
-    }
-    let (indices, places): (Vec<usize>, Vec<Place>) = places.into_iter().unzip();
-    let replies = store.leave(places).await;
-    indices.into_iter().zip(each(replies)).collect()
 }
 
 /// One for each entry, whatever the store gave back.
@@ -133,6 +111,8 @@ impl Task<'_> {
         let held = self.lane.get_mut(slot);
         let verdict = match held.turn {
             Turn::Free | Turn::First => return false,
+            // Given back and claimed again, as after a refused fence: moving on would be a busy loop.
+            Turn::Behind(_) if held.envelope.repaired.contains("due_clamped") => Verdict::Fenced,
             Turn::Behind(ahead) => {
                 let action = route::wait(&self.ctx.ladder, &held.envelope, now.wall, draw);
                 let verdict = Verdict::of(&action);
@@ -154,7 +134,6 @@ impl Task<'_> {
                     );
                 }
                 self.ctx.stats.queue_full.add(1);
-                // Given back and claimed again, as after a refused fence.
                 Verdict::Fenced
             }
         };
@@ -201,7 +180,7 @@ impl Task<'_> {
         }
     }
 
-    /// Places to be given back after these settlements; `None`: there are none.
+    /// Places to be given back before these settlements; `None`: there are none.
     pub(super) fn leaving(&self, settlements: &[(Slot, Mark)]) -> Option<Leaving> {
         if !self.in_order() {
             return None;
