@@ -56,6 +56,10 @@ struct Args {
     /// Events of one partition that may be past their due time and not finished (the engine's default).
     #[arg(long, global = true)]
     in_flight: Option<usize>,
+    /// Order among events of one key: stage | ladder. With `ladder` each event has a key of its own: what it costs, not
+    /// how long a key waits.
+    #[arg(long, default_value = "stage", global = true)]
+    order: String,
     /// Also appends each result to this file, one JSON object a line.
     #[arg(long, global = true)]
     json: Option<std::path::PathBuf>,
@@ -165,6 +169,7 @@ async fn run(args: Args) {
     }
     let mut bench = Bench::new(&args.brokers, &args.redis, args.partitions, args.concurrency, &args.properties).await;
     bench.max_in_flight = args.in_flight.unwrap_or(bench.max_in_flight);
+    bench.order = load::order(&args.order);
     let bench = &mut bench;
     let report = &Report(args.json);
     let yardstick = Yardstick::Kafka;

@@ -45,6 +45,14 @@ impl Dedup {
     }
 }
 
+pub fn order(word: &str) -> lane::Order {
+    match word {
+        "stage" => lane::Order::Stage,
+        "ladder" => lane::Order::Ladder,
+        _ => panic!("--order is stage or ladder"),
+    }
+}
+
 pub struct Bench {
     pub engine: Engine,
     pub properties: Properties,
@@ -52,6 +60,7 @@ pub struct Bench {
     pub concurrency: usize,
     pub max_in_flight: usize,
     pub redis_url: String,
+    pub order: lane::Order,
     admin: Admin,
     redis: Arc<dyn IdempotencyStore>,
     value: Bytes,
@@ -85,6 +94,7 @@ impl Bench {
             concurrency,
             max_in_flight: StageSettings::default().max_in_flight,
             redis_url: redis_url.into(),
+            order: lane::Order::Stage,
             admin,
             redis,
             value: value(),
@@ -123,6 +133,7 @@ impl Bench {
         let settings = StageSettings {
             concurrency: self.concurrency,
             max_in_flight: self.max_in_flight,
+            order: self.order,
             dedup: if dedup == Dedup::Off { lane::Dedup::Off } else { lane::Dedup::Required },
             ..StageSettings::default()
         };
@@ -145,6 +156,10 @@ impl Bench {
     }
 
     fn record(&self, topic: &Arc<str>, n: u64, due: Option<Timestamp>, group: &str) -> Outgoing {
+        // Main topics of a benchmark have no dot.
+        let main = topic.split('.').next().unwrap_or_default();
+        let partition = (n % self.partitions as u64) as i32;
+        let keys = if self.order == lane::Order::Ladder { u64::MAX } else { 1_000 };
         let mut headers = vec![(Bytes::from_static(b"x-ladder-event-id"), Some(Bytes::from(format!("e{n:08}"))))];
         if let Some(due) = due {
             let own = [
@@ -153,14 +168,14 @@ impl Bench {
                 (names::ATTEMPT, "1".into()),
                 (names::STAGE, "1".into()),
                 (names::GROUP, group.into()),
-                (names::ORIGIN, format!("t:0:{n}:1")),
+                (names::ORIGIN, format!("{main}:{partition}:{n}:1")),
             ];
             headers.extend(own.map(|(k, v)| (Bytes::from_static(k.as_bytes()), Some(Bytes::from(v)))));
         }
         Outgoing {
             topic: Arc::clone(topic),
-            partition: Some((n % self.partitions as u64) as i32),
-            key: Some(Bytes::from(format!("k{}", n % 1_000))),
+            partition: Some(partition),
+            key: Some(Bytes::from(format!("k{}", n % keys))),
             value: Some(self.value.clone()),
             headers,
         }
@@ -171,6 +186,7 @@ impl Bench {
         let mut child = Command::new(std::env::current_exe().unwrap());
         child.args(["--partitions", &self.partitions.to_string(), "--concurrency", &self.concurrency.to_string()]);
         child.args(["--brokers", &self.properties.brokers, "--redis", &self.redis_url]);
+        child.args(["--order", if self.order == lane::Order::Ladder { "ladder" } else { "stage" }]);
         child
     }
 

@@ -7,7 +7,6 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use super::choices::{OnUnavailable, Order, Store};
 use super::kafka_properties::{refused, reserved};
 use super::keys::{EventId, Handler, HttpHandler, Keys, PipelineKeys, Registry};
 use super::model::{Config, Dlq, Endpoint, Framing, Idempotency, Pipeline, Properties, Retry, ladder_length};
@@ -301,7 +300,7 @@ fn pipeline(name: &str, keys: &PipelineKeys, has_registry: bool, report: &mut Re
     check_ladder(&pipeline, &readable, &at, report);
     check_times(&pipeline, keys, &readable, &at, report);
     check_outage(&pipeline, &at, report);
-    check_order(&pipeline, &at, report);
+    super::order::check(&pipeline, &at, report);
     check_message(&pipeline, has_registry, &at, report);
     check_handler(&pipeline, &at.key("handler"), report);
     pipeline
@@ -410,22 +409,6 @@ fn check_times(
     {
         let remedy = format!("at least done_ttl, {}, or nothing", show_duration(pipeline.idempotency.done_ttl));
         report.fault(&handed_ttl, "moved events would be forgotten before finished ones", remedy);
-    }
-}
-
-/// Order across the ladder is kept in the store.
-fn check_order(pipeline: &Pipeline, at: &At, report: &mut Report<'_>) {
-    if pipeline.order != Order::Ladder {
-        return;
-    }
-    let idempotency = at.key("idempotency");
-    if pipeline.idempotency.store == Store::Off {
-        let problem = "`order: ladder` keeps the order in the store";
-        report.fault(&idempotency.key("store"), problem, "redis (or memory, for tests), or another order");
-    }
-    if pipeline.idempotency.on_unavailable == OnUnavailable::Process {
-        let problem = "`order: ladder` cannot be kept while the store does not answer";
-        report.fault(&idempotency.key("on_unavailable"), problem, "pause, or another order");
     }
 }
 

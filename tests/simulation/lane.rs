@@ -17,14 +17,14 @@ use retry_ladder::ladder::lane::{
     Arrival, ClaimId, Delivery, Effects, Finish, Input, Lane, LaneConfig, Order, Slot, Verdict,
 };
 use retry_ladder::ladder::route;
-use retry_ladder::ladder::sequence::{self, Place, Turn, TurnReply};
+use retry_ladder::ladder::sequence::{self, Place, Turn};
 use retry_ladder::stage::ports::{Claim, CopyKey};
 
 use super::broken::Broken;
 use super::broker::{Headers, Outgoing, Rec};
 use super::gate::{self, Line};
 use super::ledger::{Ending, Execution, Invariant};
-use super::store::{Command, Op, Reply};
+use super::store::{Command, Op};
 use super::world::{Event, LaneId, PATIENCE, ProcessId, Time, World};
 
 /// An event in a lane.
@@ -32,12 +32,12 @@ pub(crate) struct Held {
     pub(crate) record: Rc<Rec>,
     pub(crate) envelope: Envelope,
     pub(crate) key: CopyKey,
-    started: Timestamp,
+    pub(crate) started: Timestamp,
     took: Duration,
-    failed: Option<(Failure, Action)>,
+    pub(crate) failed: Option<(Failure, Action)>,
     shrink: Shrink,
-    place: Option<Place>,
-    turn: Turn,
+    pub(crate) place: Option<Place>,
+    pub(crate) turn: Turn,
     /// The execution that runs.
     execution: Option<usize>,
     /// Its place among the arrivals of this lane.
@@ -45,7 +45,7 @@ pub(crate) struct Held {
 }
 
 /// One effect of a round.
-enum Doing {
+pub(crate) enum Doing {
     Claim(Vec<Slot>, Time),
     Renew(Vec<(Slot, ClaimId)>, Time),
     Settle(Time),
@@ -70,13 +70,13 @@ pub(crate) struct SimLane {
     pub(crate) epoch: u32,
     pub(crate) lane: Lane<Held>,
     fx: Effects<Held>,
-    doing: VecDeque<Doing>,
+    pub(crate) doing: VecDeque<Doing>,
     claiming: bool,
     settling: bool,
     to_settle: Vec<(Slot, Mark)>,
     /// Those that wait until places are given back, and those whose place could not be.
     leaving: Vec<(Slot, Mark)>,
-    unsettled: Vec<Slot>,
+    pub(crate) unsettled: Vec<Slot>,
     /// A round is due at this very instant, or when its process wakes up.
     pub(crate) round_due: bool,
     tick_at: Option<Time>,
@@ -176,44 +176,12 @@ impl SimLane {
         self.step(world, input);
     }
 
-    /// The store's answer.
-    pub(crate) fn reply(&mut self, world: &mut World, reply: Reply) {
-        match reply {
-            Reply::Lane(input) => self.input(world, input),
-            Reply::Claimed(input, turns) => {
-                for (slot, TurnReply { turn, lapsed }) in turns {
-                    self.lane.get_mut(slot).turn = turn;
-                    world.ledger.lapsed(lapsed);
-                }
-                self.input(world, input);
-            }
-            Reply::Joined(replies) => {
-                for (slot, joined) in replies {
-                    if joined {
-                        self.doing.push_back(Doing::Joined(slot));
-                    } else {
-                        self.step(world, Input::Published(slot, Delivery::Failed));
-                    }
-                }
-            }
-            Reply::Settled(mut replies) => {
-                let unsettled = std::mem::take(&mut self.unsettled);
-                replies.iter_mut().for_each(|(slot, recorded)| *recorded &= !unsettled.contains(slot));
-                self.input(world, Input::Settled(replies));
-            }
-            Reply::Left(replies) => {
-                self.unsettled = replies.into_iter().filter(|(_, left)| !left).map(|(slot, _)| slot).collect();
-                self.doing.push_back(Doing::Left);
-            }
-        }
-    }
-
-    fn step(&mut self, world: &mut World, input: Input<Held>) {
+    pub(crate) fn step(&mut self, world: &mut World, input: Input<Held>) {
         let now = world.clock(self.process);
         self.step_at(world, now, input);
     }
 
-    fn step_at(&mut self, world: &mut World, now: Now, input: Input<Held>) {
+    pub(crate) fn step_at(&mut self, world: &mut World, now: Now, input: Input<Held>) {
         self.lane.step(now, input, &mut self.fx);
         for slot in self.fx.cancel.drain(..) {
             let held = self.lane.get_mut(slot);
@@ -460,28 +428,6 @@ impl SimLane {
         world.after(took, Event::Return(self.id, slot, number, Box::new(outcome)));
     }
 
-    fn waits_its_turn(&mut self, world: &mut World, slot: Slot, now: Now) -> bool {
-        let draw = world.rng.f64();
-        let held = self.lane.get_mut(slot);
-        let verdict = match held.turn {
-            _ if world.broken == Some(Broken::TurnIgnored) => return false,
-            Turn::Free | Turn::First => return false,
-            Turn::Behind(_) if held.envelope.repaired.contains("due_clamped") => Verdict::Fenced,
-            Turn::Behind(_) => {
-                let action = route::wait(&world.ladder, &held.envelope, now.wall, draw);
-                let verdict = Verdict::of(&action);
-                held.started = now.wall;
-                held.failed = Some((Failure::transient("not its turn"), action));
-                world.ledger.counts.behind += 1;
-                verdict
-            }
-            Turn::Full(_) => Verdict::Fenced,
-        };
-        world.note(|| format!("lane {}: {} waits: {:?}", self.id, held.record.copy, held.turn));
-        self.step_at(world, now, Input::Returned(slot, verdict));
-        true
-    }
-
     fn hand_over(&mut self, world: &mut World, slot: Slot) {
         let held = self.lane.get(slot);
         let fence = self.lane.claim(slot).fence;
@@ -514,17 +460,6 @@ impl SimLane {
         }
         self.tick_at = Some(tick);
         Some(tick)
-    }
-}
-
-impl Held {
-    /// `stage::lane::turns`.
-    fn next_due(&self) -> Option<Timestamp> {
-        self.place.as_ref()?;
-        match self.failed.as_ref()?.1 {
-            Action::Forward { due, .. } | Action::Defer { due } | Action::Wait { due, .. } => Some(due),
-            _ => None,
-        }
     }
 }
 

@@ -22,4 +22,5 @@ mod lane;
 mod ledger;
 mod schedules;
 mod store;
+mod turns;
 mod world;
