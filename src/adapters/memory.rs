@@ -12,8 +12,8 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
-use crate::stage::clock::{Clock, SystemClock};
 use crate::ladder::sequence::Queue;
+use crate::stage::clock::{Clock, SystemClock};
 use crate::stage::ports::{
     Claim, ClaimReply, CopyKey, IdempotencyStore, Mark, Place, SettleReply, StoreError, TurnReply,
 };

@@ -16,11 +16,12 @@
 //! 5. A place lapses: it is good until the due time of its copy and some patience beyond, and renewed by every move. A
 //!    first event that never comes again (lost by retention, a deleted topic) holds its key up no longer than that. The
 //!    store's clock alone decides, as with leases.
-//! 6. A queue has room for so many. Beyond, events of that key stay where they are, unfinished, and ask again: order is
-//!    kept, nothing is lost, and the partition stands still for others too once its window is full of them.
+//! 6. A queue has room for so many. Beyond, events of that key stay on main, unfinished, and ask again: order is kept,
+//!    nothing is lost, and the partition stands still for others too once its window is full of them. On a retry stage
+//!    there is always room: who stays there may stand in the way of the one that it waits for.
 //!
 //! 7. Who is behind moves by its own clock and waits by the broker's. Where these two disagree by more than a delay (its due
-//!    had to be clamped) moving would be a busy loop: it stays unfinished where it is, and asks again.
+//!    had to be clamped) moving would be a busy loop: it pauses once, about a second, each time before it moves on.
 //!
 //! So per key first effects happen in the order of main, in spite of crashes, freezes and rebalances. Not covered: what a
 //! store forgets (FLUSHALL: order is lost for what is in the ladder, nothing else), lapsed places, redriven events (their

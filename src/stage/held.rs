@@ -25,6 +25,8 @@ pub(super) struct Held {
     pub(super) place: Option<Place>,
     /// Whose turn it was when it was claimed.
     pub(super) turn: Turn,
+    /// It has paused before it moves on, because its due time does not pace it.
+    pub(super) paused: bool,
     /// When the handler was last started.
     pub(super) started: Timestamp,
     /// How long it ran.
@@ -71,6 +73,7 @@ pub(super) fn receive(ctx: &StageContext, record: Record) -> Arrival<Box<Held>> 
             key: ctx.keys.key(&envelope.event_id, envelope.hop),
             place,
             turn: Turn::default(),
+            paused: false,
             record: Arc::new(record),
             envelope,
             started: Timestamp::default(),

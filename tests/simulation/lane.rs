@@ -38,6 +38,7 @@ pub(crate) struct Held {
     shrink: Shrink,
     pub(crate) place: Option<Place>,
     pub(crate) turn: Turn,
+    pub(crate) paused: bool,
     /// The execution that runs.
     execution: Option<usize>,
     /// Its place among the arrivals of this lane.
@@ -353,7 +354,9 @@ impl SimLane {
             Doing::Publish(slot) if self.lane.lease_gone(world.clock(self.process), slot) => {
                 self.step(world, Input::Published(slot, Delivery::Failed));
             }
-            Doing::Publish(slot) if self.lane.get(slot).next_due().is_some() && world.broken != Some(Broken::NoPlace) => {
+            Doing::Publish(slot)
+                if self.lane.get(slot).next_due().is_some() && world.broken != Some(Broken::NoPlace) =>
+            {
                 let due = self.lane.get(slot).next_due().unwrap_or_default();
                 let good_for = due.since(world.clock(self.process).wall) + PATIENCE;
                 let join = Op::Join(world.now + good_for.as_micros() as Time);
@@ -481,6 +484,7 @@ fn receive(world: &World, rung: usize, partition: usize, record: Rc<Rec>, arriva
         shrink: Shrink::default(),
         place,
         turn: Turn::default(),
+        paused: false,
         execution: None,
         arrival,
     }

@@ -478,7 +478,8 @@ impl Ledger {
             let Some(effect) = self.events[later].first_effect else { continue };
             for &earlier in &of_one_key[..i] {
                 if end(&self.events[earlier]).is_none_or(|end| end > effect) {
-                    let what = format!("e{later} has its effect at {:.3} s, before e{earlier} ended", effect as f64 / 1e6);
+                    let what =
+                        format!("e{later} has its effect at {:.3} s, before e{earlier} ended", effect as f64 / 1e6);
                     self.fail(at, Invariant::LadderOrder, what);
                 }
             }

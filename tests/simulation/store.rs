@@ -70,7 +70,14 @@ const DAY: Time = 24 * 60 * 60 * 1_000_000;
 
 impl Store {
     /// Performs one command.
-    pub(crate) fn apply(&mut self, now: Time, command: &Command, lease: Duration, room: usize, broken: Option<Broken>) -> Answer {
+    pub(crate) fn apply(
+        &mut self,
+        now: Time,
+        command: &Command,
+        lease: Duration,
+        room: usize,
+        broken: Option<Broken>,
+    ) -> Answer {
         let Command { key, copy, claim, .. } = command;
         let turn = match command.op {
             Op::Claim => self.turn(now, command, room),
@@ -125,6 +132,7 @@ impl Store {
 
     fn turn(&mut self, now: Time, command: &Command, room: usize) -> TurnReply {
         let Some(place) = &command.place else { return TurnReply::default() };
+        let room = if command.copy.hop == 0 { room } else { usize::MAX };
         let queue = self.queues.get_mut(&place.queue);
         queue.map(|queue| queue.turn(place.offset, Duration::from_micros(now), room)).unwrap_or_default()
     }
@@ -273,12 +281,7 @@ fn recorded(answers: Vec<(&Command, Option<Answer>)>) -> Vec<(Slot, bool)> {
 }
 
 /// What the lane is told of a batch.
-fn reply(
-    batch: &[Command],
-    answers: Vec<(&Command, Option<Answer>)>,
-    sent: Duration,
-    broken: Option<Broken>,
-) -> Reply {
+fn reply(batch: &[Command], answers: Vec<(&Command, Option<Answer>)>, sent: Duration, broken: Option<Broken>) -> Reply {
     let ours = |answer| match answer {
         _ if broken == Some(Broken::LostLeaseIgnored) => Some(true),
         Some(Answer::Ours(ours)) => Some(ours),

@@ -49,7 +49,10 @@ impl SimLane {
         let verdict = match held.turn {
             _ if world.broken == Some(Broken::TurnIgnored) => return false,
             Turn::Free | Turn::First => return false,
-            Turn::Behind(_) if held.envelope.repaired.contains("due_clamped") => Verdict::Fenced,
+            Turn::Behind(_) if held.envelope.repaired.contains("due_clamped") && !held.paused => {
+                held.paused = true;
+                Verdict::Fenced
+            }
             Turn::Behind(_) => {
                 let action = route::wait(&world.ladder, &held.envelope, now.wall, draw);
                 let verdict = Verdict::of(&action);

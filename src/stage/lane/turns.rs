@@ -83,7 +83,9 @@ impl Task<'_> {
             return None;
         }
         let places = self.places(slots.iter().copied(), |_| true);
-        let (store, room) = (Arc::clone(&self.ctx.store), self.ctx.settings.order_room);
+        // What is in the ladder already has to move: the one that it waits for may be behind it in its lane.
+        let room = if self.ctx.stage == 0 { self.ctx.settings.order_room } else { usize::MAX };
+        let store = Arc::clone(&self.ctx.store);
         (!places.is_empty()).then_some(Turns { store, places, room })
     }
 
@@ -107,14 +109,17 @@ impl Task<'_> {
 
     /// Whether the event may not run now; then it is on its way to wait.
     pub(super) fn waits_its_turn(&mut self, slot: Slot, now: Now) -> bool {
-        let draw = self.rng.f64();
         let held = self.lane.get_mut(slot);
         let verdict = match held.turn {
             Turn::Free | Turn::First => return false,
-            // Given back and claimed again, as after a refused fence: moving on would be a busy loop.
-            Turn::Behind(_) if held.envelope.repaired.contains("due_clamped") => Verdict::Fenced,
+            // Given back and claimed again, as after a refused fence. Only once: it holds its key up meanwhile, and the
+            // one that it waits for may be behind it in this very lane.
+            Turn::Behind(_) if held.envelope.repaired.contains("due_clamped") && !held.paused => {
+                held.paused = true;
+                Verdict::Fenced
+            }
             Turn::Behind(ahead) => {
-                let action = route::wait(&self.ctx.ladder, &held.envelope, now.wall, draw);
+                let action = route::wait(&self.ctx.ladder, &held.envelope, now.wall, self.rng.f64());
                 let verdict = Verdict::of(&action);
                 let why = format!("not its turn: the event of its key at offset {ahead} is in the ladder");
                 held.started = now.wall;

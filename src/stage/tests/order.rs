@@ -125,7 +125,8 @@ async fn behind_an_event_in_the_ladder_later_ones_of_its_key_wait_and_others_do_
     main.position(&lane, 3).await;
     assert_eq!(main.handler.ids(), ["e0", "e2"], "e1 waits, the other key does not");
     let hops = main.producer.published();
-    let told = |n: usize| ["event-id", "attempt", "hop", "stage"].map(|name| value_of(&hops[n], &format!("x-ladder-{name}")));
+    let told =
+        |n: usize| ["event-id", "attempt", "hop", "stage"].map(|name| value_of(&hops[n], &format!("x-ladder-{name}")));
     assert_eq!((told(0), told(1)), (["e0", "1", "1", "1"], ["e1", "0", "1", "1"]), "what has not run is not charged");
     assert!(value_of(&hops[1], "x-ladder-error").starts_with("transient: not its turn: "));
     assert_eq!(value_of(&hops[1], "x-ladder-history"), "");
@@ -137,7 +138,8 @@ async fn behind_an_event_in_the_ladder_later_ones_of_its_key_wait_and_others_do_
     retry_1.position(&lane, 2).await;
     assert_eq!(retry_1.handler.ids(), ["e0"], "its turn has not come");
     let again = retry_1.producer.published();
-    let at = |n: usize| (&*again[n].topic, value_of(&again[n], "x-ladder-hop"), value_of(&again[n], "x-ladder-attempt"));
+    let at =
+        |n: usize| (&*again[n].topic, value_of(&again[n], "x-ladder-hop"), value_of(&again[n], "x-ladder-attempt"));
     assert_eq!(at(0), ("orders.billing.retry-2", "2", "2"));
     assert_eq!(at(1), ("orders.billing.retry-1", "2", "0"), "it stays on its stage");
 
@@ -175,7 +177,7 @@ async fn nothing_moves_without_its_place_and_no_end_is_recorded_before_it_is_giv
     rig.pass(SECOND * 5).await;
     assert_eq!((rig.handler.count(), rig.producer.count()), (0, 0), "whose turn it is nobody knows");
     rig.store.all(Fault::None);
-    rig.until("it has failed", || rig.producer.count() == 1).await;
+    rig.until("it has failed", || rig.producer.count() >= 1).await;
     rig.position(&lane, 2).await;
     assert_eq!((rig.handler.ids(), rig.producer.count()), (vec!["e0".to_owned()], 2));
 
@@ -192,11 +194,7 @@ async fn nothing_moves_without_its_place_and_no_end_is_recorded_before_it_is_giv
 
 #[tokio::test(start_paused = true)]
 async fn a_full_queue_holds_the_next_back_until_there_is_room() {
-    let rig = Rig::new(
-        MAIN,
-        |s| (s.order, s.order_room) = (Order::Ladder, 1),
-        first_fails,
-    );
+    let rig = Rig::new(MAIN, |s| (s.order, s.order_room) = (Order::Ladder, 1), first_fails);
     let lane = rig.lane([keyed("a", record(0)), keyed("a", record(1)), keyed("b", record(2))]);
     rig.until("the other key is done", || rig.handler.count() == 2).await;
     rig.pass(SECOND * 20).await;

@@ -63,7 +63,10 @@ fn effects_of_one_key_happen_in_the_order_of_main_while_workers_are_killed() {
         },
         || {
             let (done, dead) = (done(&workers), ladder.dead_letters());
-            format!("open: {:?}", expected.iter().filter(|id| !done.contains(*id) && !dead.contains(id)).collect::<Vec<_>>())
+            format!(
+                "open: {:?}",
+                expected.iter().filter(|id| !done.contains(*id) && !dead.contains(id)).collect::<Vec<_>>()
+            )
         },
     );
 
@@ -71,7 +74,11 @@ fn effects_of_one_key_happen_in_the_order_of_main_while_workers_are_killed() {
     for ids in [&a, &b] {
         let times: Vec<_> = ids.iter().filter_map(|id| first.get(id)).collect();
         assert!(times.is_sorted(), "{ids:?}: {times:?}");
-        assert!(times.len() >= ids.iter().filter(|id| ends_well(id)).count() - 3, "{} of {ids:?} are done", times.len());
+        assert!(
+            times.len() >= ids.iter().filter(|id| ends_well(id)).count() - 3,
+            "{} of {ids:?} are done",
+            times.len()
+        );
     }
     let last = first.values().max().expect("some are done");
     assert!(first[&good] < *last, "the other key did not wait");
