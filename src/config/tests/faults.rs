@@ -331,6 +331,15 @@ fn properties_that_the_promise_rests_on_are_refused_with_their_reason() {
     }
     beside("kafka: {properties: {no.such.thing: 1}}", "kafka.properties.no.such.thing", &["No such configuration"]);
     beside("kafka: {properties: {security.protocol: tls}}", "kafka.properties.security.protocol", &["Invalid value"]);
+    // Without a token the client would wait for ever.
+    for tokens in ["sasl.mechanism: OAUTHBEARER", "sasl.mechanisms: oauthbearer", "sasl.oauthbearer.method: oidc"] {
+        let path = format!("kafka.properties.{}", tokens.split(':').next().unwrap());
+        beside(
+            &format!("kafka: {{properties: {{{tokens}}}}}"),
+            &path,
+            &["this build", "SCRAM-SHA-512", "docs/security.md"],
+        );
+    }
     beside("kafka: {properties: {sasl: {password: x}}}", "kafka.properties.sasl", &["one key", "password: \"***\""]);
     beside("kafka: {brokers: 'localhost:kafka'}", "kafka.brokers", &["host:port"]);
     let fine = "kafka: {properties: {socket.keepalive.enable: true, linger.ms: 5}, brokers: 'a:1, b:2,[::1]:3'}";
