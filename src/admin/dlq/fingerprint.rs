@@ -53,7 +53,8 @@ const MAX_TEXT: usize = 1024;
 
 /// Appends `text` to `out` with all that differs from event to event folded.
 pub fn fold(text: &str, out: &mut String) {
-    let mut rest = &text[..text.floor_char_boundary(MAX_TEXT)];
+    let end = (0..=MAX_TEXT.min(text.len())).rev().find(|end| text.is_char_boundary(*end)).unwrap_or_default();
+    let mut rest = &text[..end];
     let mut word_before = false;
     while let Some(c) = rest.chars().next() {
         if c.is_whitespace() {
