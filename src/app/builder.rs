@@ -78,7 +78,7 @@ pub enum Error {
         /// Its name.
         pipeline: String,
         /// Why not.
-        source: transactions::Error,
+        source: Box<transactions::Error>,
     },
     /// The producer.
     #[error(transparent)]
@@ -443,13 +443,13 @@ impl Builder {
     async fn check_transactions(&self, engine: &Engine, ladder: &Ladder) -> Result<(), Error> {
         let pipeline = ladder.pipeline().to_string();
         if self.topics_as_configured {
-            return Err(Error::Transactions { pipeline, source: transactions::Error::Embedded });
+            return Err(Error::Transactions { pipeline, source: Box::new(transactions::Error::Embedded) });
         }
         let (properties, topic) = (engine.properties.clone(), ladder.topic().to_string());
         let id = engine.transactional_id(ladder, "check");
         let checked = tokio::task::spawn_blocking(move || Transactions::check(&properties, &id, &topic)).await;
         // The runtime ends before its blocking tasks only when the process does.
-        checked.unwrap_or(Ok(())).map_err(|source| Error::Transactions { pipeline, source })
+        checked.unwrap_or(Ok(())).map_err(|source| Error::Transactions { pipeline, source: Box::new(source) })
     }
 
     /// Partition counts by pipeline and rung, and the largest batch that every topic takes.
