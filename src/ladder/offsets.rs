@@ -38,8 +38,8 @@ impl Watermark {
     /// ticket of its own, and both must be done.
     pub fn deliver(&mut self, offset: i64) -> u64 {
         let ticket = self.base + self.entries.len() as u64;
-        if self.last_delivered.is_some_and(|last| offset <= last) {
-            self.unsorted_below = ticket + 1;
+        if self.last_delivered.is_some_and(|last| offset < last) {
+            self.unsorted_below = ticket;
         }
         self.last_delivered = Some(offset);
         self.entries.push_back(Entry { offset, done: false });
@@ -105,7 +105,6 @@ impl Watermark {
         self.base += self.entries.len() as u64;
         self.entries.clear();
         self.last_delivered = None;
-        self.unsorted_below = 0;
         self.open = 0;
     }
 }
@@ -125,6 +124,7 @@ mod tests {
         }
         assert_eq!(watermark.position(), position, "{offsets:?} done {done:?}");
         assert_eq!(watermark.open(), offsets.len() - done.len());
+        assert_eq!(watermark.delivered_to(), offsets.last().map(|last| last + 1));
     }
 
     #[test]
@@ -168,12 +168,12 @@ mod tests {
         assert!(watermark.done(old) && !watermark.done(old));
         assert!(!watermark.done(99));
         watermark.reset();
-        assert_eq!(watermark.position(), None);
-        let new = watermark.deliver(1);
-        assert!(!watermark.done(older));
+        assert_eq!((watermark.position(), watermark.open()), (None, 0));
+        let (new, newer) = (watermark.deliver(1), watermark.deliver(2));
+        assert!(!watermark.done(old) && !watermark.done(older));
         assert_eq!(watermark.position(), Some(1));
-        assert!(watermark.done(new));
-        assert_eq!(watermark.position(), Some(2));
+        assert!(watermark.done(new) && watermark.done(newer));
+        assert_eq!(watermark.position(), Some(3));
     }
 
     proptest! {

@@ -13,7 +13,8 @@
 //!   as finished or moved on. Only `finish` touches the watermark.
 //! - A lost lease publishes nothing. Once success or the acknowledgement is in hand there is no way back to executing:
 //!   the settlement is repeated until it is confirmed (rule 3 of the deduplication protocol).
-//! - With [`Order::Stage`] at most one event of a key is between Ready and Running.
+//! - With [`Order::Stage`] at most one event of a key is between Ready and Running, with [`Order::Ladder`] between Ready
+//!   and finished.
 //!
 //! It does not know records, headers or handlers: an event is an opaque `T`.
 
@@ -307,7 +308,7 @@ impl<T> Lane<T> {
                     self.released(now, slot);
                 }
             }
-            Input::Drain => self.drain(),
+            Input::Drain => self.draining = true,
         }
         self.advance(now, fx);
         self.paused = if self.paused {
@@ -362,12 +363,12 @@ impl<T> Lane<T> {
                 (self.entries.len() - 1) as Slot
             }
         };
-        if self.config.order == Order::Stage
+        if self.config.order != Order::None
             && let Some(key) = arrival.key
             && let Some(before) = self.tails.insert(key, slot)
         {
             self.entry_mut(before).next = Some(slot);
-            return; // admitted when the one before has returned
+            return; // admitted when the one before has returned, or is finished
         }
         self.admit(now, slot);
     }
@@ -511,13 +512,6 @@ impl<T> Lane<T> {
         }
     }
 
-    fn drain(&mut self) {
-        self.draining = true;
-        self.due.clear();
-        self.ready.clear();
-        self.tails.clear();
-    }
-
     fn arm(&mut self, at: Duration, slot: Slot) {
         let ticket = self.entry(slot).ticket;
         self.timers.push(Reverse((at, ticket, slot)));
@@ -550,7 +544,7 @@ const STORE_PROBE: Duration = Duration::from_secs(1);
 
 /// `first` doubled for each earlier try, at most `most`.
 fn backoff(first: Duration, tries: u32, most: Duration) -> Duration {
-    first.saturating_mul(1 << tries.min(16)).min(most.max(first))
+    first.saturating_mul(1 << tries.min(16)).min(most)
 }
 
 #[cfg(test)]
