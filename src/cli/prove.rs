@@ -29,7 +29,7 @@ use crate::prove::{self, Error, Options, Progress, Watch, report::Report};
   pipeline prove --long --duration 8h      round after round
 
 Exit codes: 0 the promise held, 64 bad flags, 69 Kafka or Redis not reachable,
-1 it was broken, or the run was interrupted")]
+1 it was broken, or the run was interrupted before a round was over")]
 pub(crate) struct ProveArgs {
     /// Redis, instead of the configured
     #[arg(long, value_name = "URL")]
@@ -64,6 +64,9 @@ pub(crate) struct ProveArgs {
     /// Also write the report as JSON to this file, with --long after each round
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+    /// Print the report as JSON, in place of the text
+    #[arg(long)]
+    json: bool,
     /// Leave topics, keys and the workers' files
     #[arg(long)]
     keep: bool,
@@ -144,7 +147,8 @@ async fn prove(args: &ProveArgs, config: &Config) -> Result<Report, Error> {
         write_report(file, &report)?;
     }
     // A reader that has gone away is no fault of the ladder.
-    drop(write!(std::io::stdout(), "{}", report.text()));
+    let text = if args.json { format!("{}\n", report.json()) } else { report.text() };
+    drop(write!(std::io::stdout(), "{text}"));
     Ok(report)
 }
 

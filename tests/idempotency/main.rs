@@ -4,11 +4,13 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests, too")]
 
+#[allow(dead_code, reason = "the other tests that share it use the rest")]
 #[cfg(feature = "tls")]
 #[path = "../support/certificates.rs"]
 mod certificates;
 mod contract;
 mod forget;
+mod queues;
 #[allow(dead_code, reason = "the other tests that share it use the rest")]
 #[path = "../support/redis_cluster.rs"]
 mod redis_cluster;

@@ -20,6 +20,8 @@ mod faults;
 mod gate;
 mod lane;
 mod ledger;
+mod queue;
 mod schedules;
 mod store;
+mod turns;
 mod world;

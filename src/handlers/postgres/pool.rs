@@ -161,6 +161,8 @@ fn parse(url: &str) -> Result<(Config, String, Option<String>), Error> {
         match key.as_str() {
             "sslmode" => sslmode = value,
             "sslrootcert" => root = Some(value),
+            // The client takes one each time.
+            "host" => drop(url.query_pairs_mut().extend_pairs(value.split(',').map(|host| (&key, host)))),
             _ => drop(url.query_pairs_mut().append_pair(&key, &value)),
         }
     }
@@ -225,6 +227,10 @@ mod tests {
         assert_eq!(config.get_application_name(), Some("a b"));
         assert_eq!((&*sslmode, root.as_deref()), ("verify-full", Some("/ca.pem")));
         assert_eq!(parse("postgres://db/x").unwrap().1, "prefer");
+        let several = "postgres:///x?user=app&host=pg-1,pg-2&port=5432,6432&target_session_attrs=read-write";
+        let (config, ..) = parse(several).unwrap();
+        assert_eq!((config.get_hosts().len(), config.get_ports()), (2, &[5432, 6432][..]));
+        assert_eq!(config.get_target_session_attrs(), tokio_postgres::config::TargetSessionAttrs::ReadWrite);
     }
 
     #[test]
