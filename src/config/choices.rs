@@ -19,7 +19,19 @@ choice! {
         None = "none",
         /// Within a stage and partition one at a time in offset order.
         Stage = "stage",
-    } not yet { "ladder" => "order across the ladder is not available in this version" }
+        /// Through the whole ladder: while an event is in it, later ones of its key wait behind it.
+        Ladder = "ladder",
+    }
+}
+
+choice! {
+    /// How events are sent on to their next topic.
+    pub enum Forward {
+        /// By an idempotent producer; the offset follows the acknowledgement.
+        Idempotent = "idempotent",
+        /// Hops and offsets in one transaction.
+        Transactional = "transactional",
+    }
 }
 
 choice! {

@@ -77,6 +77,19 @@ impl Watermark {
         Some(open.map_or(next, |open| open.min(next)))
     }
 
+    /// What the position would be if these deliveries were done too. Linear.
+    pub fn position_with(&self, done: impl Fn(u64) -> bool) -> Option<i64> {
+        let next = self.last_delivered?.saturating_add(1);
+        let open = (self.base..).zip(&self.entries).filter(|(ticket, entry)| !entry.done && !done(*ticket));
+        Some(open.map(|(_, entry)| entry.offset).min().map_or(next, |open| open.min(next)))
+    }
+
+    /// The offset of a delivery; `None` when everything up to it is done, or it is of an earlier assignment.
+    pub fn offset(&self, ticket: u64) -> Option<i64> {
+        let index = usize::try_from(ticket.checked_sub(self.base)?).ok()?;
+        self.entries.get(index).map(|entry| entry.offset)
+    }
+
     /// One past the last delivered offset; `None` before anything was delivered.
     pub fn delivered_to(&self) -> Option<i64> {
         self.last_delivered.map(|last| last.saturating_add(1))
@@ -184,6 +197,14 @@ mod tests {
                 let expected = open.iter().map(|(_, offset)| *offset).min().map_or(next, |min| min.min(next));
                 prop_assert_eq!(position, expected);
                 prop_assert_eq!(watermark.open(), open.len());
+                // As if every second one were done, and then it is.
+                let with = watermark.position_with(|ticket| ticket % 2 == 0);
+                let mut later = watermark.clone();
+                for (ticket, offset) in &open {
+                    prop_assert_eq!(watermark.offset(*ticket), Some(*offset));
+                    prop_assert!(ticket % 2 != 0 || later.done(*ticket));
+                }
+                prop_assert_eq!(with, later.position());
             }
         }
 

@@ -38,6 +38,15 @@ pub enum Tombstones {
     Skip,
 }
 
+/// How an event is sent on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forward {
+    /// By an idempotent producer; the offset follows the acknowledgement.
+    Idempotent,
+    /// Hops and offsets in one transaction.
+    Transactional,
+}
+
 /// Settings of a stage.
 #[derive(Clone, Debug)]
 pub struct StageSettings {
@@ -47,10 +56,16 @@ pub struct StageSettings {
     pub handler_timeout: Duration,
     /// Order among events of one key.
     pub order: Order,
+    /// With [`Order::Ladder`]: how long beyond its due time an event is waited for by those behind it.
+    pub order_patience: Duration,
+    /// With [`Order::Ladder`]: events of one key that may be in the ladder.
+    pub order_room: usize,
     /// Whether values have to be readable; if not, the handler is given them as they are.
     pub decode: bool,
     /// Null values.
     pub tombstones: Tombstones,
+    /// How events are sent on.
+    pub forward: Forward,
     /// How claims are made.
     pub dedup: Dedup,
     /// Lease of a claim.
@@ -82,8 +97,11 @@ impl Default for StageSettings {
             concurrency: 64,
             handler_timeout: Duration::from_secs(30),
             order: Order::Stage,
+            order_patience: Duration::from_secs(60 * 60),
+            order_room: 1_000,
             decode: true,
             tombstones: Tombstones::DeadLetter,
+            forward: Forward::Idempotent,
             dedup: Dedup::Required,
             lease: Duration::from_secs(15),
             done_ttl: day,

@@ -9,6 +9,7 @@ use futures::future::BoxFuture;
 use super::record::Record;
 use crate::ladder::event::{Action, Origin, Outcome, Timestamp};
 pub use crate::ladder::event::{ClaimReply, Mark};
+pub use crate::ladder::sequence::{Place, Turn, TurnReply};
 pub use crate::telemetry::trace_context::{Sampling, TraceContext};
 
 // ---------------------------------------------------------------------------------------------- handler
@@ -187,6 +188,28 @@ pub trait IdempotencyStore: Send + Sync + 'static {
 
     /// Deletes each claim that is still ours: for claims whose handler never started.
     fn release(&self, batch: Vec<(CopyKey, Claim)>) -> BoxFuture<'static, Vec<Result<bool, StoreError>>>;
+
+    /// Asks each queue whose turn it is ([`Queue::turn`](crate::ladder::sequence::Queue::turn)). Only with `order: ladder`,
+    /// as the next two: a store that keeps no queues refuses them.
+    fn turns(&self, batch: Vec<Place>, room: usize) -> BoxFuture<'static, Vec<Result<TurnReply, StoreError>>> {
+        let _ = room;
+        no_queues(batch.len())
+    }
+
+    /// Takes each place, or renews it: good for this long.
+    fn join(&self, batch: Vec<(Place, Duration)>) -> BoxFuture<'static, Vec<Result<(), StoreError>>> {
+        no_queues(batch.len())
+    }
+
+    /// Gives each place back.
+    fn leave(&self, batch: Vec<Place>) -> BoxFuture<'static, Vec<Result<(), StoreError>>> {
+        no_queues(batch.len())
+    }
+}
+
+fn no_queues<T: Send + 'static>(entries: usize) -> BoxFuture<'static, Vec<Result<T, StoreError>>> {
+    let error = StoreError("it keeps no queues, which `order: ladder` needs".into());
+    Box::pin(async move { (0..entries).map(|_| Err(error.clone())).collect() })
 }
 
 // ---------------------------------------------------------------------------------------------- publishing
@@ -206,13 +229,16 @@ pub struct Outgoing {
     pub headers: Vec<(Bytes, Option<Bytes>)>,
 }
 
-/// Why a record was not acknowledged. Except for `TooLarge` the outcome is unknown: produce again, the next hop's key
+/// Why a record was not acknowledged. Except for `TooLarge` and `Aborted` the outcome is unknown: produce again, the next hop's key
 /// collapses the copies.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
     /// The broker or the producer refuses the record for its size.
     #[error("record too large")]
     TooLarge,
+    /// Its transaction did not happen: it was not written.
+    #[error("transaction aborted")]
+    Aborted,
     /// Anything else.
     #[error("not acknowledged: {0}")]
     Unacknowledged(String),
@@ -229,6 +255,37 @@ pub trait Publisher: Send + Sync + 'static {
     /// Hands a record over; the answer comes to `acks`. Never blocks: a full queue is told to `acks` as
     /// [`PublishError::Unacknowledged`].
     fn publish(&self, record: Outgoing, ticket: u64, acks: &Arc<dyn AckSink>);
+}
+
+/// What one partition has for the next transaction: its hops, and the position that is committed with them.
+///
+/// Each hop is answered exactly once; one that is dropped without an answer, as aborted.
+pub struct Share {
+    /// The partition of the stage's topic.
+    pub partition: i32,
+    /// Every offset below is finished, or its hop is among these.
+    pub position: i64,
+    /// The hops, with their tickets.
+    pub hops: Vec<(u64, Outgoing)>,
+    /// Where the answers go.
+    pub acks: Arc<dyn AckSink>,
+}
+
+impl Share {
+    /// Answers each hop, by its place in the share.
+    pub fn answer(mut self, mut result: impl FnMut(usize) -> Result<(), PublishError>) {
+        for (place, (ticket, _)) in std::mem::take(&mut self.hops).into_iter().enumerate() {
+            self.acks.acknowledged(ticket, result(place));
+        }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        for (ticket, _) in self.hops.drain(..) {
+            self.acks.acknowledged(ticket, Err(PublishError::Aborted));
+        }
+    }
 }
 
 // ---------------------------------------------------------------------------------------------- traces

@@ -84,6 +84,8 @@ label! {
         Acknowledged = "acknowledged",
         /// Refused for its size; tried again in a smaller form while there is one.
         TooLarge = "too_large",
+        /// Its transaction did not happen; it goes with another.
+        Aborted = "aborted",
         /// Anything else: the outcome is unknown, and it is produced again.
         Unacknowledged = "unacknowledged",
     }
@@ -279,6 +281,12 @@ pub struct StageStats {
     pub forwarded: Counter,
     /// Events moved to the same stage again at the target's wish.
     pub deferred: Counter,
+    /// Events moved to a retry stage without having run: it was not their turn (`order: ladder`).
+    pub behind: Counter,
+    /// Events that stay where they are: it is not their turn, and their key's queue is full.
+    pub queue_full: Counter,
+    /// Events that their key no longer waits for: they did not come back in time.
+    pub lapsed: Counter,
     /// Events moved to the DLQ, by [`Reason`].
     pub dead_lettered: [Counter; 4],
     /// Events that the store knew as finished or moved on.
@@ -369,6 +377,7 @@ impl StageStats {
         let produced = match result {
             Ok(()) => Produced::Acknowledged,
             Err(PublishError::TooLarge) => Produced::TooLarge,
+            Err(PublishError::Aborted) => Produced::Aborted,
             Err(PublishError::Unacknowledged(_)) => Produced::Unacknowledged,
         };
         self.produced.of(produced).add(1);

@@ -1,6 +1,6 @@
 //! Each fault: where it is told, in which words, with which remedy; and that all are told at once.
 
-use super::super::{Endpoint, Sources, load};
+use super::super::{Endpoint, Order, Sources, load};
 use super::{LEAST, config, faults, sources, with};
 
 /// Exactly one fault, at `path`, whose text has all of `words`.
@@ -81,13 +81,24 @@ fn wrong_types_are_faults() {
 #[test]
 fn words_are_chosen_from_a_list() {
     pipeline("tombstones: deadletter", "tombstones", &["did you mean `dead_letter`?"]);
-    pipeline("order: ladder", "order", &["not available in this version", "none, stage"]);
+    pipeline("order: laddr", "order", &["did you mean `ladder`?"]);
     pipeline("framing: avro", "framing", &["one of plain, confluent"]);
     pipeline("compat_headers: [kafka, sprig]", "compat_headers[1]", &["did you mean `spring`?"]);
     pipeline("idempotency: {store: valkey}", "idempotency.store", &["redis, memory, off"]);
     pipeline("event_id: {header: []}", "event_id.header", &["at least one"]);
     pipeline("event_id: {headers: [a]}", "event_id.headers", &["did you mean `header`?"]);
     pipeline("event_id: {header: [a], field: b}", "event_id", &["at once", "exactly one"]);
+}
+
+#[test]
+fn order_across_the_ladder_is_kept_in_a_store_that_is_waited_for() {
+    let keys = |idempotency: &str| format!("order: ladder, idempotency: {{{idempotency}}}");
+    pipeline(&keys("store: off"), "idempotency.store", &["keeps the order in the store", "redis"]);
+    pipeline(&keys("on_unavailable: process"), "idempotency.on_unavailable", &["cannot be kept", "pause"]);
+    pipeline("order: ladder, forward: transactional", "forward", &["not offered together", "idempotent"]);
+    pipeline("order: ladder, order_room: 0", "order_room", &["= 0"]);
+    let kept = &config(&with("order: ladder, order_patience: 2h, order_room: 5")).pipelines[0];
+    assert_eq!((kept.order, kept.order_patience.as_secs(), kept.order_room), (Order::Ladder, 7_200, 5));
 }
 
 #[test]
@@ -165,6 +176,11 @@ fn times_agree_with_each_other() {
     beside("kafka: {drain_timeout: 5m}", "kafka.drain_timeout", &["kafka.max_poll_interval", "less than 5m"]);
     beside("kafka: {max_poll_interval: 12s}", "kafka.session_timeout", &["15s", "at most 12s"]);
     beside("kafka: {message_timeout: 60s}", "kafka.message_timeout", &["from 2m"]);
+    check(
+        &format!("kafka: {{max_poll_interval: 1m}}\n{}\n", with("forward: transactional")),
+        "kafka.max_poll_interval",
+        &["1m", "orders", "at least 3m"],
+    );
 }
 
 #[test]
@@ -307,6 +323,7 @@ fn properties_that_the_promise_rests_on_are_refused_with_their_reason() {
             ("partition.assignment.strategy", "range", "cooperative-sticky"),
             ("group.protocol", "consumer", "classic"),
             ("transactional.id", "x", "transactions"),
+            ("isolation.level", "read_uncommitted", "aborted"),
             ("max.in.flight.requests.per.connection", "9", "reorder"),
             ("message.timeout.ms", "1000", "kafka.message_timeout"),
             ("enable.partition.eof", "true", "no event"),

@@ -162,7 +162,7 @@ fn parse(url: &str) -> Result<(Config, String, Option<String>), Error> {
             "sslmode" => sslmode = value,
             "sslrootcert" => root = Some(value),
             // The client takes one each time.
-            "host" => value.split(',').for_each(|host| drop(url.query_pairs_mut().append_pair(&key, host))),
+            "host" => drop(url.query_pairs_mut().extend_pairs(value.split(',').map(|host| (&key, host)))),
             _ => drop(url.query_pairs_mut().append_pair(&key, &value)),
         }
     }

@@ -13,11 +13,13 @@
 //!   as finished or moved on. Only `finish` touches the watermark.
 //! - A lost lease publishes nothing. Once success or the acknowledgement is in hand there is no way back to executing:
 //!   the settlement is repeated until it is confirmed (rule 3 of the deduplication protocol).
-//! - With [`Order::Stage`] at most one event of a key is between Ready and Running.
+//! - With [`Order::Stage`] at most one event of a key is between Ready and Running, with [`Order::Ladder`] between Ready
+//!   and finished.
 //!
 //! It does not know records, headers or handlers: an event is an opaque `T`.
 
 mod finish;
+mod hops;
 mod io;
 mod lease;
 mod view;
@@ -26,6 +28,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::time::Duration;
 
+pub use hops::Hops;
 pub use io::{Arrival, ClaimId, Dedup, Delivery, Effects, Finish, Input, LaneConfig, Order, Slot, Verdict};
 pub use view::Standing;
 
@@ -117,6 +120,8 @@ pub struct Lane<T> {
     in_flight: usize,
     in_flight_bytes: usize,
     owed: usize,
+    /// Events whose hops are with the producer, or wait for a transaction.
+    publishing: usize,
     paused: bool,
     draining: bool,
     halted: bool,
@@ -152,6 +157,7 @@ impl<T> Lane<T> {
             in_flight: 0,
             in_flight_bytes: 0,
             owed: 0,
+            publishing: 0,
             paused: false,
             draining: false,
             halted: false,
@@ -357,12 +363,12 @@ impl<T> Lane<T> {
                 (self.entries.len() - 1) as Slot
             }
         };
-        if self.config.order == Order::Stage
+        if self.config.order != Order::None
             && let Some(key) = arrival.key
             && let Some(before) = self.tails.insert(key, slot)
         {
             self.entry_mut(before).next = Some(slot);
-            return; // admitted when the one before has returned
+            return; // admitted when the one before has returned, or is finished
         }
         self.admit(now, slot);
     }

@@ -1,5 +1,6 @@
 //! The lane by example; [`schedules`] tries it at random.
 
+mod hops;
 mod leases;
 mod schedules;
 mod view;
