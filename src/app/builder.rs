@@ -356,7 +356,11 @@ impl Builder {
                 message: pipeline.message_name().into(),
                 decode: Arc::new(decode),
                 handler,
-                dead_letters: Arc::new(DeadLetterLog::new(Arc::clone(&engine.clock), wire::webhook(pipeline)?)),
+                dead_letters: Arc::new(DeadLetterLog::new(
+                    &*pipeline.name,
+                    Arc::clone(&engine.clock),
+                    wire::webhook(pipeline)?,
+                )),
                 store: match (&self.wrap_store, stores.get(pipeline.idempotency.store, &self.config, &engine).await?) {
                     (Some(wrap), store) => wrap(store),
                     (None, store) => store,

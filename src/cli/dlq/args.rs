@@ -190,6 +190,9 @@ pub(super) struct RedriveArgs {
     /// Redrive the letters in this file (out of `export`) with the values that stand there
     #[arg(long, value_name = "FILE")]
     pub(super) from: Option<PathBuf>,
+    /// Drop fields of corrected letters that the message's declaration does not have; they are kept otherwise
+    #[arg(long, requires = "from")]
+    drop_unknown: bool,
     #[command(flatten)]
     deal: DealArgs,
 }
@@ -207,6 +210,7 @@ impl RedriveArgs {
             rate: self.rate,
             stop_at: (self.stop_at < 1.0).then_some(self.stop_at),
             corrected: HashMap::new(),
+            drop_unknown: self.drop_unknown,
             who: who(),
             take_over: self.deal.take_over,
         };
