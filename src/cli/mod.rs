@@ -323,7 +323,7 @@ fn choose<'c>(config: &'c Config, name: Option<&str>) -> Result<&'c crate::confi
         (None, [only]) => Ok(only),
         (None, _) => Err(format!("--pipeline is missing; configured: {}", configured())),
         (Some(name), _) => {
-            config.pipeline(name).ok_or_else(|| format!("no pipeline is called `{name}`; configured: {}", configured()))
+            config.pipeline(name).ok_or_else(|| format!("--pipeline {name}: no such pipeline; configured: {}", configured()))
         }
     }
 }

@@ -322,7 +322,7 @@ impl<'a> Task<'a> {
                     attempt = held.envelope.attempt + 1,
                     partition = held.record.partition,
                     why,
-                    "publish not acknowledged"
+                    "publish not acknowledged; the record is published again"
                 );
                 self.ctx.stats.republished.add(1);
                 Delivery::Failed

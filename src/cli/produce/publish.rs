@@ -200,7 +200,7 @@ pub enum Error {
         detail: String,
     },
     /// The input ends in an error.
-    #[error("cannot read the input after line {line}")]
+    #[error("cannot read the input after line {line}: {source}")]
     Input {
         /// The last line that was read.
         line: u64,
