@@ -52,7 +52,9 @@ pub enum Error {
         stages: Vec<String>,
     },
     /// `--stage orphan:<topic>` names a topic that is none.
-    #[error("--stage orphan:{topic}: no orphan; that is a topic named <topic>.<group>.… of a chosen pipeline, and no rung of any")]
+    #[error(
+        "--stage orphan:{topic}: no orphan; that is a topic named <topic>.<group>.… of a chosen pipeline, and no rung of any"
+    )]
     NoOrphan {
         /// As given.
         topic: String,

@@ -84,7 +84,7 @@ impl ProveArgs {
             return wrong("--workers: at least 2, so that somebody takes over");
         }
         if !(Duration::from_secs(3)..=Duration::from_secs(600)).contains(&self.lease) {
-            return wrong("--lease: 3s to 10m");
+            return wrong("--lease: out of range; right would be 3s to 10m");
         }
         let Some(redis) = config.redis.url.one() else {
             return wrong(

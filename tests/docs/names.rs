@@ -27,7 +27,9 @@ fn metrics_exist() {
     let found = words("ladder_");
     assert!(found.len() > 10, "{found:?}");
     for (page, name) in found {
-        let told = |m: &&&metrics::Metric| ["", "_bucket", "_count", "_sum"].iter().any(|end| name == format!("{}{end}", m.name));
+        let told = |m: &&&metrics::Metric| {
+            ["", "_bucket", "_count", "_sum"].iter().any(|end| name == format!("{}{end}", m.name))
+        };
         assert!(metrics::ALL.iter().find(told).is_some(), "{page}: no process tells `{name}`");
     }
 }
@@ -38,7 +40,8 @@ fn the_table_of_headers_is_complete_and_every_header_exists() {
     let readme = read("README.md");
     let table = readme.split("\n## Headers\n").nth(1).unwrap().split("\n## ").next().unwrap();
     let cells = table.lines().filter_map(|line| line.strip_prefix("| `")?.split(" | ").next());
-    let listed: BTreeSet<_> = cells.flat_map(|cell| cell.split(['`', ',', ' '])).filter(|w| w.starts_with("x-")).collect();
+    let listed: BTreeSet<_> =
+        cells.flat_map(|cell| cell.split(['`', ',', ' '])).filter(|w| w.starts_with("x-")).collect();
     assert_eq!(listed, known);
     for (page, name) in words("x-ladder-") {
         assert!(known.contains(&*name), "{page}: there is no header `{name}`");
@@ -65,7 +68,8 @@ fn the_table_of_keys_names_keys_with_their_defaults() {
                 None => path.to_owned(),
             };
             above = path.rsplit_once('.').map_or(String::new(), |(above, _)| above.to_owned());
-            let key = all.iter().find(|key| plain(&key.path) == path).unwrap_or_else(|| panic!("README.md: no key {path}"));
+            let key =
+                all.iter().find(|key| plain(&key.path) == path).unwrap_or_else(|| panic!("README.md: no key {path}"));
             let told = cells[1].split('`').nth(1).filter(|_| first && cells[1].starts_with('`'));
             if let Some(told) = told {
                 let default = key.default.unwrap_or_default();

@@ -35,7 +35,10 @@ fn golden(name: &str, now: &str) {
     let held = fs::read_to_string(&path).unwrap();
     let mut lines = held.lines().zip(now.lines()).enumerate().filter(|(_, (held, now))| held != now);
     if let Some((at, (held, now))) = lines.next() {
-        panic!("{name}:{}:\n  held {held}\n  now  {now}\nread it aloud, then LADDER_BLESS=1 cargo test --test messages", at + 1);
+        panic!(
+            "{name}:{}:\n  held {held}\n  now  {now}\nread it aloud, then LADDER_BLESS=1 cargo test --test messages",
+            at + 1
+        );
     }
     assert_eq!(held.lines().count(), now.lines().count(), "{name}: LADDER_BLESS=1 cargo test --test messages");
 }
@@ -43,7 +46,8 @@ fn golden(name: &str, now: &str) {
 /// The file with the answer to each question written anew; all but questions, answers and empty lines stays.
 fn answered(name: &str, prompts: &[&str], answer: impl Fn(&str, &str) -> String + Sync) -> String {
     let held = fs::read_to_string(folder().join(name)).unwrap();
-    let questions: Vec<_> = held.lines().filter(|line| line.starts_with('#') || prompt_of(line, prompts).is_some()).collect();
+    let questions: Vec<_> =
+        held.lines().filter(|line| line.starts_with('#') || prompt_of(line, prompts).is_some()).collect();
     // Some wait for a server that is not there.
     let answers = std::thread::scope(|scope| {
         let share = questions.len().div_ceil(8);
@@ -75,7 +79,9 @@ fn prompt_of<'l>(line: &'l str, prompts: &[&'l str]) -> Option<(&'l str, &'l str
 fn faults_of_the_configuration() {
     let now = answered("config.txt", &["orders> ", "handler> ", "beside> ", "file> "], |prompt, asked| {
         let pipeline = |handler: &str, keys: &str| {
-            format!("pipelines: {{orders: {{topic: orders, message: shop.v1.OrderPlaced, handler: {handler}, {keys}}}}}\n")
+            format!(
+                "pipelines: {{orders: {{topic: orders, message: shop.v1.OrderPlaced, handler: {handler}, {keys}}}}}\n"
+            )
         };
         let file = match prompt {
             "orders> " => pipeline("{log: {}}", asked),
@@ -110,23 +116,28 @@ fn refusals_of_the_command_line() {
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("PIPELINE_")) {
             command.env_remove(name);
         }
-        let words = asked.split_whitespace().map(|word| word.replace('_', " "));
+        let words = asked.split_whitespace();
         let output = command.args(words).current_dir(folder.path()).stdin(Stdio::null()).output().unwrap();
         assert_eq!(String::from_utf8_lossy(&output.stdout), "", "{asked}: a refusal goes to standard error");
         let told = String::from_utf8(output.stderr).unwrap();
         // Neither log lines nor what clap says below each of its errors; librdkafka's times vary.
-        let told = told.lines().filter(|l| !l.is_empty() && !l.starts_with("20") && !l.starts_with("For more information"));
+        let told =
+            told.lines().filter(|l| !l.is_empty() && !l.starts_with("20") && !l.starts_with("For more information"));
         let told: String = told.map(|line| without_times(line) + "\n").collect();
         format!("{told}exit {}\n", output.status.code().unwrap_or(-1))
     });
     golden("commands.txt", &now);
 }
 
+/// Without librdkafka's ` (after 3ms in state CONNECT, 1 identical error(s) suppressed)`.
 fn without_times(line: &str) -> String {
-    match line.split_once(" (after ") {
-        Some((before, rest)) => before.to_owned() + rest.split_once(')').map_or("", |(_, after)| after),
-        None => line.to_owned(),
-    }
+    let Some((before, rest)) = line.split_once(" (after ") else { return line.to_owned() };
+    let mut depth = 1;
+    let end = rest.find(|c| {
+        depth += i32::from(c == '(') - i32::from(c == ')');
+        depth == 0
+    });
+    before.to_owned() + &rest[end.map_or(rest.len(), |end| end + 1)..]
 }
 
 #[test]

@@ -66,7 +66,8 @@ fn is_passed_on(text: &str) -> bool {
 /// Error texts begin in lower case and end without a full stop, wherever they are put together.
 fn look(file: &str, text: &str) {
     let word: String = text.chars().take_while(|c| c.is_alphanumeric()).collect();
-    let is_lower = !word.starts_with(char::is_uppercase) || NAMES.contains(&word.as_str()) || word.chars().all(char::is_uppercase);
+    let is_lower =
+        !word.starts_with(char::is_uppercase) || NAMES.contains(&word.as_str()) || word.chars().all(char::is_uppercase);
     assert!(is_lower, "{file}: begin in lower case: {text}");
     assert!(!text.ends_with(['.', '!']) || text.ends_with("…"), "{file}: without a full stop: {text}");
 }
