@@ -26,11 +26,10 @@ fn words(prefix: &str) -> BTreeSet<(String, String)> {
 fn metrics_exist() {
     let found = words("ladder_");
     assert!(found.len() > 10, "{found:?}");
-    for (page, name) in found {
-        let told = |m: &&&metrics::Metric| {
-            ["", "_bucket", "_count", "_sum"].iter().any(|end| name == format!("{}{end}", m.name))
-        };
-        assert!(metrics::ALL.iter().find(told).is_some(), "{page}: no process tells `{name}`");
+    // A test is called so.
+    for (page, name) in found.into_iter().filter(|(_, name)| name != "ladder_changes") {
+        let is_of = |metric: &str| ["", "_bucket", "_count", "_sum"].iter().any(|end| name == format!("{metric}{end}"));
+        assert!(metrics::ALL.iter().any(|metric| is_of(metric.name)), "{page}: no process tells `{name}`");
     }
 }
 
@@ -109,7 +108,7 @@ fn keys_exist() {
 fn variables_exist() {
     let all: BTreeSet<_> = keys().map(|key| key.path.replace('.', "__").to_uppercase()).collect();
     for (page, name) in words("PIPELINE_") {
-        let path = name.trim_start_matches("PIPELINE_");
+        let path = name.trim_start_matches("PIPELINE_").trim_end_matches('_');
         assert!(path == "PROFILE" || all.contains(path), "{page}: {name} sets no key");
     }
     let mut read_by = read("build.rs") + &read(".ci/run") + &read("Dockerfile");
