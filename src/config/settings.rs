@@ -89,7 +89,9 @@ macro_rules! whole_number {
                 };
                 let read = number.and_then(|n| <$type>::try_from(n).ok());
                 if read.is_none() {
-                    report.fault(at, "not a whole number from 0 on", Self::expects());
+                    let is_text = value.as_str().is_some();
+                    let problem = if is_text { "a text, not a whole number" } else { "not a whole number from 0 on" };
+                    report.fault(at, problem, Self::expects());
                 }
                 read
             }
