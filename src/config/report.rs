@@ -75,7 +75,14 @@ impl<'a> Report<'a> {
 
     /// Of the faults after the first `from`: what would be right has a range, too.
     pub(super) fn narrow(&mut self, from: usize, remedy: &str, range: &str) {
-        self.faults[from..].iter_mut().filter(|f| f.remedy == remedy).for_each(|f| f.remedy += range);
+        for mut fault in self.faults.split_off(from) {
+            if fault.remedy == remedy {
+                fault.remedy += range;
+            }
+            if !self.faults.contains(&fault) {
+                self.faults.push(fault); // one that was inherited may have been told already
+            }
+        }
     }
 
     /// Something is wrong with the value at `at`. A value that a pipeline has from `defaults` is told there, once.
