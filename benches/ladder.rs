@@ -195,4 +195,5 @@ async fn run(args: Args) {
         What::Overhead(options) => overhead::run(bench, &options).await,
         What::Answer => unreachable!("it needs no Kafka"),
     }
+    bench.clean_up().await;
 }

@@ -1,7 +1,7 @@
 //! What the command says about itself: version, completions, manual pages.
 #![allow(clippy::unwrap_used, reason = "a test")]
 
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Command, Stdio};
 
 fn pipeline(args: &[&str]) -> String {
@@ -67,6 +67,50 @@ fn the_manual_lists_every_command() {
             page(&format!("-{name}-{below}"));
         }
     }
+}
+
+/// Every command that does something, as its words.
+fn leaves(words: &[String]) -> Vec<Vec<String>> {
+    let below = commands(&words.iter().map(String::as_str).collect::<Vec<_>>());
+    if below.is_empty() {
+        return vec![words.to_vec()];
+    }
+    below.into_iter().flat_map(|name| leaves(&[words, &[name]].concat())).collect()
+}
+
+#[test]
+fn every_command_has_an_example_and_says_what_it_prints_as_json_too() {
+    let leaves = leaves(&[]);
+    assert!(leaves.len() > 20, "{leaves:?}");
+    for words in leaves {
+        let line = words.join(" ");
+        let help = pipeline(&[words.iter().map(String::as_str).collect(), vec!["--help"]].concat());
+        assert!(help.contains(&format!("pipeline {line}")) && help.contains("Example"), "{line}: {help}");
+        // A script, a page of roff, and letters that are JSON in any case.
+        let is_text = ["completions", "man", "dlq export"].contains(&line.as_str());
+        assert_eq!(help.contains("--json"), !is_text, "{line}: {help}");
+        // What the demo brings with it, nobody chooses.
+        assert_eq!(help.contains("--config"), line != "demo", "{line}: {help}");
+    }
+    let exit_codes = pipeline(&["--help"]);
+    assert!(exit_codes.contains("69 Kafka, Redis or a handler's database not reachable"), "{exit_codes}");
+}
+
+#[test]
+fn the_console_says_where_it_is_as_json() {
+    let folder = tempfile::tempdir().unwrap();
+    let topics = "kafka: { brokers: 127.0.0.1:1 }\npipelines: { p: { topic: t, message: shop.v1.OrderPlaced, handler: { log: {} } } }";
+    std::fs::write(folder.path().join("topics.yaml"), topics).unwrap();
+    let mut console = Command::new(env!("CARGO_BIN_EXE_pipeline"));
+    console.args(["console", "--json", "--listen", "127.0.0.1:0"]).current_dir(folder.path());
+    let mut console = console.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(console.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    console.kill().unwrap();
+    console.wait().unwrap();
+    let told: serde_json::Value = serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line}"));
+    let address = told["url"].as_str().unwrap().strip_prefix("http://127.0.0.1:").unwrap();
+    assert_ne!(address.trim_end_matches('/').parse::<u16>().unwrap(), 0);
 }
 
 #[test]

@@ -162,3 +162,17 @@ fn the_shipped_files_pass() {
         assert_eq!(output.status.code(), Some(0), "{file} {env:?}: {}", text(&output.stderr));
     }
 }
+
+#[test]
+#[cfg(feature = "postgres")]
+fn sql_makes_the_tables_of_the_postgres_handlers_and_of_no_other() {
+    let steps = "steps: {topic: steps, message: ml.v1.PipelineStep, handler: {postgres: {url: 'postgres://u@h/d'}}}";
+    let both = GOOD.replacen("{orders", &format!("{{{steps}, orders"), 1);
+    let output = pipeline(&both, &[], &["config", "sql"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let sql = text(&output.stdout).strip_prefix("-- pipeline steps\n").expect("whose table it is");
+    assert!(sql.starts_with("create table if not exists") && !sql.contains("orders"), "{sql}");
+    let output = pipeline(&both, &[], &["config", "sql", "--json"]);
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json, serde_json::json!({ "tables": [{ "pipeline": "steps", "sql": sql }] }));
+}

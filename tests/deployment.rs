@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::process::Command;
 use std::time::Duration;
 
 use figment::providers::{Format as _, Yaml};
@@ -158,4 +159,131 @@ fn every_secret_file_that_is_named_is_given() {
         let minimal = "pipelines: { p: { topic: t, message: shop.v1.OrderPlaced, handler: { log: {} } } }";
         load(&Sources::inline("topics.yaml", minimal).env([(variable, path)])).unwrap_or_else(|f| panic!("{f:?}"));
     }
+}
+
+/// The configuration of the pods, at a Kafka that is not there, and the binary to be run with it.
+fn in_a_pod(arguments: &[&str], environment: &[(String, String)]) -> std::process::Output {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, value) in manifest("secret.yaml")["stringData"].as_object().unwrap() {
+        fs::write(folder.path().join(name), value.as_str().unwrap()).unwrap();
+    }
+    let text = read("deploy/kubernetes/topics.yaml").replace("/run/secrets/ladder", folder.path().to_str().unwrap());
+    // The ConfigMap's file, by the name that is looked for where no flag names one.
+    let file = &manifest("kustomization.yaml")["configMapGenerator"][0]["files"][0];
+    fs::write(folder.path().join(file.as_str().unwrap()), text).unwrap();
+    Command::new(env!("CARGO_BIN_EXE_pipeline"))
+        .args(arguments)
+        .current_dir(folder.path())
+        .env_clear()
+        .envs(environment.iter().map(|(name, value)| (name, value)))
+        .envs([("PIPELINE_KAFKA__BROKERS", "127.0.0.1:1"), ("PIPELINE_KAFKA__STARTUP_TIMEOUT", "1s")])
+        .env("PIPELINE_ADMIN__LISTEN", "127.0.0.1:0")
+        .output()
+        .unwrap()
+}
+
+/// 64 would be flags, a configuration or a stage that the code does not know.
+#[test]
+fn the_binary_takes_what_each_deployment_tells_it_and_looks_for_kafka() {
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    // `pipeline` is the image's entry point, so its arguments are the containers'.
+    assert!(
+        read("Dockerfile").contains("\nENTRYPOINT [\"pipeline\"]") && read("Dockerfile").contains("--bin pipeline")
+    );
+    let args_of = |file: &str| -> Vec<String> {
+        let container = manifest(file)["spec"]["template"]["spec"]["containers"][0].clone();
+        container["args"].as_array().unwrap().iter().map(text).collect()
+    };
+    let unit = read("deploy/systemd/retry-ladder@.service");
+    let start = unit.lines().find_map(|line| line.strip_prefix("ExecStart=/usr/local/bin/pipeline ")).unwrap();
+    let start = start.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    // Each with what the other two variants add to it.
+    let patches = manifest("static-members/kustomization.yaml")["patches"][0]["patch"].as_str().unwrap().to_owned();
+    let patches: Value = Yaml::from_str(&patches).unwrap();
+    let added =
+        patches.as_array().unwrap().iter().map(|patch| &patch["value"]).filter(|value| value["name"].is_string());
+    let added: Vec<_> =
+        added.map(|v| (text(&v["name"]), v["value"].as_str().unwrap_or("ladder-main-0").to_owned())).collect();
+    assert_eq!(added.len(), 2, "{patches}");
+    let (config, _) = config();
+    let stages = config.pipelines[0].stages().into_iter().map(|(stage, _)| stage);
+    let mut calls = vec![args_of("topics-job.yaml")];
+    for stage in stages {
+        let told = |args: &[String], name: &str| args.iter().map(|arg| arg.replace(name, &stage)).collect::<Vec<_>>();
+        calls.push(told(&args_of("stage/deployment.yaml"), "$(STAGE)"));
+        calls.push(told(&start, "%i"));
+    }
+    calls.dedup();
+    let check = |call: &[String], code: i32| {
+        let arguments: Vec<_> = call.iter().map(String::as_str).collect();
+        let output = in_a_pod(&arguments, &added);
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{call:?}: {told}");
+        assert!(code == 64 || told.contains("kafka not reachable at 127.0.0.1:1"), "{call:?}: {told}");
+    };
+    std::thread::scope(|scope| calls.iter().for_each(|call| drop(scope.spawn(|| check(call, 69)))));
+    check(&["--stage".to_owned(), "retry-4".to_owned()], 64);
+    // What systemd is not to try again.
+    assert!(unit.contains("\nRestartPreventExitStatus=64 70\n"));
+    let check = in_a_pod(&["config", "check"], &added);
+    assert_eq!(check.status.code(), Some(0), "{}", String::from_utf8_lossy(&check.stderr));
+}
+
+/// As `COPY . .` finds them: cargo refuses a manifest whose targets are not there.
+#[test]
+fn the_image_is_built_from_all_that_the_manifest_names_under_its_version_and_compiler() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in read(".dockerignore").lines().filter_map(|line| line.strip_prefix('!')) {
+        std::os::unix::fs::symlink(format!("{}/{name}", env!("CARGO_MANIFEST_DIR")), folder.path().join(name)).unwrap();
+    }
+    let cargo = Command::new(env!("CARGO"))
+        .args(["metadata", "--no-deps", "--offline", "--format-version", "1"])
+        .current_dir(folder.path())
+        .output()
+        .unwrap();
+    assert!(cargo.status.success(), "{}", String::from_utf8_lossy(&cargo.stderr));
+    let tag = &manifest("kustomization.yaml")["images"][0]["newTag"];
+    assert_eq!(*tag, env!("CARGO_PKG_VERSION"));
+
+    let (image, workflow) = (read("Dockerfile"), read(".github/workflows/ci.yml"));
+    let rust = image.lines().find_map(|line| line.strip_prefix("FROM rust:")?.split("-slim-").next()).unwrap();
+    assert!(workflow.contains(&format!("container: rust:{rust}-bookworm")), "CI does not use rust {rust}");
+    let user = manifest("stage/deployment.yaml")["spec"]["template"]["spec"]["securityContext"]["runAsUser"].clone();
+    assert!(image.contains(&format!("\nUSER {user}:{user}\n")), "the pods' user is {user}");
+}
+
+#[test]
+fn ports_are_the_same_everywhere() {
+    let (config, _) = config();
+    let targets: Value = Yaml::from_str(&read("deploy/prometheus/prometheus.yml")).unwrap();
+    let targets = targets["scrape_configs"][0]["static_configs"][0]["targets"].as_array().unwrap().clone();
+    let stages = u16::try_from(config.pipelines[0].stages().len()).unwrap();
+    let expected: Vec<_> = (DEFAULT_PORT..DEFAULT_PORT + stages).map(|port| format!("127.0.0.1:{port}")).collect();
+    assert_eq!(targets, expected, "each stage's default port");
+
+    // `LADDER_…_PORT:-1234` and Jaeger's `env:LADDER_…_PORT:-1234`.
+    let defaults = |file: &str| -> BTreeSet<(String, String)> {
+        let text = read(file);
+        let found = text.split("LADDER_").skip(1).filter_map(|rest| {
+            let (name, rest) = rest.split_once(":-")?;
+            let port = rest.split('}').next()?;
+            (name.ends_with("_PORT") && port.parse::<u16>().is_ok()).then(|| (name.to_owned(), port.to_owned()))
+        });
+        found.collect()
+    };
+    let of_services = defaults("scripts/services");
+    assert!(of_services.len() >= 10, "{of_services:?}");
+    for file in ["docker-compose.yml", "deploy/jaeger.yaml"] {
+        let here = defaults(file);
+        assert!(
+            !here.is_empty() && here.is_subset(&of_services),
+            "{file}: {here:?}, scripts/services: {of_services:?}"
+        );
+    }
+    let port = |name: &str| of_services.iter().find(|(n, _)| n == name).unwrap().1.clone();
+    let shipped = load(&Sources::inline("topics.yaml", &read("topics.yaml"))).unwrap().config;
+    assert_eq!(shipped.kafka.brokers, format!("localhost:{}", port("KAFKA_PORT")));
+    assert_eq!(shipped.redis.url.to_string(), format!("redis://localhost:{}/0", port("REDIS_PORT")));
+    let endpoint = shipped.telemetry.otlp_endpoint.map(|endpoint| endpoint.to_string()).unwrap_or_default();
+    assert_eq!(endpoint.trim_end_matches('/'), format!("http://localhost:{}", port("OTLP_GRPC_PORT")));
 }

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use futures::future::join_all;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, redirect};
 use retry_ladder::handlers::http::{HttpHandler, HttpOptions};
 use retry_ladder::stage::clock::SystemClock;
@@ -45,7 +46,10 @@ impl Server {
             .http1_only()
             .pool_max_idle_per_host(1024)
             .build();
-        Bare { url: self.url.clone(), client: client.unwrap(), connections: bench.concurrency }
+        let headers =
+            HEADERS.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+        let headers = headers.collect();
+        Bare { url: self.url.clone(), client: client.unwrap(), headers, connections: bench.concurrency }
     }
 }
 
@@ -57,10 +61,27 @@ impl Drop for Server {
     }
 }
 
-/// As many requests at a time as the stage has handlers, the event's bytes as body and nothing else.
+/// What the handler says of an event, as long as it says it.
+const HEADERS: [(&str, &str); 12] = [
+    ("content-type", "application/x-protobuf"),
+    ("ce-specversion", "1.0"),
+    ("user-agent", "retry-ladder/0.1.0"),
+    ("ce-id", "event-123456"),
+    ("idempotency-key", "event-123456"),
+    ("ce-type", "shop.v1.OrderPlaced"),
+    ("ce-source", "/bench12345678-1/3"),
+    ("ce-time", "2026-11-21T12:00:00.123Z"),
+    ("x-ladder-attempt", "1"),
+    ("x-ladder-stage", "main"),
+    ("x-ladder-fence", "123456"),
+    ("x-ladder-key", "key-123"),
+];
+
+/// As many requests at a time as the stage has handlers, the same requests.
 pub struct Bare {
     url: String,
     client: Client,
+    headers: HeaderMap,
     connections: usize,
 }
 
@@ -70,7 +91,14 @@ impl Bare {
         let body = load::value();
         let one_by_one = async || {
             while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok() {
-                let response = self.client.post(&self.url).body(Bytes::clone(&body)).send().await.unwrap();
+                let response = self
+                    .client
+                    .post(&self.url)
+                    .headers(self.headers.clone())
+                    .body(Bytes::clone(&body))
+                    .send()
+                    .await
+                    .unwrap();
                 assert!(response.status().is_success());
                 response.bytes().await.unwrap();
             }

@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions};
 use retry_ladder::adapters::kafka::Properties;
 use retry_ladder::adapters::kafka::admin::plan::{PipelineTopics, RetryTopic};
 use retry_ladder::adapters::kafka::admin::{Admin, Connection, topics};
@@ -57,6 +59,8 @@ pub struct Bench {
     value: Bytes,
     run: String,
     ladders: u32,
+    /// What this run created.
+    topics: Vec<String>,
 }
 
 impl Bench {
@@ -90,6 +94,20 @@ impl Bench {
             value: value(),
             run: format!("bench{}", SystemClock.now().wall.floor_millis() % 100_000_000),
             ladders: 0,
+            topics: Vec::new(),
+        }
+    }
+
+    /// Deletes the topics of this run: a broker keeps an index of each partition in memory.
+    pub async fn clean_up(&self) {
+        if self.topics.is_empty() {
+            return;
+        }
+        let admin: AdminClient<_> =
+            ClientConfig::new().set("bootstrap.servers", &self.properties.brokers).create().unwrap();
+        let topics: Vec<&str> = self.topics.iter().map(String::as_str).collect();
+        for deleted in admin.delete_topics(&topics, &AdminOptions::new()).await.unwrap() {
+            deleted.unwrap();
         }
     }
 
@@ -116,6 +134,7 @@ impl Bench {
         };
         let report = topics::create(&self.admin, &[pipeline], &BTreeSet::new(), false).await.unwrap();
         assert!(report.is_good(), "{report:?}");
+        self.topics.extend(ladder.rungs().iter().map(|rung| rung.topic.to_string()));
         ladder
     }
 

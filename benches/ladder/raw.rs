@@ -26,7 +26,7 @@ const CONSUMER: &[(&str, &str)] = &[
     ("queued.min.messages", "2000"),
     ("queued.max.messages.kbytes", "1024"),
 ];
-const DELAYED: &[(&str, &str)] = &[("fetch.message.max.bytes", "262144")];
+const DELAYED: &[(&str, &str)] = &[("fetch.min.bytes", "32768"), ("fetch.message.max.bytes", "65536")];
 const MAIN: &[(&str, &str)] = &[];
 const PRODUCER: &[(&str, &str)] = &[
     ("enable.idempotence", "true"),

@@ -171,7 +171,7 @@ impl Engine {
             group_instance_id: self.instance.as_ref().map(|i| format!("{i}.{}", rung.topic)),
             session_timeout: self.session_timeout,
             drain_timeout: self.drain_timeout,
-            delayed: rung.delay.is_some(),
+            delay: rung.delay,
         };
         let consumer = StageConsumer::new(&self.properties, options, Arc::clone(&stage) as _)?;
         let stop = Arc::new(AtomicBool::new(false));

@@ -41,7 +41,11 @@ enum Action {
     },
     /// Shows the SQL that makes the tables of the postgres handlers, as `migrate: true` would
     #[command(after_help = "Example: pipeline config sql | psql postgres://localhost/app")]
-    Sql,
+    Sql {
+        /// One JSON object on standard output: `{"tables":[{"pipeline","sql"}]}`
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// Runs the command: results to `out`, faults to `err`.
@@ -54,17 +58,14 @@ pub(crate) fn run(
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> std::io::Result<ExitCode> {
-    let json = match args.action {
-        Action::Check { json } | Action::Print { json, .. } => json,
-        Action::Sql => false,
-    };
+    let (Action::Check { json } | Action::Print { json, .. } | Action::Sql { json }) = args.action;
     let loaded = match load(sources) {
         Ok(loaded) => loaded,
         Err(faults) => return refuse(&faults, json, out, err),
     };
     let has_registry = !loaded.config.registry.urls.is_empty();
     let faults = Faults(loaded.config.pipelines.iter().flat_map(|p| unbuildable(p, has_registry)).collect());
-    if matches!(args.action, Action::Check { .. } | Action::Sql) && !faults.0.is_empty() {
+    if matches!(args.action, Action::Check { .. } | Action::Sql { .. }) && !faults.0.is_empty() {
         return refuse(&faults, json, out, err);
     }
     let warnings = loaded.config.warnings();
@@ -86,22 +87,30 @@ pub(crate) fn run(
         Action::Print { all, json: true } => writeln!(out, "{:#}", loaded.print_json(all))?,
         Action::Print { all: true, json: false } => write!(out, "{}", loaded.print_all())?,
         Action::Print { all: false, json: false } => write!(out, "{}", loaded.print())?,
-        Action::Sql => write!(out, "{}", sql(&loaded.config.pipelines))?,
+        Action::Sql { json: true } => {
+            let tables =
+                tables(&loaded.config.pipelines).map(|(pipeline, sql)| json!({ "pipeline": pipeline, "sql": sql }));
+            writeln!(out, "{}", json!({ "tables": tables.collect::<Vec<_>>() }))?;
+        }
+        Action::Sql { json: false } => {
+            for (pipeline, sql) in tables(&loaded.config.pipelines) {
+                write!(out, "-- pipeline {pipeline}\n{sql}")?;
+            }
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// The tables that events are written to.
-fn sql(pipelines: &[Pipeline]) -> String {
-    let table = |pipeline: &Pipeline| match &pipeline.handler {
+/// The pipelines that write into a table, with what makes it.
+fn tables(pipelines: &[Pipeline]) -> impl Iterator<Item = (&str, String)> {
+    pipelines.iter().filter_map(|pipeline| match &pipeline.handler {
         #[cfg(feature = "postgres")]
         crate::config::Handler::Postgres(keys) => {
             let plan = wire::postgres::plan(pipeline, keys).ok()?;
-            Some(format!("-- pipeline {}\n{}", pipeline.name, plan.migration()))
+            Some((pipeline.name.as_str(), plan.migration()))
         }
         _ => None,
-    };
-    pipelines.iter().filter_map(table).collect()
+    })
 }
 
 /// What only shows when a pipeline is built: no such message, no such field in it.

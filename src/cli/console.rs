@@ -14,6 +14,9 @@ pub(crate) struct ConsoleArgs {
     /// Address, instead of console.listen; one that is not on loopback needs console.token
     #[arg(long, value_name = "IP:PORT")]
     pub(crate) listen: Option<String>,
+    /// Say where it is as JSON: `{"url"}`
+    #[arg(long)]
+    json: bool,
 }
 
 /// Why it ended.
@@ -41,7 +44,7 @@ impl Error {
 ///
 /// # Errors
 /// When the address cannot be used, or a pipeline cannot be built.
-pub(crate) async fn run(config: &Config) -> Result<(), Error> {
+pub(crate) async fn run(args: &ConsoleArgs, config: &Config) -> Result<(), Error> {
     logs::init(
         match config.telemetry.log_format {
             LogFormat::Text => logs::Format::Text,
@@ -52,7 +55,12 @@ pub(crate) async fn run(config: &Config) -> Result<(), Error> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let console = Console::bind(config).await?;
     let mut out = std::io::stdout().lock();
-    writeln!(out, "console: http://{}/", console.address())?;
+    let url = format!("http://{}/", console.address());
+    if args.json {
+        writeln!(out, "{}", serde_json::json!({ "url": url }))?;
+    } else {
+        writeln!(out, "console: {url}")?;
+    }
     out.flush()?;
     drop(out);
     let shutdown = async {

@@ -43,8 +43,8 @@ use crate::telemetry::logs;
     version = VERSION.get().map_or(env!("CARGO_PKG_VERSION"), String::as_str),
     after_help = "Examples:\n  pipeline --stage retry-2            run one stage, in any number of processes\n  pipeline demo                       \
                   the whole ladder in one process, no server needed\n  pipeline config check               what the configuration says\n\n\
-                  Exit codes: 0 fine, 64 bad flags or configuration, 69 Kafka or Redis not reachable or topics missing,\n\
-                  70 fenced by another process with the same `instance`, 1 anything else"
+                  Exit codes: 0 fine, 64 bad flags or configuration, 69 Kafka, Redis or a handler's database not reachable, or\n\
+                  topics missing, 70 fenced by another process with the same `instance`, 1 anything else"
 )]
 struct Cli {
     /// Configuration file; without one ./topics.yaml
@@ -196,7 +196,7 @@ pub fn main(commit: &str) -> ExitCode {
     if let Some(Command::Prove(prove::ProveArgs { redis: Some(url), .. })) = &cli.command {
         sources = sources.flag("--redis", "redis.url", url);
     }
-    if let Some(Command::Console(console::ConsoleArgs { listen: Some(listen) })) = &cli.command {
+    if let Some(Command::Console(console::ConsoleArgs { listen: Some(listen), .. })) = &cli.command {
         sources = sources.flag("--listen", "console.listen", listen.clone());
     }
     if let Some(Command::Config(args)) = &cli.command {
@@ -239,7 +239,7 @@ pub fn main(commit: &str) -> ExitCode {
                     Err(error) => fail(&error.to_string(), 1),
                 }
             }
-            Some(Command::Console(_)) => match console::run(&config).await {
+            Some(Command::Console(args)) => match console::run(&args, &config).await {
                 // At once: whoever still watches is not waited for.
                 Ok(()) => std::process::exit(0),
                 Err(error) => fail(&error.to_string(), error.exit_code()),

@@ -66,6 +66,9 @@ pub(crate) struct ProveArgs {
     /// Also write the report as JSON to this file, with --long after each round
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+    /// Print the report as JSON, in place of the text
+    #[arg(long)]
+    json: bool,
     /// Leave topics, keys and the workers' files
     #[arg(long)]
     keep: bool,
@@ -145,7 +148,8 @@ async fn prove(args: &ProveArgs, config: &Config) -> Result<Report, Error> {
         write_report(file, &report)?;
     }
     // A reader that has gone away is no fault of the ladder.
-    drop(write!(std::io::stdout(), "{}", report.text()));
+    let text = if args.json { format!("{}\n", report.json()) } else { report.text() };
+    drop(write!(std::io::stdout(), "{text}"));
     Ok(report)
 }
 

@@ -94,8 +94,8 @@ fn check_properties(properties: &Properties, at: &At, report: &mut Report<'_>) {
         let here = if property.file.is_some() { at.key(&format!("{name}_file")) } else { at.key(name) };
         if let Some(rule) = reserved(name) {
             report.fault(&here, format!("may not be set: {}", rule.reason), rule.remedy);
-        } else if let Some(problem) = refused(name, &property.value) {
-            report.fault(&here, problem, "a property of librdkafka with a value that it knows");
+        } else if let Some((problem, remedy)) = refused(name, &property.value) {
+            report.fault(&here, problem, remedy);
         }
     }
 }

@@ -64,16 +64,30 @@ pub(super) fn reserved(name: &str) -> Option<Reserved> {
     Some(Reserved { reason, remedy })
 }
 
-/// What librdkafka says against a property, if anything; the value is not in it.
-pub(super) fn refused(name: &str, value: &str) -> Option<String> {
+/// What speaks against a property and what would be right; the value is in neither.
+pub(super) fn refused(name: &str, value: &str) -> Option<(String, &'static str)> {
+    if let Some(text) = complaint(name, value) {
+        let is_token = name.starts_with("sasl.oauthbearer.");
+        let remedy = if is_token { NO_TOKENS } else { "a property of librdkafka with a value that it knows" };
+        return Some((format!("librdkafka refuses it{text}"), remedy));
+    }
+    let wants_tokens = name.starts_with("sasl.mechanism") && value.eq_ignore_ascii_case("OAUTHBEARER");
+    let problem = "nothing in this build fetches tokens: it would wait for one without end";
+    (wants_tokens && complaint("sasl.oauthbearer.method", "oidc").is_some()).then(|| (problem.to_owned(), NO_TOKENS))
+}
+
+const NO_TOKENS: &str = "SCRAM-SHA-512, PLAIN or a client certificate; docs/security.md says which build could do it";
+
+/// What librdkafka says against a property.
+fn complaint(name: &str, value: &str) -> Option<String> {
     let mut config = ClientConfig::new();
     config.set(name, value);
     match config.create_native_config() {
         Err(KafkaError::ClientConfig(_, text, ..)) => {
             let text = if value.is_empty() { text } else { text.replace(value, "…") };
-            Some(format!("librdkafka refuses it: {}", text.trim_end_matches('.')))
+            Some(format!(": {}", text.trim_end_matches('.')))
         }
-        Err(_) => Some("librdkafka refuses it".to_owned()),
+        Err(_) => Some(String::new()),
         Ok(_) => None,
     }
 }

@@ -22,6 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::{Instant, Sleep};
 
 use self::calls::Reply;
+use self::tell::Unacknowledged;
 use super::alarm::Alarm;
 use super::context::StageContext;
 use super::held::{self, Held};
@@ -36,8 +37,11 @@ use crate::ladder::lane::{Delivery, Effects, Input, Lane, Slot};
 
 /// The wall clock is read again at least this often, so that a step of it (NTP, suspend) is noticed.
 const MAX_SLEEP: Duration = Duration::from_secs(30);
-/// How long a lane that was told to drain goes on when nobody waits for it any more, beyond what a handler may take.
+/// How long a lane for which nobody waits any more goes on sending and settling, beyond what a handler may take.
 const ABANDONED: Duration = Duration::from_secs(60);
+/// What the producer still has by then is waited for, however long its message timeout is, and for the settlement: with
+/// the lane the lease would end, the next owner would execute the event, and the record might arrive all the same.
+const LAST_SETTLEMENTS: Duration = Duration::from_secs(5);
 
 /// Starts a lane's task on the runtime.
 pub(super) fn open(ctx: Arc<StageContext>, partition: i32, runtime: &tokio::runtime::Handle) -> LaneHandle {
@@ -83,10 +87,15 @@ struct Task<'a> {
     settling: bool,
     /// Settlements for the next call.
     to_settle: Vec<(Slot, Mark)>,
+    /// Records that the producer has not answered yet.
+    with_producer: usize,
+    /// It was abandoned long ago: nothing more is sent.
+    mute: bool,
     permit: Option<BoxFuture<'static, Option<(OwnedSemaphorePermit, Grant)>>>,
     /// For due times; `None`: tokio's timer, which ticks in milliseconds.
     alarm: Option<Alarm>,
     rng: fastrand::Rng,
+    unacknowledged: Unacknowledged,
     told_halt: bool,
     told_corrupt: bool,
 }
@@ -120,8 +129,11 @@ impl<'a> Task<'a> {
             claiming: false,
             settling: false,
             to_settle: Vec::new(),
+            with_producer: 0,
+            mute: false,
             permit: None,
             alarm: ctx.clock.alarm(),
+            unacknowledged: Unacknowledged::default(),
             told_halt: false,
             told_corrupt: false,
         }
@@ -152,7 +164,11 @@ impl<'a> Task<'a> {
                     }
                 }
                 Wake::Time => self.step(Input::Tick),
-                Wake::Abandoned => break,
+                Wake::Abandoned if self.with_producer == 0 => break,
+                Wake::Abandoned => {
+                    self.mute = true;
+                    abandoned = Some(Instant::now() + LAST_SETTLEMENTS);
+                }
             }
             if self.obey(&mut commands) == Obeyed::Stop {
                 break;
@@ -305,6 +321,7 @@ impl<'a> Task<'a> {
 
     fn acknowledged(&mut self, now: Now, ticket: u64, result: Result<(), PublishError>) {
         let slot = ticket as Slot;
+        self.with_producer -= 1;
         self.ctx.stats.count_produced(&result);
         let delivery = match result {
             Ok(()) => {
@@ -314,7 +331,7 @@ impl<'a> Task<'a> {
             Err(PublishError::TooLarge) => Delivery::TooLarge,
             Err(PublishError::Unacknowledged(why)) => {
                 let held = self.lane.get(slot);
-                tracing::warn!(
+                tracing::debug!(
                     trace_id = held.trace_id(),
                     event_id = &*held.envelope.event_id,
                     correlation_id = held.record.correlation_id(),
@@ -322,9 +339,10 @@ impl<'a> Task<'a> {
                     attempt = held.envelope.attempt + 1,
                     partition = held.record.partition,
                     why,
-                    "publish not acknowledged; the record is published again"
+                    "publish of this event not acknowledged"
                 );
                 self.ctx.stats.republished.add(1);
+                self.unacknowledged.add(held.record.partition, why);
                 Delivery::Failed
             }
         };
@@ -425,12 +443,15 @@ impl<'a> Task<'a> {
     /// The clock is read for each: a process may be frozen for longer than a lease between any two of a round.
     fn publish(&mut self, slot: Slot) {
         let now = self.ctx.clock.now();
-        if self.lane.lease_gone(now, slot) {
+        if self.mute || self.lane.lease_gone(now, slot) {
             return self.step(Input::Published(slot, Delivery::Failed));
         }
         let fence = self.lane.claim(slot).fence;
         match settle::next_copy(self.ctx, self.lane.get(slot), fence) {
-            Some(record) => self.ctx.publisher.publish(record, u64::from(slot), &self.acks),
+            Some(record) => {
+                self.with_producer += 1;
+                self.ctx.publisher.publish(record, u64::from(slot), &self.acks);
+            }
             None => self.step(Input::Published(slot, Delivery::Unpublishable)),
         }
     }

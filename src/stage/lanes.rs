@@ -3,7 +3,7 @@
 //! A handle belongs to one assignment. When the partition is revoked and given back there is a new lane with a new
 //! handle, so that a late watermark of the old one can reach nobody.
 
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::Thread;
 use std::time::Duration;
@@ -60,6 +60,8 @@ pub struct LaneState {
     queued: AtomicUsize,
     /// Events not due yet.
     waiting: AtomicUsize,
+    /// When the first of them falls due, in microseconds since the Unix epoch; the end of time when none waits.
+    next_due: AtomicU64,
     /// Events past their due time and not finished.
     in_flight: AtomicUsize,
     halted: AtomicBool,
@@ -79,6 +81,7 @@ impl LaneState {
             paused: AtomicBool::new(false),
             queued: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
+            next_due: AtomicU64::new(u64::MAX),
             in_flight: AtomicUsize::new(0),
             halted: AtomicBool::new(false),
         }
@@ -113,6 +116,10 @@ impl LaneState {
         if self.wanted.load(Ordering::SeqCst) && self.room() > 0 && self.wanted.swap(false, Ordering::SeqCst) {
             self.poller.unpark();
         }
+    }
+
+    pub(crate) fn tell_due(&self, next: Option<Timestamp>) {
+        self.next_due.store(next.map_or(u64::MAX, Timestamp::as_micros), Ordering::Relaxed);
     }
 
     /// How many records it can be given. None once it has half of what it may hold, so that it gets them in few, large
@@ -185,6 +192,12 @@ impl LaneHandle {
     pub fn position(&self) -> Option<i64> {
         let position = self.state.position.load(Ordering::Acquire);
         (position >= 0).then_some(position)
+    }
+
+    /// When the next event that waits in it falls due.
+    pub fn next_due(&self) -> Option<Timestamp> {
+        let next = self.state.next_due.load(Ordering::Relaxed);
+        (next != u64::MAX).then(|| Timestamp::from_micros(next))
     }
 
     /// How many records the lane can be given now. When it has no room, its thread is unparked as soon as it has.

@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests, too")]
 
+#[allow(dead_code, reason = "the other tests that share it use the rest")]
 #[cfg(feature = "tls")]
 #[path = "../support/certificates.rs"]
 mod certificates;

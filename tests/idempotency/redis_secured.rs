@@ -3,10 +3,11 @@
 use std::process::Output;
 use std::time::Duration;
 
-use retry_ladder::adapters::redis::{Error, Options, Store, connect};
+use retry_ladder::adapters::redis::{Error, Options, Store, connect, connect_cluster};
 use retry_ladder::stage::ports::{ClaimReply, IdempotencyStore, Mark, SettleReply, StoreError};
 
 use crate::certificates::Certificates;
+use crate::redis_cluster::RedisCluster;
 use crate::redis_server::RedisServer;
 use crate::{claim_of, key};
 
@@ -17,6 +18,13 @@ fn documented_rules() -> Vec<String> {
     let text = include_str!("../../docs/security.md");
     let line = text.lines().find_map(|line| line.strip_prefix("user worker on "));
     line.expect("the user's line in docs/security.md").split_whitespace().map(str::to_owned).collect()
+}
+
+/// And what a Redis Cluster needs besides: in the sentence after it.
+fn rules_of_a_cluster() -> Vec<String> {
+    let text = include_str!("../../docs/security.md");
+    let words = text.split("A Redis Cluster also needs `").nth(1).and_then(|rest| rest.split('`').next());
+    words.expect("a cluster's rules in docs/security.md").split_whitespace().map(str::to_owned).collect()
 }
 
 struct Secured {
@@ -135,4 +143,85 @@ fn the_binary_says_what_is_wrong_with_the_authority_and_not_the_secret() {
     let told = String::from_utf8_lossy(&faulty.stderr).into_owned();
     assert_eq!(faulty.status.code(), Some(64), "{told}");
     assert!(told.contains("redis.ca") && told.contains("nowhere.pem") && !told.contains("REDIS_SECRET"), "{told}");
+}
+
+/// Gives the user these rules, on each node.
+fn set_worker(cluster: &RedisCluster, rules: &[String]) {
+    for node in &cluster.nodes {
+        let rules = rules.iter().map(String::as_str);
+        node.command(&["ACL", "SETUSER", "worker", "reset", "on"].into_iter().chain(rules).collect::<Vec<_>>());
+    }
+}
+
+async fn connect_as_worker(cluster: &RedisCluster) -> Result<Store, Error> {
+    let urls: Vec<_> = cluster.urls().iter().map(|url| url.replace("//", "//worker:REDIS_SECRET@")).collect();
+    let options = Options { startup_timeout: Duration::ZERO, ..Options::default() };
+    connect_cluster(&urls.iter().map(String::as_str).collect::<Vec<_>>(), options).await
+}
+
+/// Claims and settles as many events as touch every node.
+async fn works(store: &Store, round: u64) {
+    let claims: Vec<_> = (0..200).map(|n| (key(&format!("{round}-{n}")), claim_of(1))).collect();
+    assert_eq!(all(store.claim(claims.clone(), LEASE).await), vec![ClaimReply::Claimed; 200]);
+    assert_eq!(all(store.renew(claims.clone(), LEASE).await), vec![true; 200]);
+    let settled = claims.iter().map(|(key, claim)| (key.clone(), *claim, Mark::Done, LEASE)).collect();
+    assert_eq!(all(store.settle(settled).await), vec![SettleReply::Ours; 200]);
+    assert_eq!(all(store.claim(claims, LEASE).await), vec![ClaimReply::Done; 200]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_needs_the_documented_rights_and_no_other_while_its_slots_move_too() {
+    // None is to be thought dead on a busy machine: the mover would be refused.
+    let start = || RedisCluster::start_with(3, false, &["--cluster-node-timeout", "60000"]);
+    let cluster = tokio::task::spawn_blocking(start).await.unwrap();
+    let (rules, more) = (documented_rules(), rules_of_a_cluster());
+    assert_eq!(more, ["+cluster|slots", "+cluster|info", "+asking"]);
+    set_worker(&cluster, &[&rules[..], &more].concat());
+    let store = connect_as_worker(&cluster).await.expect("let in");
+    works(&store, 0).await;
+    // A claim on a slot that is in both places is followed to the other one.
+    let moving = key("moving");
+    let slot = cluster.nodes[0].command(&["CLUSTER", "KEYSLOT", &moving]);
+    let slot = slot.trim().trim_start_matches(':').parse().unwrap();
+    let from = (0..3).find(|&node| cluster.slots_of(node).contains(&slot)).unwrap();
+    let runtime = tokio::runtime::Handle::current();
+    tokio::task::block_in_place(|| {
+        cluster.move_slot(slot, from, (from + 1) % 3, || {
+            let claimed = runtime.block_on(store.claim(vec![(moving.clone(), claim_of(1))], LEASE));
+            assert_eq!(all(claimed), [ClaimReply::Claimed]);
+        });
+    });
+    assert!(cluster.nodes[from].command(&["INFO", "errorstats"]).contains("errorstat_ASK"));
+    works(&store, 1).await;
+    drop(store);
+
+    for missing in &more {
+        let fewer: Vec<_> = [&rules[..], &more].concat().into_iter().filter(|rule| rule != missing).collect();
+        set_worker(&cluster, &fewer);
+        let error = connect_as_worker(&cluster).await.expect_err("refused");
+        assert!(matches!(error, Error::Refused { .. }) && error.exit_code() == 64, "{error}");
+        assert!(error.to_string().contains(&format!("'{}' command", &missing[1..])), "{missing}: {error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_behind_tls_is_reached_by_the_names_of_its_nodes() {
+    let folder = tempfile::tempdir().unwrap();
+    let certificates = Certificates::make(folder.path());
+    let paths = [&certificates.cert, &certificates.key, &certificates.ca].map(|p| p.display().to_string());
+    let cluster = tokio::task::spawn_blocking(move || {
+        let [cert, key, ca] = paths.each_ref().map(String::as_str);
+        let tls = ["--tls-cert-file", cert, "--tls-key-file", key, "--tls-ca-cert-file", ca, "--tls-cluster", "yes"];
+        // The certificate is made out to the name, not to the address.
+        let named = ["--cluster-announce-hostname", "localhost", "--cluster-preferred-endpoint-type", "hostname"];
+        RedisCluster::start_with(3, false, &[&tls[..], &["--tls-auth-clients", "no"], &named].concat())
+    });
+    let cluster = cluster.await.unwrap();
+    set_worker(&cluster, &[documented_rules(), rules_of_a_cluster()].concat());
+    let url = format!("rediss://worker:REDIS_SECRET@localhost:{}", cluster.nodes[0].port_of("--tls-port"));
+    let options = |ca_pem| Options { startup_timeout: Duration::ZERO, ca_pem, ..Options::default() };
+    let ca = std::fs::read(&certificates.ca).unwrap();
+    works(&connect_cluster(&[&url], options(Some(ca))).await.expect("let in"), 0).await;
+    let error = connect_cluster(&[&url], options(None)).await.expect_err("an unknown authority");
+    assert!(matches!(error, Error::Certificate { .. }), "{error}");
 }

@@ -341,6 +341,45 @@ async fn a_server_in_trouble_fails_the_batch_for_now_and_the_handler_goes_on_by_
     assert_eq!(query(&client, "select count(*) from steps").await, [["8"]]);
 }
 
+/// Makes a server take writes, or none, as a primary does that became a standby.
+async fn set_standby(server: &PostgresServer, is_standby: bool) {
+    let on = if is_standby { "on" } else { "off" };
+    let client = server.client().await;
+    query(&client, &format!("alter system set default_transaction_read_only = {on}")).await;
+    query(&client, "select pg_reload_conf()").await;
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    while query(&client, "show default_transaction_read_only").await != [[on]] {
+        assert!(std::time::Instant::now() < deadline, "the server reads its settings again");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_primary_that_became_a_standby_is_left_for_the_new_one() {
+    let servers = [PostgresServer::new(), PostgresServer::new()];
+    for server in &servers {
+        query(&server.client().await, "create table steps (event_id text primary key)").await;
+    }
+    set_standby(&servers[1], true).await;
+    let ports = servers.each_ref().map(|server| server.url().split([':', '/']).nth(4).expect("a port").to_owned());
+    let url = format!(
+        "postgres:///postgres?user=app&host=127.0.0.1,127.0.0.1&port={}&target_session_attrs=read-write",
+        ports.join(",")
+    );
+    let options = Options { url, ..options(&servers[0]) };
+    let handler = PostgresHandler::connect(options, plan(&[("event_id", "$event_id")])).await.unwrap();
+    assert_eq!(failures(&handler, events(&["a", "b"])).await, HashMap::new());
+
+    // Its connections stay open: nothing but the refusal tells of it.
+    set_standby(&servers[0], true).await;
+    set_standby(&servers[1], false).await;
+    assert_eq!(failures(&handler, events(&["c"])).await, HashMap::new());
+    for (server, expected) in servers.iter().zip(["a,b", "c"]) {
+        let rows = query(&server.client().await, "select string_agg(event_id, ',' order by event_id) from steps").await;
+        assert_eq!(rows, [[expected]]);
+    }
+}
+
 /// The server's certificate as its arguments, and the authority's file.
 #[cfg(feature = "tls")]
 fn certificate(folder: &Path) -> (Vec<String>, String) {

@@ -113,7 +113,7 @@ impl RedisCluster {
     }
 
     fn meet(&self, node: &RedisServer) {
-        let bus = self.nodes[0].cluster_port().to_string();
+        let bus = self.nodes[0].port_of("--cluster-port").to_string();
         node.command(&["CLUSTER", "MEET", "127.0.0.1", &self.nodes[0].port().to_string(), &bus]);
     }
 
@@ -127,9 +127,10 @@ impl RedisCluster {
 }
 
 fn node(arguments: &[&str]) -> RedisServer {
-    let bus = free_port().to_string();
+    let (bus, tls) = (free_port().to_string(), free_port().to_string());
     let own = ["--cluster-enabled", "yes", "--cluster-port", &bus, "--cluster-node-timeout", "2000"];
-    RedisServer::start_with(&[&own[..], &["--repl-diskless-sync-delay", "0"], arguments].concat())
+    let secured = if arguments.contains(&"--tls-cluster") { &["--tls-port", &tls][..] } else { &[] };
+    RedisServer::start_with(&[&own[..], &["--repl-diskless-sync-delay", "0"], secured, arguments].concat())
 }
 
 fn id(node: &RedisServer) -> String {

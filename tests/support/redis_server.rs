@@ -44,9 +44,9 @@ impl RedisServer {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    /// The port that nodes of a cluster talk to each other on.
-    pub(crate) fn cluster_port(&self) -> u16 {
-        let at = self.arguments.iter().position(|a| a == "--cluster-port").expect("a node of a cluster");
+    /// A port that it was given by this argument: `--cluster-port` is where nodes of a cluster talk to each other.
+    pub(crate) fn port_of(&self, argument: &str) -> u16 {
+        let at = self.arguments.iter().position(|a| a == argument).expect("it was given");
         self.arguments[at + 1].parse().expect("a port")
     }
 

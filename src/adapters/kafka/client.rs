@@ -73,10 +73,26 @@ pub(crate) fn remedy_of_refusal(complaint: &str) -> Option<&'static str> {
         Some("check sasl.mechanism in kafka.properties")
     } else if complaint.contains("certificate verify failed") {
         Some("check ssl.ca.location in kafka.properties, and the name that the broker's certificate is made out to")
+    } else if CERTIFICATE_ALERTS.iter().any(|alert| complaint.contains(alert)) {
+        Some(
+            "check ssl.certificate.location and ssl.key.location in kafka.properties: the broker wants a certificate of an \
+             authority that it trusts",
+        )
     } else {
         None
     }
 }
+
+/// What a broker says of a client's certificate that is missing, or that it does not take, as OpenSSL tells it.
+const CERTIFICATE_ALERTS: [&str; 7] = [
+    "SSL alert number 42",
+    "SSL alert number 43",
+    "SSL alert number 44",
+    "SSL alert number 45",
+    "SSL alert number 46",
+    "SSL alert number 48",
+    "SSL alert number 116",
+];
 
 /// What is wrong where a right is missing on a topic or for a group.
 pub(super) fn missing_right(error: &KafkaError, topic: &str, group: Option<&str>, right: &str) -> Option<String> {

@@ -10,23 +10,26 @@
 //! - On revoke the lanes drain before the partition is given up.
 //! - A member that lost its place is not fenced by what its own client still sent without it: it joins again.
 
+mod member;
+mod start;
+
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use rdkafka::ClientContext;
-use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
+use rdkafka::TopicPartitionList;
+use rdkafka::config::{ClientConfig, FromClientConfigAndContext};
 use rdkafka::consumer::base_consumer::PartitionQueue;
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance};
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
-use rdkafka::{Offset, TopicPartitionList};
 
-use super::client::{Connection, Properties, missing_right};
+use self::member::Context;
+use super::client::{Properties, missing_right};
 use super::own::own;
-use super::raw;
+use crate::stage::clock::{Clock as _, SystemClock};
 use crate::stage::lanes::{LaneCommand, LaneHandle, LaneHost};
 use crate::stage::record::Record;
 
@@ -84,8 +87,8 @@ pub struct Options {
     pub session_timeout: Duration,
     /// How long running handlers may go on when a partition is taken away or the stage ends.
     pub drain_timeout: Duration,
-    /// Whether records wait in this stage: then little is fetched ahead, and cheaply paused.
-    pub delayed: bool,
+    /// How long records wait in this stage: then little is fetched ahead, and without hurry.
+    pub delay: Option<Duration>,
 }
 
 /// Most records taken from one queue before they are handed over, and most bytes.
@@ -97,6 +100,10 @@ const POLL: Duration = STORE_EVERY;
 /// has fetched ahead, which costs a new fetch: worth it for a lane that is stuck, or has all that it can hold until
 /// something falls due; not for one that is busy, or takes its next portion in a moment.
 const FULL: Duration = Duration::from_secs(2);
+/// A lane whose next event falls due within this time will have room soon, and what it then takes in must be here.
+const SOON: Duration = Duration::from_secs(1);
+/// How long a fetch may wait at the broker: a partition that was not in it, because its queue was full, waits as long.
+const FETCH_WAIT: Duration = Duration::from_millis(50);
 /// How often watermarks are stored; librdkafka commits them every second.
 const STORE_EVERY: Duration = Duration::from_millis(100);
 
@@ -104,12 +111,6 @@ const STORE_EVERY: Duration = Duration::from_millis(100);
 /// heartbeats are frequent even where the session is long.
 fn heartbeat(session_timeout: Duration) -> Duration {
     (session_timeout / 5).clamp(Duration::from_millis(1), Duration::from_secs(1))
-}
-
-/// How long after the loss of its membership a client may hear of a request that it sent without one: it waits at most
-/// a session for a coordinator, and 60 s for its answer.
-fn in_doubt(session_timeout: Duration) -> Duration {
-    session_timeout + Duration::from_secs(60)
 }
 
 struct Assigned {
@@ -149,149 +150,11 @@ impl Assigned {
     fn new(lane: LaneHandle) -> Self {
         Self { lane, paused: false, stored: -1, full_since: None, queue: None, batch: Vec::new() }
     }
-}
 
-struct Context {
-    connection: Connection,
-    options: Options,
-    host: Arc<dyn LaneHost>,
-    lanes: Mutex<HashMap<i32, Assigned>>,
-    /// When the membership was lost last, other than by being fenced.
-    lost: Mutex<Option<Instant>>,
-}
-
-impl Context {
-    fn lanes(&self) -> MutexGuard<'_, HashMap<i32, Assigned>> {
-        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The membership is gone and others may own the partitions already: what runs holds its leases and settles, nothing
-    /// is stored.
-    fn lose(&self, taken: impl Iterator<Item = Assigned>) {
-        self.host.member(false);
-        for assigned in taken {
-            assigned.lane.command(LaneCommand::Drain);
-        }
-    }
-
-    /// Whether being fenced says nothing of another process. librdkafka forgets its member id when it loses its membership,
-    /// and still sends what it had to send: commits of what was stored, in nobody's name, and heartbeats that are tried
-    /// again, in the old one's. A coordinator that knows the `instance` takes that for a second process.
-    fn is_fenced_by_itself(&self) -> bool {
-        let lost = *self.lost.lock().unwrap_or_else(PoisonError::into_inner);
-        lost.is_some_and(|at| at.elapsed() < in_doubt(self.options.session_timeout))
-    }
-
-    /// Drains these lanes, at most the drain time; gives back what they reached and those that were not done by then.
-    fn drain(&self, lanes: Vec<(i32, Assigned)>) -> (TopicPartitionList, Vec<Assigned>) {
-        for (_, assigned) in &lanes {
-            assigned.lane.command(LaneCommand::Drain);
-        }
-        let deadline = Instant::now() + self.options.drain_timeout;
-        while lanes.iter().any(|(_, a)| !a.lane.ended()) && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        let mut reached = TopicPartitionList::new();
-        for (partition, assigned) in &lanes {
-            if let Some(position) = assigned.lane.position()
-                && position != assigned.stored
-            {
-                self.add(&mut reached, *partition, position);
-            }
-        }
-        (reached, lanes.into_iter().map(|(_, a)| a).filter(|a| !a.lane.ended()).collect())
-    }
-
-    fn add(&self, list: &mut TopicPartitionList, partition: i32, position: i64) {
-        if let Err(error) = list.add_partition_offset(&self.options.topic, partition, Offset::Offset(position)) {
-            tracing::error!(topic = %self.options.topic, partition, position, %error, "cannot store an offset");
-        }
-    }
-
-    fn store(&self, consumer: &BaseConsumer<Self>, reached: &TopicPartitionList) {
-        if reached.count() == 0 {
-            return;
-        }
-        if let Err(error) = consumer.store_offsets(reached) {
-            // A partition that was lost meanwhile: its new owner reads again from what was committed.
-            tracing::debug!(topic = %self.options.topic, %error, "offsets not stored");
-        }
-    }
-
-    fn partitions(&self, list: &TopicPartitionList) -> Vec<i32> {
-        list.elements().iter().filter(|e| e.topic() == self.options.topic).map(|e| e.partition()).collect()
-    }
-}
-
-impl ClientContext for Context {
-    fn log(&self, _level: RDKafkaLogLevel, facility: &str, message: &str) {
-        self.connection.log(facility, message);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        self.connection.error(&error, reason);
-    }
-}
-
-impl ConsumerContext for Context {
-    fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
-        match rebalance {
-            Rebalance::Assign(list) => {
-                let partitions = self.partitions(list);
-                tracing::debug!(topic = %self.options.topic, ?partitions, "partitions assigned");
-                self.host.member(true);
-                let mut lanes = self.lanes();
-                for partition in partitions {
-                    raw::split_off(consumer, &self.options.topic, partition);
-                    let lane = self.host.open(partition);
-                    lanes.insert(partition, Assigned::new(lane));
-                }
-            }
-            Rebalance::Revoke(list) => {
-                let partitions = self.partitions(list);
-                tracing::debug!(topic = %self.options.topic, ?partitions, "partitions revoked");
-                let taken: Vec<_> = {
-                    let mut lanes = self.lanes();
-                    partitions.iter().filter_map(|p| lanes.remove(p).map(|a| (*p, a))).collect()
-                };
-                if consumer.assignment_lost() {
-                    tracing::warn!(topic = %self.options.topic, ?partitions, "membership lost; joining again");
-                    if consumer.client().fatal_error().is_none() {
-                        *self.lost.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-                    }
-                    self.lose(taken.into_iter().map(|(_, assigned)| assigned));
-                } else {
-                    let (reached, late) = self.drain(taken);
-                    self.store(consumer, &reached);
-                    if !late.is_empty() {
-                        // They are let go, not stopped: what runs keeps its lease and is settled, so that the next owner,
-                        // who reads these events again, finds them busy and then finished.
-                        tracing::warn!(
-                            topic = %self.options.topic, partitions = late.len(), timeout = ?self.options.drain_timeout,
-                            "handlers still run after the drain time; the partitions move on, what runs is finished here"
-                        );
-                    }
-                }
-            }
-            Rebalance::Error(error) => tracing::warn!(topic = %self.options.topic, %error, "rebalance failed"),
-        }
-    }
-
-    fn post_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
-        // A partition that was paused when it was taken away would come back paused.
-        if let Rebalance::Assign(list) = rebalance
-            && list.count() > 0
-            && let Err(error) = consumer.resume(list)
-        {
-            tracing::warn!(topic = %self.options.topic, %error, "cannot resume new partitions");
-        }
-    }
-
-    fn commit_callback(&self, result: Result<(), KafkaError>, _offsets: &TopicPartitionList) {
-        match result {
-            Ok(()) => self.connection.is_up(),
-            Err(error) => tracing::debug!(topic = %self.options.topic, %error, "offsets not committed; tried again"),
-        }
+    /// Whether its lane has had no room for long, and will not have any soon.
+    fn wants_pause(&self) -> bool {
+        self.full_since.is_some_and(|since| since.elapsed() >= FULL)
+            && self.lane.next_due().is_none_or(|due| due > SystemClock.now().wall + SOON)
     }
 }
 
@@ -314,13 +177,16 @@ impl StageConsumer {
             .set("session.timeout.ms", options.session_timeout.as_millis().to_string())
             .set("heartbeat.interval.ms", heartbeat(options.session_timeout).as_millis().to_string())
             .set("fetch.queue.backoff.ms", "20")
-            .set("fetch.wait.max.ms", "50")
+            .set("fetch.wait.max.ms", FETCH_WAIT.as_millis().to_string())
             .set("topic.metadata.refresh.interval.ms", "60000");
         // Fetched ahead for each partition: enough to keep its lane busy, and little memory with hundreds of them.
         config.set("queued.min.messages", "2000").set("queued.max.messages.kbytes", "1024");
-        if options.delayed {
+        if let Some(delay) = options.delay {
+            // Nothing is due sooner than that, so the broker may collect what comes: one answer instead of one an event.
+            let wait = (delay / 4).clamp(Duration::from_millis(1), FETCH_WAIT);
+            config.set("fetch.min.bytes", "32768").set("fetch.wait.max.ms", wait.as_millis().to_string());
             // What is not due yet is held by the lane; what was fetched beyond its window is thrown away at a pause.
-            config.set("fetch.message.max.bytes", "262144");
+            config.set("fetch.message.max.bytes", "65536");
         }
         for (key, value) in &properties.consumer {
             config.set(key, value);
@@ -340,13 +206,7 @@ impl StageConsumer {
     }
 
     fn connect(config: ClientConfig, options: Options, host: Arc<dyn LaneHost>) -> Result<Self, Error> {
-        let context = Context {
-            connection: Connection::new(format!("consumer of {}", options.topic)),
-            options: options.clone(),
-            host,
-            lanes: Mutex::new(HashMap::new()),
-            lost: Mutex::new(None),
-        };
+        let context = Context::new(options.clone(), host);
         let config_error = |source| Error::Config { topic: options.topic.clone(), source };
         let consumer: BaseConsumer<Context> =
             BaseConsumer::from_config_and_context(&config, context).map_err(config_error)?;
@@ -355,10 +215,11 @@ impl StageConsumer {
     }
 
     /// The same member in a new client, the old one is of no more use.
-    fn join_anew(self) -> Result<Self, Error> {
+    fn join_anew(self, why: &str) -> Result<Self, Error> {
         let Self { consumer, config, options } = self;
-        tracing::warn!(topic = %options.topic, "fenced for what was sent without a membership; joining with a new client");
+        tracing::warn!(topic = %options.topic, why, "joining with a new client");
         let context = Arc::clone(consumer.context());
+        context.over.store(true, Ordering::Relaxed);
         // With the queues of its partitions goes all that keeps the client.
         let lanes = std::mem::take(&mut *context.lanes());
         context.lose(lanes.into_values());
@@ -376,10 +237,14 @@ impl StageConsumer {
         let (context, result) = loop {
             let context = Arc::clone(self.consumer.context());
             match self.poll(&context, stop, &alive) {
-                Err(Error::Fenced { .. }) if context.is_fenced_by_itself() => self = self.join_anew()?,
+                Err(Error::Fenced { .. }) if context.is_fenced_by_itself() => {
+                    self = self.join_anew("fenced for what was sent without a membership")?;
+                }
+                Ok(()) if !stop.load(Ordering::Relaxed) => self = self.join_anew("partitions could not be started")?,
                 result => break (context, result),
             }
         };
+        context.over.store(true, Ordering::Relaxed);
         let lanes: Vec<_> = context.lanes().drain().collect();
         let (reached, late) = context.drain(lanes);
         if result.is_ok() {
@@ -399,6 +264,7 @@ impl StageConsumer {
         }
     }
 
+    /// Until `stop` is set, or this client is of no more use.
     fn poll(&mut self, context: &Context, stop: &AtomicBool, alive: impl Fn()) -> Result<(), Error> {
         // Nothing is assigned yet, so no queue of a partition holds the client.
         if let Some(consumer) = Arc::get_mut(&mut self.consumer) {
@@ -406,7 +272,7 @@ impl StageConsumer {
             consumer.set_nonempty_callback(move || poller.unpark());
         }
         let mut last_store = Instant::now();
-        while !stop.load(Ordering::Relaxed) {
+        while !stop.load(Ordering::Relaxed) && !context.over.load(Ordering::Relaxed) {
             alive();
             self.serve_events(context)?;
             let mut lanes = context.lanes();
@@ -495,7 +361,7 @@ impl StageConsumer {
     fn see_to_pauses(&self, lanes: &mut HashMap<i32, Assigned>) {
         let (mut pause, mut resume) = (TopicPartitionList::new(), TopicPartitionList::new());
         for (partition, assigned) in lanes.iter_mut() {
-            let wanted = assigned.full_since.is_some_and(|since| since.elapsed() >= FULL);
+            let wanted = assigned.wants_pause();
             if wanted != assigned.paused {
                 assigned.paused = wanted;
                 let list = if wanted { &mut pause } else { &mut resume };

@@ -1,11 +1,13 @@
-//! The one module with raw pointers: header names as bytes, the ids of topics, and a setting of the embedded broker.
+//! The one module with raw pointers: header names as bytes, the ids of topics and members, and a setting of the embedded
+//! broker.
 //!
 //! Kafka does not hold producers to UTF-8 in header names, and rdkafka's safe reader panics on a name that is not:
 //! one hostile record would end the stage. So headers are read from, and written to, librdkafka directly. A name
 //! with a NUL byte in it is cut there by librdkafka itself.
 //!
-//! Of one header of many, only that one is looked at. The id of a topic, to split off a partition's queue before it is
-//! assigned, and how long the embedded broker waits for a group's first members have no safe wrapper in rdkafka.
+//! Of one header of many, only that one is looked at. The ids of a topic and of a member, to split off a partition's
+//! queue before it is assigned, and how long the embedded broker waits for a group's first members have no safe wrapper
+//! in rdkafka.
 #![allow(unsafe_code, reason = "see the module's head")]
 
 use std::ffi::{CStr, CString, c_void};
@@ -116,6 +118,17 @@ pub(super) fn to_native(headers: &[(Bytes, Option<Bytes>)]) -> OwnedHeaders {
         debug_assert!(added == rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR);
     }
     native
+}
+
+/// Whether the client has a member id; it forgets it when it loses its membership.
+pub(super) fn has_member_id<C: ConsumerContext>(consumer: &BaseConsumer<C>) -> bool {
+    // SAFETY: the client is alive for the whole call; the copy of the id is NUL-terminated and given back.
+    unsafe {
+        let id = rd::rd_kafka_memberid(consumer.client().native_ptr());
+        let is_some = !id.is_null() && *id != 0;
+        rd::rd_kafka_mem_free(consumer.client().native_ptr(), id.cast());
+        is_some
+    }
 }
 
 /// From its next assignment on, the records of this partition stay in a queue of their own.

@@ -60,13 +60,6 @@ pub(super) fn overwrite((key, _, mark, ttl): &(CopyKey, Claim, Mark, Duration)) 
 
 /// Every command on records, as it changes nothing where the key is not there.
 pub(super) fn harmless(key: &str) -> [Cmd; 5] {
-    let of = |words: &[&str]| {
-        let mut cmd = Cmd::new();
-        for word in words {
-            cmd.arg(*word);
-        }
-        cmd
-    };
     [
         of(&["SET", key, "", "XX", "GET", "PX", "1"]),
         of(&["GET", key]),
@@ -74,6 +67,19 @@ pub(super) fn harmless(key: &str) -> [Cmd; 5] {
         of(&["DEL", key]),
         of(&["EVAL", RENEW, "1", key, "", "1"]),
     ]
+}
+
+/// What a node of a cluster is asked besides; the last announces a command to a node that takes a slot over.
+pub(super) fn of_a_cluster() -> [Cmd; 3] {
+    [of(&["CLUSTER", "SLOTS"]), of(&["CLUSTER", "INFO"]), of(&["ASKING"])]
+}
+
+fn of(words: &[&str]) -> Cmd {
+    let mut cmd = Cmd::new();
+    for word in words {
+        cmd.arg(*word);
+    }
+    cmd
 }
 
 /// A page of the keys that begin with `prefix`.

@@ -287,7 +287,7 @@ async fn attempt(
         }
     })?;
     let warnings = server::check(&mut connection, url, kind).await?;
-    server::try_rights(&mut connection, url, &options.prefix).await?;
+    server::try_rights(&mut connection, url, &options.prefix, kind).await?;
     Ok((connection, warnings))
 }
 

@@ -56,11 +56,17 @@ pub(super) async fn check(connection: &mut MultiplexedConnection, url: &str, kin
     }
 }
 
-/// Tries each command of the records on a key that is not there, where none of them changes anything: a right that is
-/// missing is found before an event needs it.
-pub(super) async fn try_rights(connection: &mut MultiplexedConnection, url: &str, prefix: &str) -> Result<(), Error> {
+/// Tries each command of the records on a key that is not there, where none of them changes anything, and before them
+/// what a cluster's node is asked besides: a right that is missing is found before an event needs it.
+pub(super) async fn try_rights(
+    connection: &mut MultiplexedConnection,
+    url: &str,
+    prefix: &str,
+    kind: Kind,
+) -> Result<(), Error> {
     let key = format!("{prefix}:rights:{:016x}", fastrand::u64(..));
-    let commands = commands::harmless(&key);
+    let of_a_cluster = (kind == Kind::ClusterNode).then(commands::of_a_cluster);
+    let commands: Vec<Cmd> = of_a_cluster.into_iter().flatten().chain(commands::harmless(&key)).collect();
     let pipeline = commands::pipeline(commands.into_iter());
     let replies = connection.send_packed_commands(&pipeline, 0, pipeline.len()).await;
     for reply in replies.map_err(|e| unreachable(url, &e))? {

@@ -131,6 +131,15 @@ fn properties_that_the_promise_rests_on_are_refused_with_their_reason() {
             beside(&format!("kafka: {{{section}: {{{name}: {value}}}}}"), &format!("kafka.{section}.{name}"), &[word]);
         }
     }
+    // Without a token the client would wait for ever.
+    for tokens in ["sasl.mechanism: OAUTHBEARER", "sasl.mechanisms: oauthbearer", "sasl.oauthbearer.method: oidc"] {
+        let path = format!("kafka.properties.{}", tokens.split(':').next().unwrap());
+        beside(
+            &format!("kafka: {{properties: {{{tokens}}}}}"),
+            &path,
+            &["this build", "SCRAM-SHA-512", "docs/security.md"],
+        );
+    }
     let fine = "kafka: {properties: {socket.keepalive.enable: true, linger.ms: 5}, brokers: 'a:1, b:2,[::1]:3'}";
     assert_eq!(config(&format!("{LEAST}\n{fine}")).kafka.properties.get("linger.ms"), Some("5"));
 }

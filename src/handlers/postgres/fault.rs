@@ -113,9 +113,10 @@ fn class(code: &str) -> &str {
     code.get(..2).unwrap_or_default()
 }
 
-/// The server ends the connection: it shuts down, crashed beside us, was told to.
+/// The server ends the connection: it shuts down, crashed beside us, was told to. Or it takes no writes any more (25006): who
+/// does is found by connecting anew, while this connection would be kept for as long as `pool_max_lifetime`.
 fn is_goodbye(code: &str) -> bool {
-    class(code) == "08" || ["57P01", "57P02", "57P03", "57P05"].contains(&code)
+    class(code) == "08" || ["57P01", "57P02", "57P03", "57P05", "25006"].contains(&code)
 }
 
 fn blame(code: &str) -> Blame {
@@ -163,7 +164,7 @@ mod tests {
     #[test]
     fn a_server_that_says_goodbye_has_lost_the_connection() {
         for (code, expected) in
-            [("57P01", true), ("57P05", true), ("08006", true), ("57014", false), ("40P01", false), ("23505", false)]
+            [("57P01", true), ("57P05", true), ("25006", true), ("08006", true), ("57014", false), ("40P01", false)]
         {
             assert_eq!(is_goodbye(code), expected, "{code}");
         }

@@ -225,6 +225,10 @@ mod tests {
         assert_eq!(config.get_application_name(), Some("a b"));
         assert_eq!((&*sslmode, root.as_deref()), ("verify-full", Some("/ca.pem")));
         assert_eq!(parse("postgres://db/x").unwrap().1, "prefer");
+        let several = "postgres:///x?user=app&host=pg-1,pg-2&port=5432,6432&target_session_attrs=read-write";
+        let (config, ..) = parse(several).unwrap();
+        assert_eq!((config.get_hosts().len(), config.get_ports()), (2, &[5432, 6432][..]));
+        assert_eq!(config.get_target_session_attrs(), tokio_postgres::config::TargetSessionAttrs::ReadWrite);
     }
 
     #[test]

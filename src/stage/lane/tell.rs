@@ -1,12 +1,33 @@
-//! What a lane tells of itself: counters, its view and its numbers, and the one line when it is halted.
+//! What a lane tells of itself: counters, its view and its numbers, the one line when it is halted, and one line a second
+//! while publishes are not acknowledged.
 
 use std::mem;
+use std::time::Duration;
 
 use super::Task;
 use crate::ladder::event::{Action, Mark, Timestamp};
 use crate::ladder::lane::{Effects, Finish, Standing};
 use crate::stage::held::Held;
 use crate::stage::lanes::LaneView;
+
+/// Between two lines about publishes that are not acknowledged: in an outage that is every event's.
+const BETWEEN_LINES: Duration = Duration::from_secs(1);
+
+/// Publishes that were not acknowledged, since the last line about them.
+#[derive(Default)]
+pub(super) struct Unacknowledged {
+    count: u64,
+    partition: i32,
+    /// Of the last one.
+    why: String,
+    told: Option<Duration>,
+}
+
+impl Unacknowledged {
+    pub(super) fn add(&mut self, partition: i32, why: String) {
+        *self = Self { count: self.count + 1, partition, why, told: self.told };
+    }
+}
 
 impl Task<'_> {
     pub(super) fn count(&mut self, fx: &mut Effects<Box<Held>>) {
@@ -68,8 +89,21 @@ impl Task<'_> {
         view
     }
 
+    fn tell_unacknowledged(&mut self) {
+        let Unacknowledged { count: 1.., told, .. } = self.unacknowledged else { return };
+        let now = self.ctx.clock.now().boot;
+        if told.is_none_or(|told| now >= told + BETWEEN_LINES) {
+            let Unacknowledged { count, partition, why, .. } = mem::take(&mut self.unacknowledged);
+            let rung = self.ctx.rung();
+            tracing::warn!(stage = &*rung.name, topic = %rung.topic, partition, count, why, "publish not acknowledged");
+            self.unacknowledged.told = Some(now);
+        }
+    }
+
     pub(super) fn tell(&mut self) {
+        self.tell_unacknowledged();
         let lane = &self.lane;
+        self.ends.state.tell_due(lane.next_tick().0);
         self.ends.state.tell(lane.position(), lane.paused(), lane.waiting(), lane.in_flight(), lane.halted());
         if lane.halted() && !mem::replace(&mut self.told_halt, true) {
             let halted = self.lane.iter().find_map(|held| Some((held.halted?, held)));

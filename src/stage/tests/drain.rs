@@ -2,6 +2,7 @@
 
 use super::ports::{Answer, Fault};
 use super::*;
+use crate::stage::ports::PublishError;
 
 async fn slow(_: Event) -> Outcome {
     tokio::time::sleep(SECOND * 5).await;
@@ -169,15 +170,48 @@ async fn a_lane_whose_handle_is_dropped_finishes_what_runs_and_ends() {
 #[tokio::test(start_paused = true)]
 async fn a_lane_whose_handle_is_dropped_waits_for_its_handlers_but_not_for_ever() {
     let rig = Rig::new(MAIN, |s| s.handler_timeout = SECOND * 100, |_| std::future::pending());
-    rig.producer.answers([Answer::Hold; 2]);
+    // The handlers overrun at 100 s; what is to be published then is refused again and again.
+    rig.producer.answers(std::iter::repeat_n(Answer::Unacknowledged, 1_000));
     let lane = rig.lane(records(0..2));
     rig.pass(SECOND).await;
     drop(lane);
-    // The handlers overrun at 100 s; what is to be published then is never acknowledged.
     rig.pass(SECOND * 158).await;
-    assert_eq!((rig.handler.cancelled(), rig.producer.held()), (2, 2));
+    assert_eq!((rig.handler.cancelled(), rig.stage.overview().in_flight), (2, 2));
     rig.pass(SECOND * 4).await;
     rig.is_at_rest();
+    assert_eq!(rig.stage.overview(), LaneOverview::default(), "it has ended");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lane_keeps_its_leases_as_long_as_the_producer_has_its_records() {
+    let rig = Rig::new(MAIN, |s| s.handler_timeout = SECOND * 5, fail);
+    rig.producer.answers([Answer::Hold, Answer::Hold]);
+    let lane = rig.lane(records(0..2));
+    rig.until("they are with the producer", || rig.producer.held() == 2).await;
+    drop(lane);
+    // The message timeout may be as long as it likes.
+    rig.pass(SECOND * 600).await;
+    assert!(rig.stored("e0", 0).starts_with("P.") && rig.stored("e1", 0).starts_with("P."));
+    rig.producer.answer_held(Ok(()));
+    rig.pass(SECOND).await;
+    rig.is_at_rest();
+    assert_eq!(rig.stage.overview(), LaneOverview::default(), "it has ended");
+    assert_eq!((rig.stored("e0", 0).as_str(), rig.stored("e1", 0).as_str()), ("F", "F"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lane_that_was_abandoned_long_ago_sends_nothing_again() {
+    let rig = Rig::new(MAIN, |s| s.handler_timeout = SECOND * 5, fail);
+    rig.producer.answers([Answer::Hold]);
+    let lane = rig.lane(records(0..1));
+    rig.until("it is with the producer", || rig.producer.held() == 1).await;
+    drop(lane);
+    rig.pass(SECOND * 120).await;
+    rig.producer.answer_held(Err(PublishError::Unacknowledged("timed out".into())));
+    rig.pass(SECOND * 6).await;
+    rig.is_at_rest();
+    assert_eq!(rig.stage.overview(), LaneOverview::default(), "it has ended");
+    assert_eq!(rig.producer.count(), 1, "its next owner sends it");
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,6 +1,6 @@
 //! Where events end: done, on the next topic, in the DLQ, known already.
 
-use super::ports::{Answer, Fault};
+use super::ports::{Answer, Fault, Lines};
 use super::*;
 use crate::ladder::event::Reason;
 use crate::stage::context::Tombstones;
@@ -178,6 +178,26 @@ async fn a_publish_that_is_not_acknowledged_is_repeated_until_it_is() {
     assert_eq!((rig.producer.count(), rig.handler.count(), rig.stats().republished.get()), (5, 1, 4));
     let hops: Vec<_> = rig.producer.published().iter().map(|out| value_of(out, "x-ladder-hop").to_owned()).collect();
     assert_eq!(hops, ["1"; 5], "all of them are one copy");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_of_the_broker_is_a_line_a_second_that_counts_and_not_one_for_each_event() {
+    let (subscriber, lines) = Lines::new();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let rig = Rig::new(MAIN, as_usual, fail);
+    rig.producer.answers([Answer::Unacknowledged; 400]);
+    let lane = rig.lane(records(0..100));
+    rig.position(&lane, 100).await;
+    rig.pass(SECOND * 60).await;
+    let lines = lines.lock().unwrap().clone();
+    assert!((2..=8).contains(&lines.len()), "{lines:?}");
+    let count = |line: &String| -> u64 {
+        for part in ["publish not acknowledged", "topic=orders", "partition=0", "timed out"] {
+            assert!(line.contains(part), "{part} in {line}");
+        }
+        line.split_once("count=").unwrap().1.split(' ').next().unwrap().parse().unwrap()
+    };
+    assert_eq!(lines.iter().map(count).sum::<u64>(), 400);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,5 +1,6 @@
 //! Records that the broker refuses for their size.
 
+use super::ports::Lines;
 use super::*;
 use crate::ladder::headers::{CompatHeaders, MAX_OWN_BYTES};
 
@@ -120,44 +121,4 @@ async fn a_forged_hop_count_at_the_limit_does_not_halt_the_partition() {
     let lane = rig.lane([sent]);
     rig.until("it moves on", || lane.position() == Some(1)).await;
     assert_eq!((rig.producer.count(), lane.state().halted()), (1, false));
-}
-
-/// Collects warnings and errors as text.
-struct Lines(Arc<std::sync::Mutex<Vec<String>>>);
-
-impl Lines {
-    fn new() -> (Self, Arc<std::sync::Mutex<Vec<String>>>) {
-        let lines = Arc::default();
-        (Self(Arc::clone(&lines)), lines)
-    }
-}
-
-impl tracing::Subscriber for Lines {
-    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
-        *metadata.level() <= tracing::Level::WARN
-    }
-
-    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
-        tracing::span::Id::from_u64(1)
-    }
-
-    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
-
-    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
-
-    fn event(&self, event: &tracing::Event<'_>) {
-        struct Text(String);
-        impl tracing::field::Visit for Text {
-            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
-                self.0.push_str(&format!(" {}={value:?}", field.name()));
-            }
-        }
-        let mut text = Text(String::new());
-        event.record(&mut text);
-        self.0.lock().unwrap().push(text.0);
-    }
-
-    fn enter(&self, _: &tracing::span::Id) {}
-
-    fn exit(&self, _: &tracing::span::Id) {}
 }

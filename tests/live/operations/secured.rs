@@ -4,6 +4,7 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpListener;
+use std::path::PathBuf;
 use std::process::Output;
 use std::sync::{Arc, Mutex};
 
@@ -16,6 +17,7 @@ use crate::certificates::Certificates;
 use crate::outside;
 use crate::support::acls::{self, Right};
 use crate::support::kafka_server::KafkaCluster;
+use crate::support::registry_url;
 
 const DLQ: &str = "orders.billing.dlq";
 const SECRET: &str = "hunter2-hunter2";
@@ -40,7 +42,7 @@ struct Guarded {
     kafka: KafkaCluster,
     ladder: Ladder,
     folder: tempfile::TempDir,
-    ca: String,
+    certificates: Certificates,
 }
 
 impl Guarded {
@@ -50,7 +52,7 @@ impl Guarded {
         let logins: Vec<_> = users.iter().map(|user| (*user, SECRET)).collect();
         let kafka = KafkaCluster::guarded(&certificates, &logins);
         std::fs::write(folder.path().join("password"), SECRET).expect("the password's file");
-        Self { kafka, ladder: Ladder::new(1), folder, ca: certificates.ca.display().to_string() }
+        Self { kafka, ladder: Ladder::new(1), folder, certificates }
     }
 
     fn give(&self, user: &str, rights: &[Vec<Right>]) {
@@ -72,7 +74,7 @@ impl Guarded {
                     "sasl.mechanism": mechanism,
                     "sasl.username": user,
                     "sasl.password_file": self.path("password"),
-                    "ssl.ca.location": self.ca,
+                    "ssl.ca.location": self.certificates.ca,
                 },
             },
             "pipelines": { "orders": {
@@ -91,6 +93,21 @@ impl Guarded {
         let file = self.path(&format!("{user}-{:08x}.json", fastrand::u32(..)));
         std::fs::write(&file, config.to_string()).expect("the configuration's file");
         file
+    }
+
+    /// The file of a configuration for a client with these certificate and key files.
+    fn config_of_client(&self, [cert, key]: &[PathBuf; 2], change: impl FnOnce(&mut Value)) -> String {
+        self.config("client", "", |config| {
+            config["kafka"]["brokers"] = self.kafka.mutual_brokers().into();
+            config["kafka"]["properties"] = json!({
+                "security.protocol": "SSL",
+                "ssl.ca.location": self.certificates.ca,
+                "ssl.certificate.location": cert,
+                "ssl.key.location": key,
+                "ssl.key.password_file": self.path("password"),
+            });
+            change(config);
+        })
     }
 
     fn call(&self, config: &str, arguments: &[&str]) -> Output {
@@ -218,11 +235,116 @@ fn a_refused_connection_is_told_at_once(guarded: &Guarded) {
     }
 }
 
-/// Answers 503 to every request over TLS; keeps the headers that it was sent.
-fn sink(certificates: &Certificates) -> (String, Arc<Mutex<Vec<String>>>) {
+#[test]
+fn a_client_with_a_certificate_has_the_rights_of_its_name_and_is_refused_without_one() {
+    let guarded = Guarded::start(&[]);
+    let roles = ["creator", "producer", "worker", "operator"];
+    guarded.give("CN=ladder", &roles.map(documented).concat());
+    let ladder = guarded.certificates.client("ladder", SECRET);
+    let config = guarded.config_of_client(&ladder, |_| ());
+    guarded.works(&config, &["topics", "create"]);
+    guarded.works(&config, &["produce", "--count", "3"]);
+    let mut running = guarded.ladder.start("worker", &["--config", &config]);
+    guarded.wait_for_letters(3);
+    guarded.works(&config, &["dlq", "redrive", "--yes"]);
+    guarded.wait_for_letters(6);
+    running.signal(Signal::TERM);
+    assert_eq!(running.exit_code(LIMIT), 0, "{}", running.log());
+    let log = running.log();
+    assert!(!log.contains("WARN") && !log.contains(SECRET), "{log}");
+
+    let nobody = guarded.config_of_client(&guarded.certificates.client("nobody", SECRET), |_| ());
+    guarded.fails(&nobody, &["produce", "--count", "1"], 69, &["orders", "lacks the right Write"]);
+
+    let elsewhere = tempfile::tempdir().expect("a folder");
+    let stranger = Certificates::make(elsewhere.path()).client("ladder", SECRET);
+    std::fs::write(guarded.path("guessed"), "guessed-it").expect("a file");
+    let patient = |config: &mut Value| config["kafka"]["startup_timeout"] = "90s".into();
+    let without_a_key = |config: &mut Value| {
+        patient(config);
+        let properties = config["kafka"]["properties"].as_object_mut().expect("a map");
+        properties.retain(|name, _| !name.contains("key") && !name.contains("certificate"));
+    };
+    let wrong_password = |config: &mut Value| {
+        config["kafka"]["properties"]["ssl.key.password_file"] = guarded.path("guessed").into();
+    };
+    for (config, property) in [
+        (guarded.config_of_client(&ladder, without_a_key), "ssl.certificate.location"),
+        (guarded.config_of_client(&stranger, patient), "ssl.certificate.location"),
+        (guarded.config_of_client(&ladder, wrong_password), "ssl.key"),
+    ] {
+        for arguments in [&["--stage", "main"][..], &["status"], &["dlq", "groups"], &["produce", "--count", "1"]] {
+            guarded.fails(&config, arguments, 64, &[property]);
+        }
+    }
+}
+
+/// What speaks TLS to `port` on behalf of a server that does not.
+fn behind_tls(certificates: &Certificates, port: u16) -> u16 {
+    let acceptor = acceptor(certificates);
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let at = listener.local_addr().expect("its address").port();
+    listener.set_nonblocking(true).expect("a listener of tokio's");
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
+            let acceptor = tokio_native_tls::TlsAcceptor::from(acceptor);
+            while let Ok((stream, _)) = listener.accept().await {
+                let acceptor = acceptor.clone();
+                tokio::spawn(async move {
+                    let mut client = acceptor.accept(stream).await.ok()?;
+                    let mut server = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok()?;
+                    tokio::io::copy_bidirectional(&mut client, &mut server).await.ok()
+                });
+            }
+        });
+    });
+    at
+}
+
+#[test]
+fn a_registry_behind_tls_is_asked_by_who_trusts_its_authority() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let certificates = Certificates::make(folder.path());
+    let mut url = reqwest::Url::parse(&registry_url()).expect("a url");
+    let port = behind_tls(&certificates, url.port_or_known_default().expect("a port"));
+    url.set_scheme("https").and_then(|()| url.set_port(Some(port))).expect("a url");
+    url.set_host(Some("localhost")).expect("a host");
+    let password = folder.path().join("password");
+    std::fs::write(&password, SECRET).expect("the secret's file");
+    let mut ladder = Ladder::created(1);
+    ladder.pipeline()["framing"] = "confluent".into();
+    ladder.pipeline()["handler"] = json!({ "log": {} });
+    let urls = [url.as_str()];
+    ladder.config["registry"] =
+        json!({ "urls": urls, "retries": 0, "user": "ladder", "password_file": password, "ca": certificates.ca });
+    let trusting = ladder.call(&["produce", "--register", "--count", "3"]);
+    assert!(trusting.status.success(), "{}", String::from_utf8_lossy(&trusting.stderr));
+    let mut worker = ladder.start("worker", &[]);
+    until("all are done", || ladder.committed(0) == Some(3), || worker.log());
+    worker.signal(Signal::TERM);
+    assert_eq!(worker.exit_code(LIMIT), 0, "{}", worker.log());
+    assert!(ladder.dead_letters().is_empty(), "{}", worker.log());
+
+    ladder.config["registry"]["ca"] = Value::Null;
+    let stranger = ladder.call(&["produce", "--count", "1"]);
+    let told = String::from_utf8_lossy(&stranger.stderr).into_owned();
+    assert!(!stranger.status.success() && told.contains("certificate"), "{told}");
+    for text in [told, worker.log()] {
+        assert!(!text.contains(SECRET), "the secret is told: {text}");
+    }
+}
+
+fn acceptor(certificates: &Certificates) -> native_tls::TlsAcceptor {
     let [cert, key] = [&certificates.cert, &certificates.key].map(|file| std::fs::read(file).expect("PEM"));
     let identity = native_tls::Identity::from_pkcs8(&cert, &key).expect("an identity");
-    let acceptor = native_tls::TlsAcceptor::new(identity).expect("an acceptor");
+    native_tls::TlsAcceptor::new(identity).expect("an acceptor")
+}
+
+/// Answers 503 to every request over TLS; keeps the headers that it was sent.
+fn sink(certificates: &Certificates) -> (String, Arc<Mutex<Vec<String>>>) {
+    let acceptor = acceptor(certificates);
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let url = format!("https://localhost:{}/orders", listener.local_addr().expect("its address").port());
     let seen = Arc::new(Mutex::new(Vec::new()));

@@ -24,16 +24,18 @@ pub(crate) struct Right {
     pub(crate) operation: String,
 }
 
-/// Gives the user exactly these rights, and waits until the broker knows.
+/// Gives the user exactly these rights, each once, and waits until the broker knows.
 ///
 /// # Panics
 /// When the broker refuses, or knows of no such thing or operation.
 pub(crate) fn set(broker: &str, user: &str, rights: &[Right]) {
+    let is_first = |(i, right): &(usize, &Right)| !rights[..*i].contains(right);
+    let rights: Vec<_> = rights.iter().enumerate().filter(is_first).map(|(_, right)| right).collect();
     let principal = text(&format!("User:{user}"));
     let filter = [&[ANY][..], &NULL, &[ANY], &principal, &NULL, &[ANY, ANY]].concat();
     request(broker, DELETE, &[&1_i32.to_be_bytes()[..], &filter].concat());
     let mut create = i32::try_from(rights.len()).expect("few").to_be_bytes().to_vec();
-    for right in rights {
+    for right in &rights {
         let (pattern, name) = match right.name.strip_suffix('*') {
             Some(prefix) => (PREFIXED, prefix),
             None => (LITERAL, right.name.as_str()),

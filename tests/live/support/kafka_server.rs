@@ -39,10 +39,14 @@ struct Beside {
     advertised: u16,
 }
 
-/// A listener for those who prove who they are.
+/// Listeners for those who prove who they are.
 struct Guarded {
+    /// By a password.
     port: u16,
+    /// By a certificate.
+    mutual_port: u16,
     keystore: PathBuf,
+    ca: PathBuf,
     /// Name and password.
     users: Vec<(String, String)>,
 }
@@ -71,21 +75,27 @@ impl KafkaCluster {
         (cluster.up(), proxy)
     }
 
-    /// One node with a second listener: TLS, and users with a password (SCRAM-SHA-512 or PLAIN) who have the rights that
-    /// they are given. Whoever comes to the first listener has every right.
+    /// One node with two more listeners, both TLS: for users with a password (SCRAM-SHA-512 or PLAIN), and for clients with
+    /// a certificate. They have the rights that they are given; whoever comes to the first listener has every right.
     pub(crate) fn guarded(certificates: &Certificates, users: &[(&str, &str)]) -> Self {
         let mut cluster = Self::prepared(1);
         let keystore = cluster.file(0, "keystore.pem");
         let pem = [&certificates.key, &certificates.cert].map(|file| std::fs::read_to_string(file).expect("PEM"));
         std::fs::write(&keystore, pem.concat()).expect("its keystore");
         let users = users.iter().map(|(name, password)| ((*name).to_owned(), (*password).to_owned())).collect();
-        cluster.guarded = Some(Guarded { port: free_port(), keystore, users });
+        let (port, mutual_port, ca) = (free_port(), free_port(), certificates.ca.clone());
+        cluster.guarded = Some(Guarded { port, mutual_port, keystore, ca, users });
         cluster.up()
     }
 
-    /// Address of the guarded listener.
+    /// Address of the listener that asks for a password.
     pub(crate) fn guarded_brokers(&self) -> String {
         format!("localhost:{}", self.guarded.as_ref().expect("a guarded cluster").port)
+    }
+
+    /// Address of the listener that asks for a certificate.
+    pub(crate) fn mutual_brokers(&self) -> String {
+        format!("localhost:{}", self.guarded.as_ref().expect("a guarded cluster").mutual_port)
     }
 
     fn prepared(nodes: usize) -> Self {
@@ -209,9 +219,9 @@ impl KafkaCluster {
             write!(advertised, ",BESIDE://127.0.0.1:{at}").expect("text");
         }
         let mut guard = String::new();
-        if let Some(Guarded { port, keystore, users }) = &self.guarded {
-            write!(listeners, ",SASL_SSL://127.0.0.1:{port}").expect("text");
-            write!(advertised, ",SASL_SSL://localhost:{port}").expect("text");
+        if let Some(Guarded { port, mutual_port, keystore, ca, users }) = &self.guarded {
+            write!(listeners, ",SASL_SSL://127.0.0.1:{port},SSL://127.0.0.1:{mutual_port}").expect("text");
+            write!(advertised, ",SASL_SSL://localhost:{port},SSL://localhost:{mutual_port}").expect("text");
             let jaas = "org.apache.kafka.common.security";
             let plain: String = users.iter().map(|(name, password)| format!(" user_{name}=\"{password}\"")).collect();
             guard = [
@@ -224,6 +234,9 @@ impl KafkaCluster {
                 format!("listener.name.sasl_ssl.plain.sasl.jaas.config={jaas}.plain.PlainLoginModule required{plain};"),
                 "ssl.keystore.type=PEM".to_owned(),
                 format!("ssl.keystore.location={}", keystore.display()),
+                "listener.name.ssl.ssl.client.auth=required".to_owned(),
+                "ssl.truststore.type=PEM".to_owned(),
+                format!("ssl.truststore.location={}", ca.display()),
             ]
             .join("\n");
         }
@@ -236,7 +249,7 @@ impl KafkaCluster {
             format!("advertised.listeners={advertised}"),
             "controller.listener.names=CONTROLLER".into(),
             "inter.broker.listener.name=PLAINTEXT".into(),
-            "listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,BESIDE:PLAINTEXT,SASL_SSL:SASL_SSL".into(),
+            "listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,BESIDE:PLAINTEXT,SASL_SSL:SASL_SSL,SSL:SSL".into(),
             format!("log.dirs={}", self.file(index, "data").display()),
             format!("default.replication.factor={copies}"),
             format!("min.insync.replicas={in_sync}"),

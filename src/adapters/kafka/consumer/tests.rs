@@ -1,15 +1,18 @@
 //! Over librdkafka's mock cluster, with the test in the place of the lanes.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc;
 
-use rdkafka::ClientConfig;
+use rdkafka::consumer::{ConsumerContext, Rebalance};
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+use rdkafka::{ClientConfig, Offset};
 
 use super::*;
 use crate::adapters::kafka::producer::{KafkaPublisher, Options as ProducerOptions};
+use crate::adapters::kafka::raw;
 use crate::stage::lanes::LaneEnds;
 use crate::stage::ports::{AckSink, Outgoing, PublishError, Publisher};
 
@@ -33,7 +36,7 @@ fn options() -> Options {
         group_instance_id: None,
         session_timeout: Duration::from_secs(6),
         drain_timeout: Duration::from_secs(10),
-        delayed: true,
+        delay: Some(Duration::from_secs(5)),
     }
 }
 
@@ -92,6 +95,8 @@ struct Running {
     lanes: mpsc::Receiver<(i32, LaneEnds)>,
     stop: Arc<AtomicBool>,
     rounds: Arc<AtomicU64>,
+    /// Keeps the poll thread from going on.
+    hold: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<Result<(), Error>>>,
 }
 
@@ -103,15 +108,19 @@ impl Running {
 
     fn run(consumer: StageConsumer, lanes: mpsc::Receiver<(i32, LaneEnds)>) -> Self {
         let (stop, rounds) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let hold = Arc::new(AtomicBool::new(false));
         let thread = std::thread::spawn({
-            let (stop, rounds) = (Arc::clone(&stop), Arc::clone(&rounds));
+            let (stop, rounds, hold) = (Arc::clone(&stop), Arc::clone(&rounds), Arc::clone(&hold));
             move || {
                 consumer.run(&stop, || {
                     rounds.fetch_add(1, Ordering::Relaxed);
+                    while hold.load(Ordering::Relaxed) {
+                        std::thread::sleep(Duration::from_millis(2));
+                    }
                 })
             }
         });
-        Self { lanes, stop, rounds, thread: Some(thread) }
+        Self { lanes, stop, rounds, hold, thread: Some(thread) }
     }
 
     fn lane(&self) -> (i32, LaneEnds) {
@@ -299,6 +308,37 @@ fn a_lane_is_given_what_it_has_room_for_and_a_full_one_holds_up_no_other() {
 }
 
 #[test]
+fn a_full_lane_is_paused_unless_its_next_event_falls_due_soon() {
+    let (handle, ends) = LaneHandle::new(1);
+    let mut assigned = Assigned::new(handle);
+    let now = SystemClock.now().wall;
+    let mut check = |full_for: Option<Duration>, next_due, paused| {
+        assigned.full_since = full_for.map(|time| Instant::now().checked_sub(time).unwrap());
+        ends.state.tell_due(next_due);
+        assert_eq!(assigned.wants_pause(), paused, "{full_for:?}, {next_due:?}");
+    };
+    check(None, None, false);
+    check(Some(Duration::ZERO), None, false);
+    check(Some(FULL), None, true);
+    check(Some(FULL), Some(now + Duration::from_secs(3_600)), true);
+    check(Some(FULL), Some(now), false);
+}
+
+#[test]
+fn a_stage_with_a_delay_lets_the_broker_collect_for_a_part_of_it() {
+    let cluster = cluster(1);
+    let check = |delay: Option<u64>, min_bytes: Option<&str>, wait: &str| {
+        let options = Options { delay: delay.map(Duration::from_millis), ..options() };
+        let config = consumer(&cluster, options).0.config;
+        assert_eq!((config.get("fetch.min.bytes"), config.get("fetch.wait.max.ms")), (min_bytes, Some(wait)));
+    };
+    check(None, None, "50");
+    check(Some(5_000), Some("32768"), "50");
+    check(Some(100), Some("32768"), "25");
+    check(Some(1), Some("32768"), "1");
+}
+
+#[test]
 fn a_lane_that_has_room_again_ends_its_poll_threads_wait() {
     let (handle, ends) = LaneHandle::new(10);
     assert_eq!(handle.room(), 10);
@@ -369,32 +409,53 @@ fn a_fenced_consumer_lets_its_lanes_finish_and_stores_nothing() {
 
 #[test]
 fn a_member_that_is_fenced_by_its_own_last_commit_joins_again() {
+    // As a real coordinator answers: it knows the instance, by another member id than none.
+    let fenced = RDKafkaRespErr::RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID;
+    // Whether the poll thread learns of it only after that answer has come.
+    for late in [false, true] {
+        let cluster = cluster(1);
+        publish(&cluster, plain(0, 10));
+        let mut properties = Properties::new(cluster.bootstrap_servers());
+        properties.common.insert("reconnect.backoff.max.ms".into(), "250".into());
+        let (sender, lanes) = mpsc::channel();
+        let options = Options { group_instance_id: Some("one".into()), ..options() };
+        let stage = StageConsumer::new(&properties, options, Arc::new(Host(sender))).unwrap();
+        let client = Arc::clone(&stage.consumer);
+        let running = Running::run(stage, lanes);
+        let (_, mut lane) = running.lane();
+        records(&mut lane, 10);
+        // The coordinator is away for longer than the session, and something is to be committed.
+        cluster.broker_down(1).unwrap();
+        lane.state.tell(Some(7), false, 0, 0, false);
+        running.rounds(20);
+        running.hold.store(late, Ordering::Relaxed);
+        wait("the loss of the membership", || !raw::has_member_id(&client));
+        cluster.request_errors(RDKafkaApiKey::OffsetCommit, &[fenced]);
+        cluster.broker_up(1).unwrap();
+        wait("the answer", || !late || client.client().fatal_error().is_some());
+        drop(client);
+        running.hold.store(false, Ordering::Relaxed);
+        assert!(matches!(command(&mut lane), LaneCommand::Drain));
+
+        let (_, mut lane) = running.lane();
+        assert_eq!(offsets(&records(&mut lane, 10)), (0..10).collect::<Vec<_>>(), "nothing was committed");
+        // Whoever is fenced without having lost anything has to go.
+        cluster.request_errors(RDKafkaApiKey::Heartbeat, &[fenced]);
+        assert!(matches!(command(&mut lane), LaneCommand::Drain));
+        lane.ended.send_replace(true);
+        let error = running.join().unwrap_err();
+        assert!(matches!(error, Error::Fenced { .. }), "{error}");
+    }
+}
+
+#[test]
+fn a_client_that_is_fenced_before_it_had_a_place_tries_again() {
     let cluster = cluster(1);
     publish(&cluster, plain(0, 10));
-    let mut properties = Properties::new(cluster.bootstrap_servers());
-    properties.common.insert("reconnect.backoff.max.ms".into(), "250".into());
-    let (sender, lanes) = mpsc::channel();
-    let options = Options { group_instance_id: Some("one".into()), ..options() };
-    let running = Running::run(StageConsumer::new(&properties, options, Arc::new(Host(sender))).unwrap(), lanes);
+    cluster.request_errors(RDKafkaApiKey::JoinGroup, &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID]);
+    let running = Running::start(&cluster, Options { group_instance_id: Some("one".into()), ..options() });
     let (_, mut lane) = running.lane();
     records(&mut lane, 10);
-    // The coordinator is away for longer than the session, and something is to be committed.
-    cluster.broker_down(1).unwrap();
-    lane.state.tell(Some(7), false, 0, 0, false);
-    assert!(matches!(command(&mut lane), LaneCommand::Drain));
-    // As a real one does: it knows the instance, by another member id than none.
-    let fenced = RDKafkaRespErr::RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID;
-    cluster.request_errors(RDKafkaApiKey::OffsetCommit, &[fenced]);
-    cluster.broker_up(1).unwrap();
-
-    let (_, mut lane) = running.lane();
-    assert_eq!(offsets(&records(&mut lane, 10)), (0..10).collect::<Vec<_>>(), "nothing was committed");
-    // Whoever is fenced without having lost anything has to go.
-    cluster.request_errors(RDKafkaApiKey::Heartbeat, &[fenced]);
-    assert!(matches!(command(&mut lane), LaneCommand::Drain));
-    lane.ended.send_replace(true);
-    let error = running.join().unwrap_err();
-    assert!(matches!(error, Error::Fenced { .. }), "{error}");
 }
 
 #[test]
@@ -424,6 +485,8 @@ fn records_of_an_earlier_assignment_never_reach_a_later_lane() {
     let cluster = cluster(1);
     let (stage, lanes) = consumer(&cluster, options());
     let context = stage.consumer.context();
+    // Nobody is asked where to start.
+    context.over.store(true, Ordering::Relaxed);
     let mut list = TopicPartitionList::new();
     list.add_partition("t", 0);
     let rebalance = |event: &Rebalance<'_>| context.pre_rebalance(&stage.consumer, event);
@@ -465,4 +528,59 @@ fn properties_that_librdkafka_refuses_are_an_error_that_says_where_to_look() {
     let (sender, _lanes) = mpsc::channel();
     let error = StageConsumer::new(&properties, options(), Arc::new(Host(sender))).err().unwrap().to_string();
     assert!(error.contains("fetch.wait.max.mss") && error.contains("kafka.consumer_properties"), "{error}");
+}
+
+/// Partition 0 of a group that has committed 4 there, ten records in each of two partitions.
+fn half_done() -> Cluster {
+    let cluster = cluster(2);
+    publish(&cluster, [plain(0, 10), plain(1, 10)].concat());
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", cluster.bootstrap_servers()).set("group.id", "g");
+    let consumer: BaseConsumer = config.create().unwrap();
+    let mut list = TopicPartitionList::new();
+    list.add_partition_offset("t", 0, Offset::Offset(4)).unwrap();
+    consumer.commit(&list, rdkafka::consumer::CommitMode::Sync).unwrap();
+    cluster
+}
+
+#[track_caller]
+fn all_starts_where_it_should(running: &Running) {
+    let mut lanes: Vec<_> = [running.lane(), running.lane()].into();
+    lanes.sort_by_key(|(partition, _)| *partition);
+    assert_eq!(offsets(&records(&mut lanes[0].1, 6)), (4..10).collect::<Vec<_>>(), "what was committed");
+    assert_eq!(offsets(&records(&mut lanes[1].1, 10)), (0..10).collect::<Vec<_>>(), "nothing was committed");
+}
+
+#[test]
+fn partitions_start_although_their_coordinator_has_moved_or_knows_nothing_yet() {
+    use RDKafkaRespErr as E;
+    for refusals in [
+        vec![E::RD_KAFKA_RESP_ERR_NOT_COORDINATOR],
+        vec![E::RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE, E::RD_KAFKA_RESP_ERR_COORDINATOR_LOAD_IN_PROGRESS],
+        vec![E::RD_KAFKA_RESP_ERR__TRANSPORT, E::RD_KAFKA_RESP_ERR_UNKNOWN],
+    ] {
+        let cluster = half_done();
+        cluster.request_errors(RDKafkaApiKey::OffsetFetch, &refusals);
+        let running = Running::start(&cluster, options());
+        all_starts_where_it_should(&running);
+    }
+}
+
+#[test]
+fn a_client_that_is_never_told_where_to_start_is_replaced() {
+    let cluster = half_done();
+    cluster.request_errors(RDKafkaApiKey::OffsetFetch, &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_COORDINATOR; 10_000]);
+    let running = Running::start(&cluster, options());
+    let (_, mut lane) = running.lane();
+    assert!(matches!(command(&mut lane), LaneCommand::Drain));
+    drop(running.lane());
+    cluster.clear_request_errors(RDKafkaApiKey::OffsetFetch);
+    let mut lanes = BTreeMap::from([running.lane(), running.lane()]);
+    // What was asked last may still have been refused.
+    while !lanes.values().all(|lane| !lane.commands.is_empty()) {
+        lanes.extend(running.lanes.try_iter());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert_eq!(offsets(&records(lanes.get_mut(&0).unwrap(), 6)), (4..10).collect::<Vec<_>>());
+    assert_eq!(offsets(&records(lanes.get_mut(&1).unwrap(), 10)), (0..10).collect::<Vec<_>>());
 }
