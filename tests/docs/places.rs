@@ -85,7 +85,7 @@ fn says(code: &str, item: &str) -> bool {
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
     code.match_indices(item).any(|(at, _)| {
         let (before, after) = (code[..at].chars().next_back(), code[at + item.len()..].chars().next());
-        !before.is_some_and(is_word) && !(is_whole && after.is_some_and(is_word))
+        !(before.is_some_and(is_word) || is_whole && after.is_some_and(is_word))
     })
 }
 
