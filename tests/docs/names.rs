@@ -114,7 +114,9 @@ fn variables_exist() {
         assert!(path == "PROFILE" || all.contains(path), "{page}: {name} sets no key");
     }
     let mut read_by = read("build.rs") + &read(".ci/run") + &read("Dockerfile");
-    for folder in ["scripts", "tests", "benches", "tests/simulation", "tests/live", "tests/live/faults"] {
+    for folder in
+        ["scripts", "tests", "benches", "tests/simulation", "tests/live", "tests/live/faults", "tests/messages"]
+    {
         for entry in fs::read_dir(root().join(folder)).unwrap() {
             let path = entry.unwrap().path();
             read_by += &if path.is_file() { fs::read_to_string(path).unwrap_or_default() } else { String::new() };
