@@ -37,6 +37,7 @@ use clap::{Parser, Subcommand};
 use drain::{Drain, Yardstick};
 use load::{Bench, Dedup};
 use report::Report;
+use retry_ladder::stage::context::Forward;
 
 #[derive(Parser)]
 #[command(about = "Whole-ladder benchmarks on a real Kafka and Redis")]
@@ -56,6 +57,9 @@ struct Args {
     /// Events of one partition that may be past their due time and not finished (the engine's default).
     #[arg(long, global = true)]
     in_flight: Option<usize>,
+    /// idempotent | transactional: how the engine sends on.
+    #[arg(long = "forward", default_value = "idempotent", global = true)]
+    forward: String,
     /// Also appends each result to this file, one JSON object a line.
     #[arg(long, global = true)]
     json: Option<std::path::PathBuf>,
@@ -165,6 +169,11 @@ async fn run(args: Args) {
     }
     let mut bench = Bench::new(&args.brokers, &args.redis, args.partitions, args.concurrency, &args.properties).await;
     bench.max_in_flight = args.in_flight.unwrap_or(bench.max_in_flight);
+    bench.forward = match &*args.forward {
+        "idempotent" => Forward::Idempotent,
+        "transactional" => Forward::Transactional,
+        _ => panic!("--forward is idempotent or transactional"),
+    };
     let bench = &mut bench;
     let report = &Report(args.json);
     let yardstick = Yardstick::Kafka;

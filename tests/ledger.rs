@@ -252,8 +252,37 @@ fn a_second_execution_needs_a_kill_that_had_the_copy_in_hand() {
             killed(l, "b", 0, InHand::Claimed);
             l.executions.last_mut().unwrap().fence = 1;
         },
-        &["b: attempt 1 again with fence 1, the one before had"],
+        &[
+            "b: attempt 1 was executed 2 times, 0 interruptions explain one more each",
+            "b: attempt 1 again with fence 1, the one before had",
+        ],
     );
+}
+
+#[test]
+fn a_process_that_was_frozen_before_a_start_starts_when_it_is_woken_once_a_thread() {
+    // The second execution in time has the first claim.
+    let woken = |l: &mut Ledger, cause: Cause, threads: usize| {
+        again(l, "b", "transient");
+        killed(l, "b", 0, InHand::Claimed);
+        let interruption = l.interruptions.last_mut().unwrap();
+        (interruption.cause, interruption.threads) = (cause, threads);
+        interruption.in_hand[0].leased_until_us = 0;
+        let held = interruption.in_hand[0].fence;
+        let first = l.executions.iter().position(|e| e.id == "b" && e.fence == held).unwrap();
+        let last = l.executions.len() - 1;
+        l.executions[last].fence = held;
+        l.executions[first].fence = held + 1;
+    };
+    check(|l| woken(l, Cause::Frozen, 1), &[]);
+    check(|l| woken(l, Cause::Stalled, 2), &[]);
+    let text =
+        "a process of 0 threads was woken after its leases and started, handed on or settled 1 copies anew: b of hop 0";
+    check(|l| woken(l, Cause::Frozen, 0), &[text]);
+    // Who is killed, or cut off, does not wake.
+    for cause in [Cause::Killed, Cause::CutOff] {
+        check(|l| woken(l, cause, 2), &["b: attempt 1 again with fence"]);
+    }
 }
 
 #[test]
@@ -353,8 +382,7 @@ fn a_process_that_acts_after_its_leases_when_it_is_woken_is_told() {
     };
     // Each thread may have been in the middle of one.
     check(|l| woken(l, &["a", "b"]), &[]);
-    let words =
-        "a process of 2 threads was woken after its leases and handed on or settled 3 copies anew: a of hop 0, b";
+    let words = "a process of 2 threads was woken after its leases and started, handed on or settled 3 copies anew: a of hop 0, b";
     check(|l| woken(l, &["a", "b", "c"]), &[words]);
 }
 

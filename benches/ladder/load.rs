@@ -24,7 +24,7 @@ use retry_ladder::ladder::lane;
 use retry_ladder::ladder::rungs::{Ladder, LadderSpec};
 use retry_ladder::messages::{Decoder, Framing};
 use retry_ladder::stage::clock::{Clock, SystemClock};
-use retry_ladder::stage::context::{Partitions, StageSettings};
+use retry_ladder::stage::context::{Forward, Partitions, StageSettings};
 use retry_ladder::stage::ports::{AckSink, Event, Handler, IdempotencyStore, Outgoing, PublishError};
 
 /// Events that go through the ladder before anything is measured.
@@ -53,6 +53,7 @@ pub struct Bench {
     pub partitions: i32,
     pub concurrency: usize,
     pub max_in_flight: usize,
+    pub forward: Forward,
     pub redis_url: String,
     admin: Admin,
     redis: Arc<dyn IdempotencyStore>,
@@ -88,6 +89,7 @@ impl Bench {
             partitions,
             concurrency,
             max_in_flight: StageSettings::default().max_in_flight,
+            forward: Forward::Idempotent,
             redis_url: redis_url.into(),
             admin,
             redis,
@@ -142,6 +144,7 @@ impl Bench {
         let settings = StageSettings {
             concurrency: self.concurrency,
             max_in_flight: self.max_in_flight,
+            forward: self.forward,
             dedup: if dedup == Dedup::Off { lane::Dedup::Off } else { lane::Dedup::Required },
             ..StageSettings::default()
         };

@@ -14,6 +14,7 @@ use crate::adapters::kafka::admin::plan::known_topics;
 use crate::adapters::kafka::admin::startup::{StartupOptions, startup_check};
 use crate::adapters::kafka::admin::{self, Admin, TopicState};
 use crate::adapters::kafka::control::{self, ControlReader, Follower};
+use crate::adapters::kafka::transactions::{self, Transactions};
 use crate::adapters::kafka::{Properties, consumer, producer};
 use crate::adapters::memory::MemoryStore;
 use crate::adapters::otel::OtelTracer;
@@ -73,6 +74,14 @@ pub enum Error {
     /// Redis: not reachable or unfit.
     #[error(transparent)]
     Redis(#[from] redis::Error),
+    /// Hops of this pipeline cannot go in transactions.
+    #[error("pipelines.{pipeline}.forward: {source}; or `forward: idempotent`")]
+    Transactions {
+        /// Its name.
+        pipeline: String,
+        /// Why not.
+        source: transactions::Error,
+    },
     /// The producer.
     #[error(transparent)]
     Producer(#[from] producer::Error),
@@ -99,6 +108,7 @@ impl Error {
             | Error::UnknownStage { .. }
             | Error::NoOrphan { .. }
             | Error::UnusedHandler { .. }
+            | Error::Transactions { .. }
             | Error::Traces(_)
             | Error::Producer(producer::Error::Config(_))
             | Error::Consumer(consumer::Error::Config { .. }) => 64,
@@ -301,10 +311,17 @@ impl Builder {
         engine.instance = self.config.instance.clone();
         engine.session_timeout = self.config.kafka.session_timeout;
         engine.drain_timeout = self.config.kafka.drain_timeout;
+        engine.batch_size = batch_size;
         engine.tracer = traces.as_ref().map(|traces| {
             let client_id = engine.properties.client_id();
             Arc::new(OtelTracer::new(traces.queue(), wire::sampling(&self.config), client_id)) as _
         });
+
+        for (pipeline, (ladder, _)) in chosen.iter().zip(&ladders) {
+            if pipeline.forward == config::Forward::Transactional {
+                self.check_transactions(&engine, ladder).await?;
+            }
+        }
 
         let outages: Vec<_> = chosen
             .iter()
@@ -423,6 +440,18 @@ impl Builder {
             }
         }
         Ok(())
+    }
+
+    async fn check_transactions(&self, engine: &Engine, ladder: &Ladder) -> Result<(), Error> {
+        let pipeline = ladder.pipeline().to_string();
+        if self.topics_as_configured {
+            return Err(Error::Transactions { pipeline, source: transactions::Error::Embedded });
+        }
+        let (properties, topic) = (engine.properties.clone(), ladder.topic().to_string());
+        let id = engine.transactional_id(ladder, "check");
+        let checked = tokio::task::spawn_blocking(move || Transactions::check(&properties, &id, &topic)).await;
+        // The runtime ends before its blocking tasks only when the process does.
+        checked.unwrap_or(Ok(())).map_err(|source| Error::Transactions { pipeline, source })
     }
 
     /// Partition counts by pipeline and rung, and the largest batch that every topic takes.

@@ -14,11 +14,12 @@ use tokio::sync::{Semaphore, oneshot};
 use super::builder::ORPHAN;
 use crate::adapters::kafka::Properties;
 use crate::adapters::kafka::consumer::{self, StageConsumer};
+use crate::adapters::kafka::producer;
 use crate::ladder::gate::OutageSettings;
 use crate::ladder::headers::CopyKeys;
 use crate::ladder::rungs::Ladder;
 use crate::stage::clock::{Clock, SystemClock};
-use crate::stage::context::{Decode, Partitions, StageContext, StageSettings};
+use crate::stage::context::{Decode, Forward, Partitions, StageContext, StageSettings};
 use crate::stage::gate::Outage;
 use crate::stage::lanes::LaneView;
 use crate::stage::ports::{Handler, IdempotencyStore, Publisher, Tracer};
@@ -41,6 +42,10 @@ pub struct Engine {
     pub session_timeout: Duration,
     /// How long running handlers may go on when a stage ends or a partition is taken away.
     pub drain_timeout: Duration,
+    /// No batch of records may be larger ([`producer::Options`]).
+    ///
+    /// [`producer::Options`]: crate::adapters::kafka::producer::Options
+    pub batch_size: usize,
     /// 64 random bits of this start.
     process: u64,
     /// What stops each pipeline, by name.
@@ -100,6 +105,7 @@ impl Engine {
             instance: None,
             session_timeout: Duration::from_secs(15),
             drain_timeout: Duration::from_secs(10),
+            batch_size: producer::Options::default().batch_size,
             process: getrandom::u64().map_err(NoRandomness)?,
             outages: Mutex::default(),
         })
@@ -118,6 +124,13 @@ impl Engine {
         let mut outages = self.outages.lock().unwrap_or_else(PoisonError::into_inner);
         let none = || Outage::new(pipeline, OutageSettings::default(), Arc::clone(&self.clock));
         Arc::clone(outages.entry(Arc::clone(pipeline)).or_insert_with(none))
+    }
+
+    /// Under which hops of a stage are committed. Stable with an `instance`, so that a restart ends what its predecessor
+    /// left open.
+    pub(super) fn transactional_id(&self, ladder: &Ladder, stage: &str) -> String {
+        let instance = self.instance.clone().unwrap_or_else(|| format!("{:016x}", self.process));
+        format!("{}.{}.forward.{stage}.{instance}", ladder.topic(), ladder.group())
     }
 
     /// Starts one stage of a pipeline on the current tokio runtime.
@@ -172,6 +185,10 @@ impl Engine {
             session_timeout: self.session_timeout,
             drain_timeout: self.drain_timeout,
             delay: rung.delay,
+            transactional: (ctx.settings.forward == Forward::Transactional).then(|| consumer::Transactional {
+                id: self.transactional_id(&pipeline.ladder, name),
+                batch_size: self.batch_size,
+            }),
         };
         let consumer = StageConsumer::new(&self.properties, options, Arc::clone(&stage) as _)?;
         let stop = Arc::new(AtomicBool::new(false));

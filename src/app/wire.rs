@@ -26,7 +26,7 @@ use crate::ladder::lane::{Dedup, Order};
 use crate::ladder::rungs::{Ladder, LadderFault, LadderSpec, RetrySpec};
 use crate::messages::{self, Decoder, Framing, Reader};
 use crate::stage::clock::Clock;
-use crate::stage::context::{StageSettings, Tombstones};
+use crate::stage::context::{Forward, StageSettings, Tombstones};
 use crate::stage::ports::{Handler, Sampling};
 use crate::telemetry::traces::{self, Traces};
 
@@ -487,6 +487,10 @@ pub fn settings(pipeline: &config::Pipeline) -> Vec<StageSettings> {
             config::Order::None => Order::None,
             config::Order::Stage => Order::Stage,
         },
+        forward: match pipeline.forward {
+            config::Forward::Idempotent => Forward::Idempotent,
+            config::Forward::Transactional => Forward::Transactional,
+        },
         decode: true,
         tombstones: match pipeline.tombstones {
             config::Tombstones::DeadLetter => Tombstones::DeadLetter,
@@ -517,6 +521,8 @@ pub fn settings(pipeline: &config::Pipeline) -> Vec<StageSettings> {
                 // The dlq stage claims nothing (rule 10), and whatever lies there is looked at, in any order.
                 dedup: if index == last { Dedup::Off } else { common.dedup },
                 order: if index == last { Order::None } else { common.order },
+                // From there nothing is sent on.
+                forward: if index == last { Forward::Idempotent } else { common.forward },
                 decode: index != last,
                 tombstones: if index == last { Tombstones::Deliver } else { common.tombstones },
                 ..common.clone()

@@ -31,7 +31,7 @@ use crate::prove::{self, Error, Options, Progress, Watch, report::Report};
   pipeline prove --long --duration 8h      round after round
 
 Exit codes: 0 the promise held, 64 bad flags, 69 Kafka or Redis not reachable,
-1 it was broken, or the run was interrupted")]
+1 it was broken, or the run was interrupted before a round was over")]
 pub(crate) struct ProveArgs {
     /// Redis, instead of the configured
     #[arg(long, value_name = "URL")]

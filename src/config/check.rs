@@ -2,6 +2,8 @@
 //!
 //! A check across keys is left out where one of them has a fault already: what would follow from a fault helps nobody.
 
+mod transactions;
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -36,6 +38,7 @@ pub(super) fn build(keys: &Keys, report: &mut Report<'_>) -> Option<Config> {
         report.fault(&At::of(&["pipelines"]), "there is none", remedy);
     }
     check_shared(&pipelines, report);
+    transactions::check(&keys.kafka, &pipelines, report);
     Some(Config {
         kafka: keys.kafka.clone(),
         redis: keys.redis.clone(),
@@ -276,6 +279,7 @@ fn pipeline(name: &str, keys: &PipelineKeys, has_registry: bool, report: &mut Re
         },
         concurrency: keys.concurrency,
         order: keys.order,
+        forward: keys.forward,
         tombstones: keys.tombstones,
         max_event_age: keys.max_event_age,
         event_id: keys.event_id.clone(),

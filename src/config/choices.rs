@@ -23,6 +23,16 @@ choice! {
 }
 
 choice! {
+    /// How events are sent on to their next topic.
+    pub enum Forward {
+        /// By an idempotent producer; the offset follows the acknowledgement.
+        Idempotent = "idempotent",
+        /// Hops and offsets in one transaction.
+        Transactional = "transactional",
+    }
+}
+
+choice! {
     /// What becomes of null values.
     pub enum Tombstones {
         /// To the DLQ as poison.

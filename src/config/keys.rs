@@ -10,7 +10,7 @@ use std::time::Duration;
 use figment::value::Value;
 
 use super::choices::{
-    CompatHeaders, Framing, HttpBody, LogFormat, OnUnavailable, Order, StatusClass, Store, Tombstones,
+    CompatHeaders, Forward, Framing, HttpBody, LogFormat, OnUnavailable, Order, StatusClass, Store, Tombstones,
 };
 use super::postgres::PostgresHandler;
 use super::report::{At, Report};
@@ -174,6 +174,9 @@ section! {
         concurrency: usize = "64" in "1" ..= "100000";
         /// `stage`: within a stage and partition handlers of one key run one at a time in order; `none`: they need not.
         order: Order = "stage";
+        /// `idempotent`: an event's offset is committed after its next copy was acknowledged; `transactional`: hops and
+        /// offsets in one transaction, so that each hop is in the log once. Its cost: docs/operations.md.
+        forward: Forward = "idempotent";
         /// What becomes of null values: `dead_letter`, `deliver` to the handler, or `skip`.
         tombstones: Tombstones = "dead_letter";
         /// An event older than this at a failure goes to the DLQ, reason `expired`; without one it never expires.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use super::choices::{
-    CompatHeaders, Framing, HttpBody, LogFormat, OnUnavailable, Order, StatusClass, Store, Tombstones,
+    CompatHeaders, Forward, Framing, HttpBody, LogFormat, OnUnavailable, Order, StatusClass, Store, Tombstones,
 };
 pub use super::keys::{
     Admin, Brake, Breaker, Classify, Console, EventId, Handler, HttpHandler, Kafka, LogHandler, Redis, Registry,
@@ -92,6 +92,8 @@ pub struct Pipeline {
     pub concurrency: usize,
     /// In which order handlers of one key run.
     pub order: Order,
+    /// How events are sent on.
+    pub forward: Forward,
     /// What becomes of null values.
     pub tombstones: Tombstones,
     /// An event older than this at a failure goes to the DLQ.

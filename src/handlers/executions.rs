@@ -302,8 +302,10 @@ mod tests {
         }
 
         #[test]
-        fn arbitrary_text_never_panics(text: String) {
-            Execution::parse(&text);
+        fn any_other_line_is_none_of_an_execution(text in ".*|(start|end)( [0-9a-z%-]{0,9}){0,9}") {
+            if Execution::parse(&text).is_some() {
+                prop_assert_eq!(text.split(' ').count(), 7, "{}", text);
+            }
         }
     }
 }

@@ -217,12 +217,13 @@ impl Brake {
         let mut left = if gap.is_zero() { new } else { (new as f64 * covered.div_duration_f64(gap)).round() as u64 };
         let mut from = now - covered;
         loop {
-            let begun = length * u32::try_from(from.as_nanos() / length.as_nanos()).unwrap_or(u32::MAX);
+            let into = u64::try_from(from.as_nanos() % length.as_nanos()).unwrap_or(u64::MAX);
+            let begun = from.saturating_sub(Duration::from_nanos(into));
             if self.parts.back().is_none_or(|part| part.begun < begun) {
                 self.parts.push_back(Part { begun, entered: 0, dead: 0 });
             }
             let end = (begun + length).min(now);
-            let last = end >= now || end <= from;
+            let last = end >= now;
             let share = if last {
                 left
             } else {

@@ -129,7 +129,7 @@ impl Breaker {
     pub fn new(settings: BreakerSettings, full: usize) -> Self {
         Self {
             settings,
-            full: full.max(1),
+            full,
             state: State::Closed,
             run: 0,
             run_since: Duration::ZERO,
@@ -169,7 +169,6 @@ impl Breaker {
     pub fn probe_now(&mut self) {
         if matches!(self.state, State::Open { .. }) {
             self.state = State::Probing;
-            self.run = 0;
             self.up = 0;
         }
     }
@@ -204,7 +203,6 @@ impl Breaker {
                 None
             }
             (State::Probing, Answer::Up) => {
-                self.run = 0;
                 self.state = State::Ramping { limit: 2, since: now };
                 Some(BreakerChange::Ramping)
             }

@@ -125,10 +125,9 @@ impl Name {
 
 /// Digits only, no sign, no space, at most u64.
 fn number(text: &[u8]) -> Option<u64> {
-    if text.is_empty() || !text.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    std::str::from_utf8(text).ok()?.parse().ok()
+    // `parse` takes a sign.
+    let text = std::str::from_utf8(text).ok().filter(|text| !text.starts_with('+'))?;
+    text.parse().ok()
 }
 
 #[cfg(test)]

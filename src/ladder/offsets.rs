@@ -38,8 +38,8 @@ impl Watermark {
     /// ticket of its own, and both must be done.
     pub fn deliver(&mut self, offset: i64) -> u64 {
         let ticket = self.base + self.entries.len() as u64;
-        if self.last_delivered.is_some_and(|last| offset <= last) {
-            self.unsorted_below = ticket + 1;
+        if self.last_delivered.is_some_and(|last| offset < last) {
+            self.unsorted_below = ticket;
         }
         self.last_delivered = Some(offset);
         self.entries.push_back(Entry { offset, done: false });
@@ -77,6 +77,19 @@ impl Watermark {
         Some(open.map_or(next, |open| open.min(next)))
     }
 
+    /// What the position would be if these deliveries were done too. Linear.
+    pub fn position_with(&self, done: impl Fn(u64) -> bool) -> Option<i64> {
+        let next = self.last_delivered?.saturating_add(1);
+        let open = (self.base..).zip(&self.entries).filter(|(ticket, entry)| !entry.done && !done(*ticket));
+        Some(open.map(|(_, entry)| entry.offset).min().map_or(next, |open| open.min(next)))
+    }
+
+    /// The offset of a delivery; `None` when everything up to it is done, or it is of an earlier assignment.
+    pub fn offset(&self, ticket: u64) -> Option<i64> {
+        let index = usize::try_from(ticket.checked_sub(self.base)?).ok()?;
+        self.entries.get(index).map(|entry| entry.offset)
+    }
+
     /// One past the last delivered offset; `None` before anything was delivered.
     pub fn delivered_to(&self) -> Option<i64> {
         self.last_delivered.map(|last| last.saturating_add(1))
@@ -92,7 +105,6 @@ impl Watermark {
         self.base += self.entries.len() as u64;
         self.entries.clear();
         self.last_delivered = None;
-        self.unsorted_below = 0;
         self.open = 0;
     }
 }
@@ -112,6 +124,7 @@ mod tests {
         }
         assert_eq!(watermark.position(), position, "{offsets:?} done {done:?}");
         assert_eq!(watermark.open(), offsets.len() - done.len());
+        assert_eq!(watermark.delivered_to(), offsets.last().map(|last| last + 1));
     }
 
     #[test]
@@ -155,12 +168,12 @@ mod tests {
         assert!(watermark.done(old) && !watermark.done(old));
         assert!(!watermark.done(99));
         watermark.reset();
-        assert_eq!(watermark.position(), None);
-        let new = watermark.deliver(1);
-        assert!(!watermark.done(older));
+        assert_eq!((watermark.position(), watermark.open()), (None, 0));
+        let (new, newer) = (watermark.deliver(1), watermark.deliver(2));
+        assert!(!watermark.done(old) && !watermark.done(older));
         assert_eq!(watermark.position(), Some(1));
-        assert!(watermark.done(new));
-        assert_eq!(watermark.position(), Some(2));
+        assert!(watermark.done(new) && watermark.done(newer));
+        assert_eq!(watermark.position(), Some(3));
     }
 
     proptest! {
@@ -184,6 +197,14 @@ mod tests {
                 let expected = open.iter().map(|(_, offset)| *offset).min().map_or(next, |min| min.min(next));
                 prop_assert_eq!(position, expected);
                 prop_assert_eq!(watermark.open(), open.len());
+                // As if every second one were done, and then it is.
+                let with = watermark.position_with(|ticket| ticket % 2 == 0);
+                let mut later = watermark.clone();
+                for (ticket, offset) in &open {
+                    prop_assert_eq!(watermark.offset(*ticket), Some(*offset));
+                    prop_assert!(ticket % 2 != 0 || later.done(*ticket));
+                }
+                prop_assert_eq!(with, later.position());
             }
         }
 

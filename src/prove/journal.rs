@@ -220,7 +220,7 @@ pub fn read(path: &Path, blows: &[Blow], threads: usize) -> io::Result<Told> {
     let mut reader = Reader {
         blows: &all,
         told,
-        unanswered: Interruption { cause: Cause::CutOff, threads, ..Interruption::default() },
+        unanswered: Interruption { cause: Cause::Unanswered, threads, ..Interruption::default() },
         open: HashMap::new(),
         froze: vec![false; all.len()],
         zombies: HashMap::new(),
@@ -366,7 +366,7 @@ impl Reader<'_> {
             let late = match blow.cause {
                 Cause::CutOff => LATE_US,
                 Cause::Stalled => STALL_US,
-                Cause::Killed | Cause::Frozen | Cause::Forgotten => continue,
+                Cause::Killed | Cause::Frozen | Cause::Unanswered | Cause::Forgotten => continue,
             };
             if until >= blow.from_us && until <= blow.to_us.saturating_add(late) {
                 told.in_hand.push(held.clone());

@@ -32,6 +32,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use crate::adapters::kafka::admin;
 use crate::stage::clock::{Clock as _, SystemClock};
+use crate::telemetry::duration::coarse;
 use report::Report;
 
 /// Name of the pipeline in the workers' configuration.
@@ -180,8 +181,9 @@ pub fn run(
     let mut report: Option<Report> = None;
     for number in 0.. {
         let seed = options.seed.wrapping_add(number);
-        if options.duration.is_some() {
-            watch.say(&format!("round {}, seed {seed}", number + 1));
+        if let Some(duration) = options.duration {
+            let (over, all) = (coarse(begun.elapsed()), coarse(duration));
+            watch.say(&format!("round {}, seed {seed}; {over} of {all} are over", number + 1));
         }
         let round = round::conduct(options, seed, runtime, watch, stop);
         let so_far = match (round, report.take()) {

@@ -151,7 +151,7 @@ impl<W: Witness> AckSink for WatchedAck<W> {
         let step = match result {
             Ok(()) => Some(Step::Acknowledged),
             Err(PublishError::Unacknowledged(_)) => Some(Step::Unacknowledged),
-            Err(PublishError::TooLarge) => None,
+            Err(PublishError::TooLarge | PublishError::Aborted) => None,
         };
         if let Some(step) = step {
             self.witness.saw(&[line(&self.copy, step)]);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::ledger::{InHand, Interruption, Invariant, Ledger, StageFigures, Summary};
+use super::ledger::{Cause, InHand, Interruption, Invariant, Ledger, StageFigures, Summary};
 use super::plan::Fault;
 
 /// Breaches of one invariant that are shown.
@@ -33,6 +33,15 @@ pub struct Stall {
     pub lasted: Duration,
     /// Copies that lost their lease by it.
     pub held: usize,
+}
+
+/// What explains repeats, and no fault of the plan did it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Unanswered {
+    /// Leases that ran out because Redis did not answer their renewal in time.
+    leases: usize,
+    /// Times that the producer did not learn whether a record is written.
+    records: usize,
 }
 
 impl Struck {
@@ -74,6 +83,7 @@ pub struct Report {
     lateness_us: Vec<u64>,
     faults: Vec<Struck>,
     stalls: Vec<Stall>,
+    unanswered: Unanswered,
     /// One for each invariant, in order.
     pub verdicts: Vec<Verdict>,
     /// What went wrong beyond the ledger.
@@ -105,7 +115,12 @@ impl Report {
         }
         let (summary, stages) = (ledger.summary(), ledger.stage_figures());
         let lateness_us = ledger.lateness_us();
-        Self { seeds: vec![seed], summary, stages, lateness_us, faults, stalls, verdicts, problems, wall }
+        let mut unanswered = Unanswered::default();
+        for interruption in ledger.interruptions.iter().filter(|i| i.cause == Cause::Unanswered) {
+            unanswered.leases += interruption.in_hand.len();
+            unanswered.records += interruption.unacknowledged.len();
+        }
+        Self { seeds: vec![seed], summary, stages, lateness_us, faults, stalls, unanswered, verdicts, problems, wall }
     }
 
     /// Adds a later round.
@@ -130,6 +145,8 @@ impl Report {
         let before = self.wall;
         self.faults.extend(other.faults.into_iter().map(|f| Struck { at: f.at + before, ..f }));
         self.stalls.extend(other.stalls);
+        self.unanswered.leases += other.unanswered.leases;
+        self.unanswered.records += other.unanswered.records;
         for (a, b) in self.verdicts.iter_mut().zip(other.verdicts) {
             a.breaches += b.breaches;
             a.examples.extend(b.examples);
@@ -190,6 +207,7 @@ impl Report {
             "ended_twice": ended_twice, "seeds": self.seeds, "seconds": self.wall.as_secs_f64(),
             "faults": self.faults.iter().map(fault).collect::<Vec<_>>(),
             "stalls": self.stalls.iter().map(stall).collect::<Vec<_>>(),
+            "unanswered": { "leases_lost": self.unanswered.leases, "records": self.unanswered.records },
             "invariants": self.verdicts.iter().map(verdict).collect::<Vec<_>>(),
             "problems": self.problems,
         })
@@ -224,6 +242,13 @@ impl Report {
         for Stall { worker, lasted, held } in &self.stalls {
             let lasted = lasted.as_secs_f64();
             writeln!(out, "  the machine let {worker} stand still for {lasted:.1} s: {held} leases ran out by it")?;
+        }
+        let Unanswered { leases, records } = self.unanswered;
+        if leases + records > 0 {
+            writeln!(
+                out,
+                "  beyond the plan: {leases} leases that Redis did not renew in time, {records} records without an answer"
+            )?;
         }
         writeln!(out, "\n  stage      executions      done  forwarded  dead-lettered")?;
         for s in &self.stages {
@@ -282,5 +307,31 @@ impl Report {
             writeln!(out, "  the last round's plan again, topics and the workers' files kept: --seed {seed} --keep")?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::prove::ledger::Held;
+
+    fn report(interruptions: Vec<Interruption>) -> Report {
+        let (stages, produced, executions, keys) = Default::default();
+        let ledger = Ledger { group: "g".into(), stages, produced, executions, interruptions, keys };
+        Report::new(1, &ledger, vec![], vec![], vec![], Duration::ZERO)
+    }
+
+    #[test]
+    fn what_explains_repeats_and_was_no_fault_of_the_plan_is_told() {
+        let held = Held { id: "a".into(), hop: 0, how: InHand::Claimed, fence: 1, leased_until_us: 1 };
+        let (in_hand, unacknowledged) = (vec![held; 2], vec![("a".to_owned(), 0); 3]);
+        let planned = Interruption { cause: Cause::CutOff, in_hand: in_hand.clone(), ..Interruption::default() };
+        let unanswered = Interruption { cause: Cause::Unanswered, in_hand, unacknowledged, ..Interruption::default() };
+        assert!(!report(vec![planned.clone()]).text().contains("beyond the plan"));
+        let mut both = report(vec![planned, unanswered.clone()]);
+        assert_eq!(both.json()["unanswered"], json!({ "leases_lost": 2, "records": 3 }));
+        both.add(report(vec![unanswered]));
+        assert_eq!(both.json()["unanswered"], json!({ "leases_lost": 4, "records": 6 }));
+        assert!(both.text().contains("beyond the plan: 4 leases that Redis did not renew in time, 6 records"));
     }
 }

@@ -53,6 +53,9 @@ pub(super) fn conduct(
     let kafka = Kafka { brokers: options.brokers.clone(), properties: options.properties.clone() };
     let mut round = Round { options, seed, runtime, watch, stop, names: &names, kafka: &kafka, sent: 0 };
     let result = round.run();
+    if let Err(Error::Interrupted) = &result {
+        round.watch.say("interrupted: this round does not count, what it made is being removed");
+    }
     let kept = round.clean_up();
     if let Err(error) = &kept {
         round.watch.say(&format!("not everything could be removed: {error}"));

@@ -38,6 +38,15 @@ pub enum Tombstones {
     Skip,
 }
 
+/// How an event is sent on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forward {
+    /// By an idempotent producer; the offset follows the acknowledgement.
+    Idempotent,
+    /// Hops and offsets in one transaction.
+    Transactional,
+}
+
 /// Settings of a stage.
 #[derive(Clone, Debug)]
 pub struct StageSettings {
@@ -51,6 +60,8 @@ pub struct StageSettings {
     pub decode: bool,
     /// Null values.
     pub tombstones: Tombstones,
+    /// How events are sent on.
+    pub forward: Forward,
     /// How claims are made.
     pub dedup: Dedup,
     /// Lease of a claim.
@@ -84,6 +95,7 @@ impl Default for StageSettings {
             order: Order::Stage,
             decode: true,
             tombstones: Tombstones::DeadLetter,
+            forward: Forward::Idempotent,
             dedup: Dedup::Required,
             lease: Duration::from_secs(15),
             done_ttl: day,

@@ -4,6 +4,7 @@
 //! It decides nothing about an event: what a reply means is in the pure lane, where an event goes in `ladder::route`.
 
 mod calls;
+mod share;
 mod tell;
 
 use std::future::{Future, poll_fn};
@@ -94,6 +95,8 @@ struct Task<'a> {
     permit: Option<BoxFuture<'static, Option<(OwnedSemaphorePermit, Grant)>>>,
     /// For due times; `None`: tokio's timer, which ticks in milliseconds.
     alarm: Option<Alarm>,
+    /// Nobody will ask for hops any more.
+    abandoned: bool,
     rng: fastrand::Rng,
     unacknowledged: Unacknowledged,
     told_halt: bool,
@@ -133,6 +136,7 @@ impl<'a> Task<'a> {
             mute: false,
             permit: None,
             alarm: ctx.clock.alarm(),
+            abandoned: false,
             unacknowledged: Unacknowledged::default(),
             told_halt: false,
             told_corrupt: false,
@@ -151,6 +155,7 @@ impl<'a> Task<'a> {
                     // The handle is gone: nobody waits for the drain any more, but what runs is still settled.
                     abandoned.get_or_insert_with(|| Instant::now() + self.ctx.settings.handler_timeout + ABANDONED);
                     self.step(Input::Drain);
+                    self.abandon_hops();
                 }
                 Wake::Commands => {}
                 Wake::Acks => {}
@@ -276,6 +281,8 @@ impl<'a> Task<'a> {
                     self.step(Input::Arrived(batch));
                 }
                 LaneCommand::Drain => self.step(Input::Drain),
+                LaneCommand::Share(to) => self.share(&to),
+                LaneCommand::Withhold => self.abandon_hops(),
                 // Who asked may have lost patience.
                 LaneCommand::Look(answer) => drop(answer.send(self.view())),
                 LaneCommand::Stop => return Obeyed::Stop,
@@ -321,7 +328,13 @@ impl<'a> Task<'a> {
 
     fn acknowledged(&mut self, now: Now, ticket: u64, result: Result<(), PublishError>) {
         let slot = ticket as Slot;
-        self.with_producer -= 1;
+        if self.is_transactional() {
+            if !self.lane.is_publishing(slot) {
+                return; // withheld since it was handed over
+            }
+        } else {
+            self.with_producer -= 1;
+        }
         self.ctx.stats.count_produced(&result);
         let delivery = match result {
             Ok(()) => {
@@ -329,6 +342,10 @@ impl<'a> Task<'a> {
                 Delivery::Acknowledged
             }
             Err(PublishError::TooLarge) => Delivery::TooLarge,
+            Err(PublishError::Aborted) => {
+                self.ctx.stats.republished.add(1);
+                Delivery::Failed
+            }
             Err(PublishError::Unacknowledged(why)) => {
                 let held = self.lane.get(slot);
                 tracing::debug!(
@@ -442,6 +459,9 @@ impl<'a> Task<'a> {
 
     /// The clock is read for each: a process may be frozen for longer than a lease between any two of a round.
     fn publish(&mut self, slot: Slot) {
+        if self.is_transactional() {
+            return self.hop_waits(slot);
+        }
         let now = self.ctx.clock.now();
         if self.mute || self.lane.lease_gone(now, slot) {
             return self.step(Input::Published(slot, Delivery::Failed));

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::ports::Share;
 use super::record::Record;
 use crate::ladder::event::Timestamp;
 
@@ -22,6 +23,11 @@ pub enum LaneCommand {
     Drain,
     /// End now: what runs is cancelled, its leases run out.
     Stop,
+    /// Tell what the next transaction may hold of this partition (`forward: transactional`); nothing is told when there
+    /// is nothing.
+    Share(std::sync::mpsc::Sender<Share>),
+    /// Nobody will ask for a share any more: what waits for a transaction is given up.
+    Withhold,
     /// Tell what is held now. In order with the records: those that were handed over before are part of it.
     Look(oneshot::Sender<LaneView>),
 }
@@ -65,6 +71,8 @@ pub struct LaneState {
     /// Events past their due time and not finished.
     in_flight: AtomicUsize,
     halted: AtomicBool,
+    /// Hops that wait for a transaction.
+    hops: AtomicUsize,
     max_in_flight: usize,
     /// The poll thread, and whether it has records for the lane that wait for room.
     poller: Thread,
@@ -84,6 +92,20 @@ impl LaneState {
             next_due: AtomicU64::new(u64::MAX),
             in_flight: AtomicUsize::new(0),
             halted: AtomicBool::new(false),
+            hops: AtomicUsize::new(0),
+        }
+    }
+
+    /// Hops that wait for a transaction.
+    pub fn hops(&self) -> usize {
+        self.hops.load(Ordering::Relaxed)
+    }
+
+    /// Tells how many hops wait for a transaction; from half a window on nobody waits for more.
+    pub(super) fn tell_hops(&self, hops: usize) {
+        self.hops.store(hops, Ordering::Relaxed);
+        if hops >= self.max_in_flight / 2 {
+            self.poller.unpark();
         }
     }
 

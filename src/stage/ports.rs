@@ -206,13 +206,16 @@ pub struct Outgoing {
     pub headers: Vec<(Bytes, Option<Bytes>)>,
 }
 
-/// Why a record was not acknowledged. Except for `TooLarge` the outcome is unknown: produce again, the next hop's key
+/// Why a record was not acknowledged. Except for `TooLarge` and `Aborted` the outcome is unknown: produce again, the next hop's key
 /// collapses the copies.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
     /// The broker or the producer refuses the record for its size.
     #[error("record too large")]
     TooLarge,
+    /// Its transaction did not happen: it was not written.
+    #[error("transaction aborted")]
+    Aborted,
     /// Anything else.
     #[error("not acknowledged: {0}")]
     Unacknowledged(String),
@@ -229,6 +232,37 @@ pub trait Publisher: Send + Sync + 'static {
     /// Hands a record over; the answer comes to `acks`. Never blocks: a full queue is told to `acks` as
     /// [`PublishError::Unacknowledged`].
     fn publish(&self, record: Outgoing, ticket: u64, acks: &Arc<dyn AckSink>);
+}
+
+/// What one partition has for the next transaction: its hops, and the position that is committed with them.
+///
+/// Each hop is answered exactly once; one that is dropped without an answer, as aborted.
+pub struct Share {
+    /// The partition of the stage's topic.
+    pub partition: i32,
+    /// Every offset below is finished, or its hop is among these.
+    pub position: i64,
+    /// The hops, with their tickets.
+    pub hops: Vec<(u64, Outgoing)>,
+    /// Where the answers go.
+    pub acks: Arc<dyn AckSink>,
+}
+
+impl Share {
+    /// Answers each hop, by its place in the share.
+    pub fn answer(mut self, mut result: impl FnMut(usize) -> Result<(), PublishError>) {
+        for (place, (ticket, _)) in std::mem::take(&mut self.hops).into_iter().enumerate() {
+            self.acks.acknowledged(ticket, result(place));
+        }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        for (ticket, _) in self.hops.drain(..) {
+            self.acks.acknowledged(ticket, Err(PublishError::Aborted));
+        }
+    }
 }
 
 // ---------------------------------------------------------------------------------------------- traces

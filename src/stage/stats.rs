@@ -84,6 +84,8 @@ label! {
         Acknowledged = "acknowledged",
         /// Refused for its size; tried again in a smaller form while there is one.
         TooLarge = "too_large",
+        /// Its transaction did not happen; it goes with another.
+        Aborted = "aborted",
         /// Anything else: the outcome is unknown, and it is produced again.
         Unacknowledged = "unacknowledged",
     }
@@ -363,6 +365,7 @@ impl StageStats {
         let produced = match result {
             Ok(()) => Produced::Acknowledged,
             Err(PublishError::TooLarge) => Produced::TooLarge,
+            Err(PublishError::Aborted) => Produced::Aborted,
             Err(PublishError::Unacknowledged(_)) => Produced::Unacknowledged,
         };
         self.produced.of(produced).add(1);

@@ -233,6 +233,7 @@ fn run(test: &str, case: &Case) {
         stages: Vec::new(),
         folder: folder.path().to_owned(),
         kill: Some(case.point.clone()),
+        transactional: false,
         topic,
     };
     evidence::create_topics(&a1, 1);

@@ -31,4 +31,5 @@ mod status;
 mod support;
 mod topics;
 mod traces;
+mod transactional;
 mod worker;

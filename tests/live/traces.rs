@@ -1,11 +1,13 @@
 //! Traces in a real Jaeger, written by the real binary: one process for each stage, read back through Jaeger's API.
 #![allow(clippy::unwrap_used, reason = "clippy takes helpers of tests for something else")]
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod collector;
+mod jaeger;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -15,9 +17,10 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{Header, Headers as _, Message as _, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde_json::Value;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 
 use crate::support::{brokers, client_config, unique};
+use jaeger::{check_tree, check_wait, find, trace, trace_id};
 
 const LIMIT: Duration = Duration::from_secs(120);
 const DELAYS: [u64; 2] = [1_000, 2_000];
@@ -211,85 +214,6 @@ impl Stage {
     }
 }
 
-// ---------------------------------------------------------------------------------------------- Jaeger
-
-#[derive(Clone, Debug)]
-struct Span {
-    name: String,
-    id: String,
-    parent: String,
-    start_us: u64,
-    end_us: u64,
-    tags: HashMap<String, String>,
-    instance: String,
-}
-
-/// The spans of a trace, as soon as there are so many.
-async fn trace(id: &str, count: usize) -> Vec<Span> {
-    let url = format!("{}/api/traces/{id}", service("JAEGER_URL"));
-    let mut last = Vec::new();
-    let spans = until("the trace is in Jaeger", async || {
-        let body = reqwest::get(&url).await.ok()?.text().await.ok()?;
-        last = spans(&serde_json::from_str(&body).ok()?);
-        (last.len() >= count).then(|| last.clone())
-    });
-    spans.await
-}
-
-fn spans(answer: &Value) -> Vec<Span> {
-    let tags = |list: &Value| -> HashMap<String, String> {
-        let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
-        list.as_array().into_iter().flatten().map(|t| (t["key"].as_str().unwrap().into(), text(&t["value"]))).collect()
-    };
-    let trace = &answer["data"][0];
-    let spans = trace["spans"].as_array().into_iter().flatten().map(|span| {
-        let start_us = span["startTime"].as_u64().unwrap();
-        let references = span["references"].as_array().unwrap();
-        assert!(references.iter().all(|r| r["refType"] == "CHILD_OF"), "{references:?}");
-        let process = &trace["processes"][span["processID"].as_str().unwrap()];
-        Span {
-            name: span["operationName"].as_str().unwrap().to_owned(),
-            id: span["spanID"].as_str().unwrap().to_owned(),
-            parent: references.first().map_or("-", |r| r["spanID"].as_str().unwrap()).to_owned(),
-            start_us,
-            end_us: start_us + span["duration"].as_u64().unwrap(),
-            tags: tags(&span["tags"]),
-            instance: tags(&process["tags"])["service.instance.id"].clone(),
-        }
-    });
-    spans.collect()
-}
-
-/// Each span with its parent by name.
-#[track_caller]
-fn check_tree(spans: &[Span], expect: &[(&str, &str)]) {
-    let name = |id: &str| spans.iter().find(|s| s.id == id).map_or(id, |s| &s.name).to_owned();
-    let tree: BTreeSet<_> = spans.iter().map(|s| (s.name.clone(), name(&s.parent))).collect();
-    let expect: BTreeSet<_> = expect.iter().map(|(n, p)| ((*n).to_owned(), (*p).to_owned())).collect();
-    assert_eq!(tree, expect);
-    assert_eq!(spans.len(), expect.len(), "no span twice");
-}
-
-#[track_caller]
-fn find<'a>(spans: &'a [Span], name: &str) -> &'a Span {
-    spans.iter().find(|s| s.name == name).unwrap_or_else(|| panic!("no span `{name}`"))
-}
-
-/// The wait lasted as long as configured, but for the lateness that the stage itself owns to.
-#[track_caller]
-fn check_wait(spans: &[Span], topic: &str, delay_ms: u64) {
-    let (wait, process) = (find(spans, &format!("wait {topic}")), find(spans, &format!("process {topic}")));
-    let lasted = (wait.end_us - wait.start_us) as f64 / 1_000.0;
-    let late: f64 = wait.tags["ladder.lateness_ms"].parse().unwrap();
-    assert!((lasted - late - delay_ms as f64).abs() <= 50.0, "waited {lasted} ms, late {late} ms, delay {delay_ms} ms");
-    assert!(lasted >= delay_ms as f64 - 1.0, "never early: {lasted} ms");
-    assert_eq!(wait.end_us, process.start_us);
-}
-
-fn trace_id(traceparent: &str) -> &str {
-    traceparent.split('-').nth(1).unwrap_or_else(|| panic!("no traceparent: {traceparent:?}"))
-}
-
 // ---------------------------------------------------------------------------------------------- tests
 
 #[tokio::test(flavor = "multi_thread")]
@@ -460,89 +384,4 @@ fn check_printed(pipeline: &Pipeline, twice: &Call, quiet: &Call) {
     assert_eq!((code, out.as_str()), (Some(1), ""));
     assert!(err.contains("no Jaeger answers at http://127.0.0.1:1/") && err.contains("--jaeger URL"), "{err}");
     assert_eq!(pipeline.trace(&["twice", "--jaeger", "localhost"]).0, Some(64));
-}
-
-/// What the proxy before the collector does.
-const PASS: u8 = 0;
-const SWALLOW: u8 = 1;
-const REFUSE: u8 = 2;
-
-/// A proxy before the collector that can be cut.
-async fn proxy(collector: &str) -> (String, Arc<AtomicU8>) {
-    let target = collector.trim_start_matches("http://").trim_end_matches('/').to_owned();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = format!("http://{}", listener.local_addr().unwrap());
-    let mode = Arc::new(AtomicU8::new(PASS));
-    let state = Arc::clone(&mode);
-    tokio::spawn(async move {
-        while let Ok((mut from, _)) = listener.accept().await {
-            let (target, state) = (target.clone(), Arc::clone(&state));
-            tokio::spawn(async move {
-                if state.load(Ordering::Relaxed) != PASS {
-                    return;
-                }
-                let mut to = TcpStream::connect(&target).await.expect("the collector");
-                let cut = async {
-                    while state.load(Ordering::Relaxed) == PASS {
-                        tokio::time::sleep(Duration::from_millis(10)).await;
-                    }
-                };
-                tokio::select! {
-                    _ = tokio::io::copy_bidirectional(&mut from, &mut to) => {}
-                    () = cut => {}
-                }
-                // Swallowing: the connection stays, nobody reads it.
-                while state.load(Ordering::Relaxed) == SWALLOW {
-                    tokio::time::sleep(Duration::from_millis(10)).await;
-                }
-            });
-        }
-    });
-    (address, mode)
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_collector_that_hangs_and_dies_costs_spans_only() {
-    const EVENTS: usize = 3_000;
-    let (collector, mode) = proxy(&service("OTEL_EXPORTER_OTLP_ENDPOINT")).await;
-    let sink = Sink::start(|_| 200).await;
-    let pipeline = Pipeline::new(&sink, &collector, &DELAYS);
-    let stage = pipeline.run("main");
-    let mut produce = tokio::process::Command::from(pipeline.command(&["produce", "--rate", "500", "--count", "3000"]));
-    let mut produce = produce.stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true).spawn().unwrap();
-    for (events, next) in [(EVENTS / 3, SWALLOW), (2 * EVENTS / 3, REFUSE)] {
-        until("a third of the events", async || (sink.calls().len() >= events).then_some(())).await;
-        mode.store(next, Ordering::Relaxed);
-    }
-    until("all events", async || (sink.calls().len() >= EVENTS).then_some(())).await;
-    assert!(produce.wait().await.unwrap().success(), "lost spans are no failure");
-    let took = stage.end().await;
-    assert!(took < Duration::from_secs(20), "the end is bounded: {took:?}");
-
-    let calls = sink.calls();
-    let ids: BTreeSet<_> = calls.iter().map(|call| call.event_id.as_str()).collect();
-    assert_eq!((calls.len(), ids.len()), (EVENTS, EVENTS), "none lost, none twice");
-    // The first tenth also waits for the group to form.
-    let from = calls[EVENTS / 10].at;
-    let (healthy, hanging, dead) = (calls[EVENTS / 3].at, calls[2 * EVENTS / 3].at, calls[EVENTS - 1].at);
-    let rate = |events: usize, time: Duration| events as f64 / time.as_secs_f64();
-    let before = rate(EVENTS / 3 - EVENTS / 10, healthy - from).min(500.0);
-    for after in [rate(EVENTS / 3, hanging - healthy), rate(EVENTS / 3, dead - hanging)] {
-        assert!(after >= 0.8 * before, "{after} events a second after {before}");
-    }
-    check_log(&pipeline.log("main"));
-}
-
-/// The loss is told once, as a warning, and summed up at the end.
-#[track_caller]
-fn check_log(log: &str) {
-    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).expect("a JSON line")).collect();
-    let told = |what: &str| {
-        lines.iter().filter(|l| l["message"].as_str().is_some_and(|m| m.contains(what))).collect::<Vec<_>>()
-    };
-    assert_eq!(told("does not take spans").len(), 1, "{log}");
-    let summary = told("traces are incomplete");
-    assert_eq!(summary.len(), 1, "{log}");
-    assert!(summary[0]["lost"].as_u64().is_some_and(|lost| lost > 0), "{log}");
-    assert!(lines.iter().all(|line| line["level"] != "ERROR"), "{log}");
 }

@@ -36,7 +36,7 @@ use retry_ladder::messages::{Decoder, Framing};
 use retry_ladder::prove::ledger::Fate;
 use retry_ladder::prove::ports::{WatchedPublisher, WatchedStore};
 use retry_ladder::stage::clock::{Clock, SystemClock};
-use retry_ladder::stage::context::{Partitions, StageSettings, Tombstones};
+use retry_ladder::stage::context::{Forward, Partitions, StageSettings, Tombstones};
 use retry_ladder::stage::ports::Handler;
 use retry_ladder::telemetry::logs;
 
@@ -101,6 +101,8 @@ pub(crate) struct Orders {
     pub(crate) stages: Vec<usize>,
     pub(crate) folder: PathBuf,
     pub(crate) kill: Option<Point>,
+    /// Hops and offsets go in transactions.
+    pub(crate) transactional: bool,
 }
 
 impl Orders {
@@ -190,10 +192,16 @@ async fn work(orders: Orders) {
         lease: Duration::from_millis(orders.lease_ms),
         done_ttl: remembered,
         handed_ttl: remembered,
+        forward: if orders.transactional { Forward::Transactional } else { Forward::Idempotent },
         ..StageSettings::default()
     };
-    let dlq =
-        StageSettings { dedup: Dedup::Off, order: Order::None, tombstones: Tombstones::Deliver, ..settings.clone() };
+    let dlq = StageSettings {
+        dedup: Dedup::Off,
+        order: Order::None,
+        tombstones: Tombstones::Deliver,
+        forward: Forward::Idempotent,
+        ..settings.clone()
+    };
     let mut settings = vec![settings; rungs - 1];
     settings.push(dlq);
     let message = "shop.v1.OrderPlaced";

@@ -49,7 +49,7 @@ proptest! {
     }
 }
 
-/// The targets in `fuzz/` are built by nobody but who fuzzes: that they call what is here is held here.
+/// `scripts/verify` compiles the targets in `fuzz/`; that each subject has one is held here.
 #[test]
 fn every_subject_has_a_fuzz_target_that_calls_it() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");

@@ -115,7 +115,7 @@ pub(crate) fn headers_read_and_round_trip(data: &[u8]) {
     // Kafka counts from 0; a timestamp is whatever a producer says.
     let (partition, offset) = (i32::from(input.byte()), (input.number() >> 1) as i64);
     let at = Coordinates { partition, offset, timestamp_ms: input.number() as i64 };
-    let (choice, fence) = (input.byte(), input.number());
+    let (choice, instant) = (input.byte(), input.number());
     let inbound = pairs(&mut input);
     let envelope = read(stage, at, &inbound);
     assert_eq!(envelope.stage, stage.min(LADDER.dlq().index));
@@ -140,7 +140,8 @@ pub(crate) fn headers_read_and_round_trip(data: &[u8]) {
         _ => LADDER.dlq().index,
     };
     let failure = Failure::transient(String::from_utf8_lossy(data));
-    let took = Duration::from_millis(fence % 100_000);
+    let (took, claimed) = (Duration::from_millis(instant % 100_000), Timestamp::from_millis(instant >> 12));
+    let fence = headers::next_fence(claimed, envelope.fence);
     let movement = Move {
         ladder: &LADDER,
         envelope: &envelope,
@@ -178,7 +179,7 @@ pub(crate) fn headers_read_and_round_trip(data: &[u8]) {
         let after = read(target, at, &next);
         assert_eq!((&after.event_id, after.hop), (&envelope.event_id, envelope.hop + 1));
         assert_eq!((&after.origin, after.redrives), (&envelope.origin, envelope.redrives));
-        assert!(after.own && after.attempt >= envelope.attempt && after.fence >= envelope.fence);
+        assert!(after.own && after.attempt >= envelope.attempt && after.fence == fence);
     }
 }
 

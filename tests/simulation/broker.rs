@@ -13,7 +13,8 @@ use super::broken::Broken;
 use super::case::Fault;
 use super::lane::SimLane;
 use super::ledger::{CopyId, Invariant};
-use super::world::{EPOCH_MS, Event, LaneId, MAX_DEFERRALS, MS, ProcessId, SECOND, Time, World};
+use super::queue::Event;
+use super::world::{EPOCH_MS, LaneId, MAX_DEFERRALS, MS, ProcessId, SECOND, Time, World};
 
 pub(crate) type Headers = Vec<(Bytes, Option<Bytes>)>;
 

@@ -10,7 +10,8 @@ use retry_ladder::ladder::lane::Dedup;
 use super::case::Fault;
 use super::lane::Held;
 use super::ledger::{Ending, Fate, Invariant};
-use super::world::{EPOCH_MS, Event, HANDLER_TIMEOUT, MS, Plan, Process, ProcessId, SECOND, SESSION, Time, World};
+use super::queue::Event;
+use super::world::{EPOCH_MS, HANDLER_TIMEOUT, MS, Plan, Process, ProcessId, SECOND, SESSION, Time, World};
 
 impl Plan {
     pub(crate) fn draw(rng: &mut fastrand::Rng, partitions: usize, retries: usize) -> Self {

@@ -13,7 +13,8 @@ use retry_ladder::ladder::lane::{Input, Verdict};
 use super::broken::Broken;
 use super::lane::SimLane;
 use super::ledger::Invariant;
-use super::world::{Event, MS, ProcessId, Time, World};
+use super::queue::Event;
+use super::world::{MS, ProcessId, Time, World};
 
 /// Where a lane stands that wants to start an event.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -21,8 +21,9 @@ use super::broken::Broken;
 use super::broker::{Headers, Outgoing, Rec};
 use super::gate::{self, Line};
 use super::ledger::{Ending, Execution, Invariant};
+use super::queue::Event;
 use super::store::{Command, Op};
-use super::world::{Event, LaneId, ProcessId, Time, World};
+use super::world::{LaneId, ProcessId, Time, World};
 
 /// An event in a lane.
 pub(crate) struct Held {

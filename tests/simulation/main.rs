@@ -20,6 +20,7 @@ mod faults;
 mod gate;
 mod lane;
 mod ledger;
+mod queue;
 mod schedules;
 mod store;
 mod world;

@@ -12,7 +12,8 @@ use super::broken::Broken;
 use super::case::Fault;
 use super::lane::Held;
 use super::ledger::CopyId;
-use super::world::{Event, LEASE, LaneId, MS, ProcessId, SECOND, Time, World};
+use super::queue::Event;
+use super::world::{LEASE, LaneId, MS, ProcessId, SECOND, Time, World};
 
 /// What one command of a batch does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,26 +4,26 @@
 //! Deterministic: one generator, no order that depends on addresses or hashing. What happens at one instant happens in
 //! an order drawn at random, but a lane performs the effects of a round after all inputs of that instant.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use retry_ladder::ladder::brake::BrakeSettings;
 use retry_ladder::ladder::breaker::BreakerSettings;
-use retry_ladder::ladder::event::{Now, Outcome, Timestamp};
+use retry_ladder::ladder::event::{Now, Timestamp};
 use retry_ladder::ladder::gate::{Gates, OutageSettings};
 use retry_ladder::ladder::headers::CopyKeys;
-use retry_ladder::ladder::lane::{Dedup, Delivery, Input, LaneConfig, Order, Slot};
+use retry_ladder::ladder::lane::{Dedup, Input, LaneConfig, Order};
 use retry_ladder::ladder::rungs::{Ladder, LadderSpec};
 use retry_ladder::stage::context::Partitions;
 
 use super::broken::Broken;
-use super::broker::{Log, Outgoing};
+use super::broker::Log;
 use super::case::{Case, Fault};
-use super::lane::{Held, SimLane};
+use super::lane::SimLane;
 use super::ledger::Ledger;
-use super::store::{Request, Store};
+use super::queue::{Class, Event, Queue};
+use super::store::Store;
 
 /// Microseconds of virtual time.
 pub(crate) type Time = u64;
@@ -57,33 +57,6 @@ const BRAKE: BrakeSettings = BrakeSettings {
     max_cool_down: Duration::from_secs(2),
 };
 const DELAYS: [Duration; 3] = [Duration::from_secs(1), Duration::from_millis(2_500), Duration::from_secs(6)];
-
-/// What happens next.
-pub(crate) enum Event {
-    Produce(usize),
-    Fetch(LaneId),
-    Tick(LaneId),
-    /// The effects of a round.
-    Round(LaneId),
-    Return(LaneId, Slot, usize, Box<Outcome>),
-    Ask(Box<Request>),
-    Reply(LaneId, Box<Input<Held>>),
-    Append(ProcessId, LaneId, Box<Outgoing>, Option<(Slot, Time)>),
-    Ack(LaneId, Slot, Delivery),
-    Commit(LaneId),
-    Drain(LaneId),
-    DrainOver(LaneId),
-    /// The gate may have opened for a lane that has a permit.
-    Pass(LaneId),
-    /// A process reads what was ordered for a stage.
-    Command(ProcessId, usize),
-    Resume(usize),
-    Assign(usize, usize),
-    Session(ProcessId),
-    Stopped(ProcessId),
-    Restart(usize),
-    Fault(Fault),
-}
 
 /// One start of a worker.
 pub(crate) struct Process {
@@ -153,42 +126,10 @@ pub(crate) struct World {
     /// Effects until the next kill and the next freeze.
     pub(crate) kill_in: Option<u32>,
     pub(crate) freeze_in: Option<u32>,
-    queue: BinaryHeap<Reverse<Queued>>,
-    sequence: u64,
+    queue: Queue,
     /// The lane to which something happens now, and which is not in `lanes` meanwhile.
     pub(crate) at_work: LaneId,
 }
-
-struct Queued {
-    order: (Time, u8, u32, u64),
-    event: Event,
-}
-
-impl PartialEq for Queued {
-    fn eq(&self, other: &Self) -> bool {
-        self.order == other.order
-    }
-}
-
-impl Eq for Queued {}
-
-impl PartialOrd for Queued {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Queued {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.order.cmp(&other.order)
-    }
-}
-
-/// What a process was doing when it froze comes before what reached it meanwhile.
-const FIRST: u8 = 0;
-const INPUT: u8 = 1;
-/// A round takes in all that is there.
-const ROUND: u8 = 2;
 
 fn ladder(retries: usize) -> (Arc<Ladder>, CopyKeys) {
     static LADDERS: OnceLock<Vec<(Arc<Ladder>, CopyKeys)>> = OnceLock::new();
@@ -265,9 +206,8 @@ impl World {
             skew,
             kill_in: None,
             freeze_in: None,
-            queue: BinaryHeap::new(),
+            queue: Queue::default(),
             at_work: 0,
-            sequence: 0,
             rng,
         };
         world.begin(workers);
@@ -283,7 +223,7 @@ impl World {
         }
         for event in 0..self.case.events {
             let at = self.rng.u64(0..5_000) * MS;
-            self.at(at, INPUT, Event::Produce(event));
+            self.at(at, Class::Input, Event::Produce(event));
         }
         use Fault::*;
         for fault in [
@@ -305,7 +245,7 @@ impl World {
             if self.case.faults.has(fault) {
                 for _ in 0..self.rng.usize(1..=3) {
                     let at = self.rng.u64(100..self.heal / MS) * MS;
-                    self.at(at, INPUT, Event::Fault(fault));
+                    self.at(at, Class::Input, Event::Fault(fault));
                 }
             }
         }
@@ -320,14 +260,13 @@ impl World {
 
     // ------------------------------------------------------------------------------------------------ time
 
-    fn at(&mut self, at: Time, class: u8, event: Event) {
-        self.sequence += 1;
-        let order = (at, class, self.rng.u32(..), self.sequence);
-        self.queue.push(Reverse(Queued { order, event }));
+    fn at(&mut self, at: Time, class: Class, event: Event) {
+        let draw = self.rng.u32(..);
+        self.queue.push(at, class, draw, event);
     }
 
     pub(crate) fn after(&mut self, delay: Time, event: Event) {
-        self.at(self.now + delay, INPUT, event);
+        self.at(self.now + delay, Class::Input, event);
     }
 
     pub(crate) fn note(&mut self, what: impl FnOnce() -> String) {
@@ -380,8 +319,8 @@ impl World {
     pub(crate) fn run(&mut self) {
         let limit = self.heal + 180 * SECOND;
         let mut healed = false;
-        while let Some(Reverse(Queued { order, event })) = self.queue.pop() {
-            self.now = order.0;
+        while let Some((at, class, event)) = self.queue.pop() {
+            self.now = at;
             if self.now >= self.heal && !std::mem::replace(&mut healed, true) {
                 self.note(|| "everything works from here on".into());
                 (self.kill_in, self.freeze_in) = (None, None);
@@ -390,7 +329,7 @@ impl World {
                 break;
             }
             self.ledger.counts.steps += 1;
-            self.happen(order.1, event);
+            self.happen(class, event);
             if healed && self.is_quiet() {
                 break;
             }
@@ -428,7 +367,7 @@ impl World {
         })
     }
 
-    fn happen(&mut self, class: u8, event: Event) {
+    fn happen(&mut self, class: Class, event: Event) {
         if let Some(place) = self.place(&event) {
             let Some(process) = place else { return };
             let frozen = self.processes[process].frozen_until;
@@ -462,7 +401,7 @@ impl World {
                 if !lane.round(world) && world.processes[lane.process].alive {
                     let awake = world.processes[lane.process].frozen_until;
                     lane.round_due = true;
-                    world.at(awake, FIRST, Event::Round(lane.id));
+                    world.at(awake, Class::First, Event::Round(lane.id));
                 }
             }),
             Event::Return(id, slot, execution, outcome) => {
@@ -504,10 +443,10 @@ impl World {
         let now = self.clock(lane.process);
         if lane.has_effects() || lane.waits_for_permits(now) != lane.is_in_line() {
             lane.round_due = true;
-            self.at(self.now, ROUND, Event::Round(lane.id));
+            self.at(self.now, Class::Round, Event::Round(lane.id));
         }
         if let Some(tick) = lane.next_tick(now, self.now) {
-            self.at(tick.max(self.now), INPUT, Event::Tick(lane.id));
+            self.at(tick.max(self.now), Class::Input, Event::Tick(lane.id));
         }
         if !lane.fetching && !lane.draining && !lane.lane.paused() && self.is_behind(lane) {
             lane.fetching = true;

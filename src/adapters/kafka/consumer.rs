@@ -10,12 +10,13 @@
 //! - On revoke the lanes drain before the partition is given up.
 //! - A member that lost its place is not fenced by what its own client still sent without it: it joins again.
 
+mod hops;
 mod member;
 mod start;
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -26,6 +27,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 
+use self::hops::Hops;
 use self::member::Context;
 use super::client::{Properties, missing_right};
 use super::own::own;
@@ -89,6 +91,17 @@ pub struct Options {
     pub drain_timeout: Duration,
     /// How long records wait in this stage: then little is fetched ahead, and without hurry.
     pub delay: Option<Duration>,
+    /// How hops and offsets are committed in transactions; `None`: the client commits what is stored.
+    pub transactional: Option<Transactional>,
+}
+
+/// How hops and offsets are committed in transactions.
+#[derive(Clone, Debug)]
+pub struct Transactional {
+    /// Under which id; what its last owner left open is aborted.
+    pub id: String,
+    /// As the producer's.
+    pub batch_size: usize,
 }
 
 /// Most records taken from one queue before they are handed over, and most bytes.
@@ -116,6 +129,7 @@ fn heartbeat(session_timeout: Duration) -> Duration {
 struct Assigned {
     lane: LaneHandle,
     paused: bool,
+    /// The position that was stored or, in transactions, committed last.
     stored: i64,
     /// Since when its lane has had no room.
     full_since: Option<Instant>,
@@ -202,11 +216,20 @@ impl StageConsumer {
         if let Some(instance) = &options.group_instance_id {
             config.set("group.instance.id", instance);
         }
-        Self::connect(config, options, host)
+        let hops = options.transactional.clone().map(|transactional| {
+            config.set("enable.auto.commit", "false").set("isolation.level", "read_committed");
+            Arc::new(Mutex::new(Hops::new(properties.clone(), transactional, options.topic.clone())))
+        });
+        Self::connect(config, options, host, hops)
     }
 
-    fn connect(config: ClientConfig, options: Options, host: Arc<dyn LaneHost>) -> Result<Self, Error> {
-        let context = Context::new(options.clone(), host);
+    fn connect(
+        config: ClientConfig,
+        options: Options,
+        host: Arc<dyn LaneHost>,
+        hops: Option<Arc<Mutex<Hops>>>,
+    ) -> Result<Self, Error> {
+        let context = Context::new(options.clone(), host, hops);
         let config_error = |source| Error::Config { topic: options.topic.clone(), source };
         let consumer: BaseConsumer<Context> =
             BaseConsumer::from_config_and_context(&config, context).map_err(config_error)?;
@@ -224,7 +247,7 @@ impl StageConsumer {
         let lanes = std::mem::take(&mut *context.lanes());
         context.lose(lanes.into_values());
         drop(consumer);
-        Self::connect(config, options, Arc::clone(&context.host))
+        Self::connect(config, options, Arc::clone(&context.host), context.hops.clone())
     }
 
     /// Polls until `stop` is set, then drains the lanes, stores what they reached and leaves the group.
@@ -246,7 +269,7 @@ impl StageConsumer {
         };
         context.over.store(true, Ordering::Relaxed);
         let lanes: Vec<_> = context.lanes().drain().collect();
-        let (reached, late) = context.drain(lanes);
+        let (reached, late) = context.drain(result.is_ok().then_some(&*self.consumer), lanes);
         if result.is_ok() {
             context.store(&self.consumer, &reached);
         }
@@ -291,7 +314,8 @@ impl StageConsumer {
                     format!("the task of partition {partition} panicked; nothing is lost, start the stage again");
                 return Err(Error::Fatal { topic: self.options.topic.clone(), reason });
             }
-            if last_store.elapsed() >= STORE_EVERY {
+            context.commit(&self.consumer, lanes.iter_mut().map(|(p, assigned)| (*p, assigned)), false);
+            if last_store.elapsed() >= STORE_EVERY && context.hops.is_none() {
                 last_store = Instant::now();
                 self.store_watermarks(context, &mut lanes);
             }

@@ -25,6 +25,7 @@ use super::letter::{Glance, Letter, Summary};
 use super::select::Selection;
 use super::view::block_on;
 use crate::adapters::kafka::Properties;
+use crate::adapters::kafka::producer;
 use crate::adapters::kafka::scan::{self, Progress, Scan};
 use crate::adapters::kafka::transactions::{self, Transactions};
 use crate::ladder::headers::IdSource;
@@ -249,7 +250,8 @@ impl Desk {
         if !order.take_over {
             self.nobody_at_it()?;
         }
-        let writer = Transactions::open(&self.properties, &format!("{}.{}", self.book_topic, "writer"))?;
+        let batch_size = producer::Options::default().batch_size;
+        let writer = Transactions::open(&self.properties, &format!("{}.{}", self.book_topic, "writer"), batch_size)?;
         // Nothing of another job can be written from here on, and all that it wrote can be read.
         let book = self.book()?;
         let mut relapses = Relapses::watch(self, order, &job)?;

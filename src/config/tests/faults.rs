@@ -119,6 +119,7 @@ fn properties_that_the_promise_rests_on_are_refused_with_their_reason() {
             ("partition.assignment.strategy", "range", "cooperative-sticky"),
             ("group.protocol", "consumer", "classic"),
             ("transactional.id", "x", "transactions"),
+            ("isolation.level", "read_uncommitted", "aborted"),
             ("max.in.flight.requests.per.connection", "9", "reorder"),
             ("message.timeout.ms", "1000", "kafka.message_timeout"),
             ("enable.partition.eof", "true", "no event"),

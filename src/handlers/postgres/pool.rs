@@ -161,6 +161,8 @@ fn parse(url: &str) -> Result<(Config, String, Option<String>), Error> {
         match key.as_str() {
             "sslmode" => sslmode = value,
             "sslrootcert" => root = Some(value),
+            // The client takes one each time.
+            "host" => drop(url.query_pairs_mut().extend_pairs(value.split(',').map(|host| (&key, host)))),
             _ => drop(url.query_pairs_mut().append_pair(&key, &value)),
         }
     }

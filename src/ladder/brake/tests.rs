@@ -51,6 +51,12 @@ fn what_is_older_than_the_window_no_longer_counts() {
 }
 
 #[test]
+fn a_window_of_no_length_is_no_trouble() {
+    let mut brake = Brake::new(BrakeSettings { window: Duration::ZERO, ..SETTINGS }, s(1_000), 0);
+    assert!(dead(&mut brake, 1_000, 100, 100).is_some());
+}
+
+#[test]
 fn a_long_time_without_a_dead_letter_does_not_hide_a_storm() {
     let mut brake = new();
     // A million entered in ten windows without a dead letter: only the last window's share counts.
@@ -65,7 +71,8 @@ fn a_long_time_without_a_dead_letter_does_not_hide_a_storm() {
 #[test]
 fn after_the_cool_down_one_event_is_tried_and_its_end_decides() {
     let mut brake = stopped();
-    assert_eq!((brake.limit(s(1_069)), brake.limit(s(1_070))), (Some(0), Some(1)));
+    assert_eq!((brake.limit(s(1_069)), brake.opens_at()), (Some(0), Some(s(1_070))));
+    assert_eq!((brake.limit(s(1_070)), brake.opens_at()), (Some(1), None));
     for cool_down in [120, 200, 200] {
         let now = 1_100;
         let change = brake.probed(s(now), Probe::Dead, 101);
@@ -77,16 +84,19 @@ fn after_the_cool_down_one_event_is_tried_and_its_end_decides() {
     assert_eq!(brake.probed(s(2_200), Probe::Done, 105), Some(BrakeChange::Released));
     assert_eq!(brake.limit(s(2_200)), None);
     assert_eq!(dead(&mut brake, 2_201, 99, 204), None, "it begins anew");
-    assert!(dead(&mut brake, 2_202, 1, 205).is_some());
+    let change = dead(&mut brake, 2_202, 1, 205);
+    assert_eq!(change, Some(BrakeChange::Stopped { dead: 100, entered: 100, cool_down: s(60) }));
 }
 
 #[test]
 fn a_command_releases_it_and_ends_of_others_do_not() {
     let mut brake = stopped();
     assert_eq!(brake.probed(s(1_020), Probe::Done, 100), None, "it ran when the brake stopped the others");
-    assert_eq!(brake.limit(s(1_021)), Some(0));
+    assert_eq!(dead(&mut brake, 1_020, 100, 200), None, "nor do they stop it for longer");
+    assert_eq!((brake.limit(s(1_021)), brake.opens_at()), (Some(0), Some(s(1_070))));
     assert_eq!(brake.release(s(1_021), 100), Some(BrakeChange::Released));
     assert_eq!((brake.limit(s(1_021)), brake.release(s(1_022), 100)), (None, None));
+    assert_eq!(dead(&mut brake, 1_023, 1, 101), None, "what was counted before is forgotten");
 }
 
 #[test]
@@ -124,6 +134,7 @@ proptest! {
             let change = brake.dead_letter(s(now), entered);
             let window: u64 = brake.parts.iter().map(|part| part.entered).sum();
             prop_assert!(window <= entered);
+            prop_assert!(brake.parts.len() <= PARTS as usize + 2, "{} parts", brake.parts.len());
             if now <= 1_600 {
                 prop_assert_eq!(window, entered);
                 prop_assert_eq!(change.is_some(), entered >= 100 && dead * 2 >= entered);

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::ladder::event::Failure;
 
 const SETTINGS: BreakerSettings = BreakerSettings {
     consecutive_failures: 5,
@@ -60,9 +61,34 @@ fn it_opens_only_for_a_run_that_is_long_in_number_and_in_time() {
 #[test]
 fn at_a_low_rate_few_failures_over_a_long_time_are_enough() {
     stays_closed(&[(0, FAILED), (10_000, FAILED), (29_999, FAILED)]);
+    stays_closed(&[(0, FAILED), (30_000, FAILED)]);
     let mut breaker = new();
     let change = told(&mut breaker, &[(0, FAILED), (15_000, FAILED), (30_000, FAILED)]);
     assert_eq!(change, Some(BreakerChange::Opened { failures: 3, over: ms(30_000), cool_down: ms(1_000) }));
+}
+
+#[test]
+fn only_a_transient_failure_says_that_the_target_may_be_down() {
+    let wish = Some(Duration::from_secs(9));
+    for (outcome, answer) in [
+        (Outcome::Done, Answer::Up),
+        (Outcome::Failed(Failure::permanent("404")), Answer::Up),
+        (Outcome::Failed(Failure::poison("garbage")), Answer::Up),
+        (Outcome::Failed(Failure::transient("timed out")), FAILED),
+        (Outcome::Failed(Failure::transient("503").retry_after(Duration::from_secs(9))), Answer::Failed(wish)),
+    ] {
+        assert_eq!(Answer::of(&outcome), answer, "{outcome:?}");
+    }
+}
+
+#[test]
+fn it_is_calm_until_something_fails() {
+    let mut breaker = new();
+    assert!(breaker.is_calm());
+    told(&mut breaker, &[(0, FAILED)]);
+    assert!(!breaker.is_calm());
+    told(&mut breaker, &[(1, Answer::Up)]);
+    assert!(breaker.is_calm());
 }
 
 #[test]
@@ -79,6 +105,12 @@ fn results_while_it_is_open_change_nothing() {
     let mut breaker = open();
     assert_eq!(told(&mut breaker, &[(1_100, Answer::Up), (1_200, FAILED)]), None);
     assert_eq!((breaker.limit(ms(1_999)), breaker.limit(ms(2_000))), (Some(0), Some(1)));
+    // Nor does a stage that answered then hold the ramp.
+    let mut breaker = open();
+    breaker.concluded(ms(1_100), 1, Answer::Up);
+    assert_eq!(breaker.limit(ms(2_000)), Some(1));
+    let change = told(&mut breaker, &[(2_000, Answer::Up), (2_001, FAILED), (2_002, FAILED), (2_003, FAILED)]);
+    assert_eq!(change, Some(BreakerChange::Opened { failures: 3, over: ms(2), cool_down: ms(2_000) }));
 }
 
 #[test]
@@ -122,6 +154,14 @@ fn after_a_success_it_ramps_up_to_the_full_concurrency() {
 }
 
 #[test]
+fn a_ramp_goes_on_to_the_concurrency_of_all_stages() {
+    let mut breaker = probing();
+    breaker.add_concurrency(4);
+    let closed = (0..).find(|_| breaker.concluded(ms(2_000), 0, Answer::Up) == Some(BreakerChange::Closed));
+    assert_eq!(closed, Some(18));
+}
+
+#[test]
 fn a_ramp_at_a_low_rate_ends_by_time() {
     let mut breaker = probing();
     told(&mut breaker, &[(2_000, Answer::Up), (11_999, Answer::Up)]);
@@ -141,14 +181,16 @@ fn a_ramp_bears_single_failures_and_ends_with_a_run_of_them() {
 
 #[test]
 fn a_stage_that_always_fails_does_not_end_the_ramp_of_another() {
-    let mut breaker = probing();
-    breaker.concluded(ms(2_000), 0, Answer::Up);
-    for _ in 0..100 {
-        assert_eq!(breaker.concluded(ms(2_001), 3, FAILED), None);
+    for (stage, other) in [(0, 3), (0, 63), (63, 0), (64, 1)] {
+        let mut breaker = probing();
+        breaker.concluded(ms(2_000), stage, Answer::Up);
+        for _ in 0..100 {
+            assert_eq!(breaker.concluded(ms(2_001), other, FAILED), None);
+        }
+        // Once the other fails, too, the target is down again.
+        let change = breaker.concluded(ms(2_002), stage, FAILED);
+        assert_eq!(change, Some(BreakerChange::Opened { failures: 101, over: ms(1), cool_down: ms(2_000) }));
     }
-    // Once the other fails, too, the target is down again.
-    let change = breaker.concluded(ms(2_002), 0, FAILED);
-    assert_eq!(change, Some(BreakerChange::Opened { failures: 101, over: ms(1), cool_down: ms(2_000) }));
 }
 
 #[test]
@@ -180,7 +222,7 @@ fn a_target_that_dies_again_in_the_ramp_opens_the_breaker_though_another_stage_n
 
 #[test]
 fn a_relapse_soon_after_it_closed_goes_on_with_the_longer_cool_down() {
-    for (pause, cool_down) in [(500, 2_000), (60_000, 1_000)] {
+    for (pause, cool_down) in [(500, 2_000), (999, 2_000), (1_000, 1_000), (60_000, 1_000)] {
         let mut breaker = probing();
         for _ in 0..15 {
             breaker.concluded(ms(2_000), 0, Answer::Up);

@@ -85,9 +85,9 @@ pub fn copy_key(prefix: &str, ladder: &Ladder, envelope: &Envelope) -> Arc<str> 
 }
 
 /// The fence of the next execution: grows with every one, and with time across copies that know nothing of each
-/// other. At the end of u64 (only a hostile header gets there) it stays rather than falls.
+/// other. At the end of what a header can hold (only a hostile one gets there) it stays rather than falls.
 pub fn next_fence(claim_instant: Timestamp, last: u64) -> u64 {
-    claim_instant.floor_millis().max(last.saturating_add(1))
+    claim_instant.floor_millis().max(last.saturating_add(1).min(FENCE_LIMIT - 1))
 }
 
 /// A usable id. Empty, blank and `0` are what unset fields look like.

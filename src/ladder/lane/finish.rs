@@ -35,8 +35,7 @@ impl<T> Lane<T> {
             }
             Verdict::Publish => {
                 self.key_returned(now, slot);
-                self.entry_mut(slot).state = State::Publishing;
-                fx.publish.push(slot);
+                self.publish(slot, fx);
             }
             Verdict::Fenced if self.entry(slot).leased => self.release(slot, false, fx),
             Verdict::Fenced => self.park(now, slot),
@@ -46,14 +45,20 @@ impl<T> Lane<T> {
 
     pub(super) fn published(&mut self, now: Now, slot: Slot, delivery: Delivery, fx: &mut Effects<T>) {
         debug_assert_eq!(self.entry(slot).state, State::Publishing);
+        self.publishing -= 1;
         match delivery {
             Delivery::Acknowledged => self.settle_as(slot, Mark::MovedOn, fx),
             Delivery::Unpublishable => self.halt(slot),
+            Delivery::Withheld if self.entry(slot).leased && !self.entry(slot).lost => self.release(slot, false, fx),
+            Delivery::Withheld => self.park(now, slot),
             Delivery::TooLarge | Delivery::Failed if self.entry(slot).lost => {
                 fx.leases_lost += 1;
                 self.park_at_the_end(now, slot);
             }
-            Delivery::TooLarge => fx.shrink.push(slot),
+            Delivery::TooLarge => {
+                self.publishing += 1;
+                fx.shrink.push(slot);
+            }
             Delivery::Failed => {
                 let entry = self.entry_mut(slot);
                 entry.state = State::Republish;
@@ -69,9 +74,14 @@ impl<T> Lane<T> {
             // Unconfirmed, which is not lost: the store's next word on the lease decides.
             self.arm(now.boot + STORE_PROBE, slot);
         } else {
-            self.entry_mut(slot).state = State::Publishing;
-            fx.publish.push(slot);
+            self.publish(slot, fx);
         }
+    }
+
+    fn publish(&mut self, slot: Slot, fx: &mut Effects<T>) {
+        self.entry_mut(slot).state = State::Publishing;
+        self.publishing += 1;
+        fx.publish.push(slot);
     }
 
     /// Success or the acknowledgement is in hand: from here only forward.

@@ -128,8 +128,10 @@ pub enum Delivery {
     TooLarge,
     /// Too large in its smallest form.
     Unpublishable,
-    /// Unknown.
+    /// Unknown, or not written.
     Failed,
+    /// Not written, and never will be from here: whoever owns the partition next executes the event again.
+    Withheld,
 }
 
 /// How an event was finished.

@@ -18,6 +18,7 @@
 //! It does not know records, headers or handlers: an event is an opaque `T`.
 
 mod finish;
+mod hops;
 mod io;
 mod lease;
 mod view;
@@ -26,6 +27,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::time::Duration;
 
+pub use hops::Hops;
 pub use io::{Arrival, ClaimId, Dedup, Delivery, Effects, Finish, Input, LaneConfig, Order, Slot, Verdict};
 pub use view::Standing;
 
@@ -117,6 +119,8 @@ pub struct Lane<T> {
     in_flight: usize,
     in_flight_bytes: usize,
     owed: usize,
+    /// Events whose hops are with the producer, or wait for a transaction.
+    publishing: usize,
     paused: bool,
     draining: bool,
     halted: bool,
@@ -152,6 +156,7 @@ impl<T> Lane<T> {
             in_flight: 0,
             in_flight_bytes: 0,
             owed: 0,
+            publishing: 0,
             paused: false,
             draining: false,
             halted: false,
@@ -302,7 +307,7 @@ impl<T> Lane<T> {
                     self.released(now, slot);
                 }
             }
-            Input::Drain => self.drain(),
+            Input::Drain => self.draining = true,
         }
         self.advance(now, fx);
         self.paused = if self.paused {
@@ -506,13 +511,6 @@ impl<T> Lane<T> {
         }
     }
 
-    fn drain(&mut self) {
-        self.draining = true;
-        self.due.clear();
-        self.ready.clear();
-        self.tails.clear();
-    }
-
     fn arm(&mut self, at: Duration, slot: Slot) {
         let ticket = self.entry(slot).ticket;
         self.timers.push(Reverse((at, ticket, slot)));
@@ -545,7 +543,7 @@ const STORE_PROBE: Duration = Duration::from_secs(1);
 
 /// `first` doubled for each earlier try, at most `most`.
 fn backoff(first: Duration, tries: u32, most: Duration) -> Duration {
-    first.saturating_mul(1 << tries.min(16)).min(most.max(first))
+    first.saturating_mul(1 << tries.min(16)).min(most)
 }
 
 #[cfg(test)]

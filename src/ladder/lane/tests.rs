@@ -1,7 +1,9 @@
 //! The lane by example; [`schedules`] tries it at random.
 
+mod hops;
 mod leases;
 mod schedules;
+mod view;
 
 use super::*;
 use crate::ladder::event::ClaimReply;
@@ -117,6 +119,7 @@ fn without_deduplication_nothing_is_claimed_or_settled() {
     let fx = rig.permits(1);
     assert!(fx.claim.is_empty());
     let slot = fx.start[0];
+    assert_eq!(rig.lane.claim(slot).fence, rig.ms, "the handler has a fence all the same");
     let fx = rig.step(Input::Returned(slot, Verdict::Done));
     assert_eq!(fx.finished, [(1, Finish::Settled(Mark::Done))]);
 }
@@ -131,6 +134,20 @@ fn nothing_starts_before_its_due() {
     assert_eq!((rig.lane.wanted(rig.now()), rig.lane.waiting()), (0, 1));
     rig.later(Duration::from_millis(1));
     assert_eq!((rig.lane.wanted(rig.now()), rig.lane.waiting(), rig.lane.in_flight()), (1, 0, 1));
+}
+
+#[test]
+fn nothing_starts_before_its_due_of_a_clock_that_was_set_back() {
+    let mut rig = Rig::new(Order::None, Dedup::Required);
+    rig.arrive(1, None, Duration::ZERO);
+    assert_eq!((rig.lane.waiting(), rig.lane.in_flight()), (0, 1));
+    let due = rig.now().wall;
+    rig.ms -= 1;
+    let fx = rig.permits(1);
+    assert_eq!((fx.claim.len(), fx.permits), (0, 1));
+    assert_eq!((rig.lane.wanted(rig.now()), rig.lane.next_tick().0), (0, Some(due)));
+    rig.later(Duration::from_millis(1));
+    assert_eq!(rig.permits(1).claim.len(), 1);
 }
 
 #[test]
@@ -207,39 +224,21 @@ fn each_claim_has_a_sequence_and_a_higher_fence_of_its_own() {
 
 #[test]
 fn a_claim_without_a_reply_gets_a_new_fence_once_it_is_older_than_the_lease() {
-    let mut rig = Rig::new(Order::None, Dedup::Required);
-    rig.arrive(1, None, Duration::ZERO);
-    let slot = rig.permits(1).claim[0];
-    let first = rig.lane.claim(slot);
-    let unanswered = |rig: &mut Rig, after: Duration| {
-        let sent = rig.now().boot;
+    let unanswered = |after: Duration| {
+        let mut rig = Rig::new(Order::None, Dedup::Required);
+        rig.arrive(1, None, Duration::ZERO);
+        let slot = rig.permits(1).claim[0];
+        let (first, sent) = (rig.lane.claim(slot), rig.now().boot);
         rig.step(Input::Claimed(vec![(slot, None)], sent));
         rig.later(after);
         assert_eq!(rig.permits(1).claim, [slot]);
-        rig.lane.claim(slot)
+        (first, rig.lane.claim(slot))
     };
-    assert_eq!(unanswered(&mut rig, LEASE - Duration::from_millis(1)), first, "the store may hold it");
+    let (first, second) = unanswered(LEASE - Duration::from_millis(1));
+    assert_eq!(first, second, "the store may hold it");
     // Meanwhile another instance may have run the event and died: its fence is at most a lease old.
-    let second = unanswered(&mut rig, Duration::from_secs(1));
+    let (first, second) = unanswered(LEASE);
     assert!(second.sequence > first.sequence && second.fence >= first.fence + LEASE.as_millis() as u64, "{second:?}");
-}
-
-#[test]
-fn a_claim_whose_reply_was_lost_is_tried_again_as_it_was_and_confirmed_by_a_renewal() {
-    let mut rig = Rig::new(Order::None, Dedup::Required);
-    rig.arrive(1, None, Duration::ZERO);
-    let slot = rig.permits(1).claim[0];
-    let claim = rig.lane.claim(slot);
-    let sent = rig.now().boot;
-    rig.step(Input::Claimed(vec![(slot, None)], sent));
-    assert_eq!(rig.lane.wanted(rig.now()), 0, "the store is down");
-    rig.later(STORE_PROBE);
-    assert_eq!(rig.permits(1).claim, [slot]);
-    assert_eq!(rig.lane.claim(slot), claim);
-    let fx = rig.claimed(slot, ClaimReply::AlreadyOurs);
-    assert_eq!((fx.start.len(), fx.renew.as_slice()), (0, [(slot, claim)].as_slice()));
-    let sent = rig.now().boot;
-    assert_eq!(rig.step(Input::Renewed(vec![(slot, claim, Some(true))], sent)).start, [slot]);
 }
 
 #[test]
@@ -253,6 +252,7 @@ fn without_the_store_nothing_starts_and_one_probe_goes_out() {
     rig.step(Input::Claimed(slots.iter().map(|s| (*s, None)).collect(), sent));
     assert!(rig.lane.store_down());
     assert_eq!(rig.fx.permits, 3);
+    assert_eq!(rig.permits(2).permits, 2, "they are of no use, and put nothing off");
     rig.later(STORE_PROBE);
     assert_eq!(rig.lane.wanted(rig.now()), 1);
     let slot = rig.permits(1).claim[0];
@@ -270,117 +270,6 @@ fn with_best_effort_events_run_unclaimed_and_end_unsettled_while_the_store_is_aw
     assert_eq!(rig.step(Input::Claimed(vec![(slot, None)], sent)).start, [slot]);
     rig.step(Input::Returned(slot, Verdict::Done));
     assert_eq!(rig.step(Input::Settled(vec![(slot, false)])).finished.len(), 1);
-}
-
-#[test]
-fn leases_are_renewed_each_third_and_live_on() {
-    let mut rig = Rig::new(Order::None, Dedup::Required);
-    let slot = rig.running(1);
-    for _ in 0..10 {
-        let renew = rig.later(LEASE / 3).renew.clone();
-        assert_eq!(renew.len(), 1);
-        let sent = rig.now().boot;
-        let fx = rig.step(Input::Renewed(vec![(slot, renew[0].1, Some(true))], sent));
-        assert!(fx.cancel.is_empty());
-    }
-}
-
-#[test]
-fn at_the_local_deadline_the_handler_is_cancelled_without_an_answer_from_the_store() {
-    let mut rig = Rig::new(Order::None, Dedup::Required);
-    let slot = rig.running(1);
-    assert!(rig.later(LEASE - Duration::from_millis(1)).cancel.is_empty());
-    let fx = rig.later(Duration::from_millis(1));
-    assert_eq!((fx.cancel.as_slice(), fx.permits, fx.leases_lost), ([slot].as_slice(), 1, 1));
-}
-
-#[test]
-fn a_renewal_is_taken_back_when_its_event_finishes_before_it_is_sent() {
-    let mut rig = Rig::new(Order::None, Dedup::Required);
-    let slot = rig.running(5);
-    rig.step(Input::Returned(slot, Verdict::Done));
-    assert_eq!(rig.later(LEASE / 3).renew.len(), 1);
-    let now = rig.now();
-    rig.lane.step(now, Input::Settled(vec![(slot, true)]), &mut rig.fx);
-    assert_eq!(rig.fx.finished, [(5, Finish::Settled(Mark::Done))]);
-    assert_eq!(rig.fx.renew, []);
-}
-
-#[test]
-fn an_outcome_that_comes_together_with_the_loss_of_its_lease_no_longer_counts() {
-    let mut rig = Rig::new(Order::None, Dedup::Required);
-    let slot = rig.running(5);
-    assert_eq!(rig.later(LEASE).cancel, [slot]);
-    let now = rig.now();
-    rig.lane.step(now, Input::Returned(slot, Verdict::Done), &mut rig.fx);
-    assert_eq!((rig.fx.settle.as_slice(), rig.fx.permits), ([].as_slice(), 1));
-    assert_eq!(rig.lane.position(), Some(5));
-}
-
-#[test]
-fn a_start_is_taken_back_when_the_lease_is_lost_before_it_is_performed() {
-    let mut rig = Rig::new(Order::None, Dedup::Required);
-    let slot = rig.running(5);
-    assert_eq!(rig.fx.start, [slot]);
-    rig.ms += LEASE.as_millis() as u64;
-    let now = rig.now();
-    rig.lane.step(now, Input::Tick, &mut rig.fx);
-    assert!(rig.fx.start.is_empty());
-    assert!(!rig.lane.is_running(slot));
-}
-
-#[test]
-fn a_lease_counts_from_before_the_claim_was_sent() {
-    let mut rig = Rig::new(Order::None, Dedup::Required);
-    rig.arrive(1, None, Duration::ZERO);
-    let slot = rig.permits(1).claim[0];
-    let sent = rig.now().boot;
-    rig.ms += LEASE.as_millis() as u64;
-    let fx = rig.step(Input::Claimed(vec![(slot, Some(ClaimReply::Claimed))], sent));
-    assert!(fx.start.is_empty(), "the answer took as long as the lease");
-    assert_eq!(fx.leases_lost, 1);
-}
-
-#[test]
-fn a_failure_after_the_lease_was_lost_publishes_nothing() {
-    let mut rig = Rig::new(Order::None, Dedup::Required);
-    let slot = rig.running(1);
-    rig.ms += LEASE.as_millis() as u64;
-    let fx = rig.step(Input::Returned(slot, Verdict::Publish));
-    assert!(fx.publish.is_empty());
-    assert_eq!((fx.leases_lost, fx.permits), (1, 1));
-    rig.later(Duration::from_secs(2));
-    assert_eq!(rig.permits(1).claim, [slot], "it is claimed again");
-}
-
-#[test]
-fn success_after_the_lease_was_lost_is_settled_all_the_same() {
-    let mut rig = Rig::new(Order::None, Dedup::Required);
-    let slot = rig.running(1);
-    rig.ms += LEASE.as_millis() as u64;
-    assert_eq!(rig.step(Input::Returned(slot, Verdict::Done)).settle, [(slot, Mark::Done)]);
-}
-
-#[test]
-fn an_acknowledgement_after_the_lease_was_lost_is_settled_all_the_same() {
-    let mut rig = Rig::new(Order::None, Dedup::Required);
-    let slot = rig.publishing(1);
-    rig.later(LEASE * 2);
-    let fx = rig.step(Input::Published(slot, Delivery::Acknowledged));
-    assert_eq!(fx.settle, [(slot, Mark::MovedOn)]);
-}
-
-#[test]
-fn a_delivery_error_publishes_again_while_the_lease_holds_and_not_once_it_is_lost() {
-    let mut rig = Rig::new(Order::None, Dedup::Required);
-    let slot = rig.publishing(1);
-    rig.step(Input::Published(slot, Delivery::Failed));
-    assert_eq!(rig.later(Duration::from_millis(250)).publish, [slot]);
-    rig.renewed(slot, Some(false));
-    rig.step(Input::Published(slot, Delivery::Failed));
-    assert!(rig.later(Duration::from_secs(1)).publish.is_empty());
-    rig.later(Duration::from_secs(2));
-    assert_eq!(rig.permits(1).claim, [slot]);
 }
 
 #[test]
@@ -409,18 +298,6 @@ fn a_refused_fence_releases_the_claim_and_claims_again() {
 }
 
 #[test]
-fn a_late_answer_to_a_renewal_does_not_touch_the_slots_next_tenant() {
-    let mut rig = Rig::new(Order::None, Dedup::Required);
-    let slot = rig.running(1);
-    let old = rig.lane.claim(slot);
-    rig.step(Input::Returned(slot, Verdict::Done));
-    rig.step(Input::Settled(vec![(slot, true)]));
-    assert_eq!(rig.running(2), slot);
-    let sent = rig.now().boot;
-    assert!(rig.step(Input::Renewed(vec![(slot, old, Some(false))], sent)).cancel.is_empty());
-}
-
-#[test]
 fn a_drain_starts_nothing_releases_late_claims_and_waits_for_what_is_owed() {
     let mut rig = Rig::new(Order::None, Dedup::Required);
     let runs = rig.running(1);
@@ -441,6 +318,20 @@ fn a_drain_starts_nothing_releases_late_claims_and_waits_for_what_is_owed() {
 }
 
 #[test]
+fn a_drain_takes_nothing_in_and_claims_nothing_again() {
+    let mut rig = Rig::new(Order::None, Dedup::Required);
+    rig.arrive(1, None, Duration::ZERO);
+    let (slot, sent) = (rig.permits(1).claim[0], rig.now().boot);
+    rig.step(Input::Drain);
+    rig.arrive(2, None, Duration::ZERO);
+    assert_eq!(rig.lane.delivered_to(), Some(2));
+    assert_eq!(rig.step(Input::Claimed(vec![(slot, None)], sent)).permits, 1);
+    rig.later(STORE_PROBE);
+    assert_eq!((rig.lane.wanted(rig.now()), rig.permits(1).permits), (0, 1));
+    assert!(rig.lane.drained());
+}
+
+#[test]
 fn too_large_shrinks_and_then_halts_without_skipping() {
     let mut rig = Rig::new(Order::None, Dedup::Required);
     let slot = rig.publishing(1);
@@ -453,35 +344,38 @@ fn too_large_shrinks_and_then_halts_without_skipping() {
 }
 
 #[test]
-fn a_full_window_pauses_and_a_half_empty_one_resumes() {
-    let mut rig = Rig::new(Order::None, Dedup::Off);
-    for offset in 0..4 {
-        rig.arrive(offset, None, Duration::from_secs(1 + offset as u64));
+fn each_window_pauses_when_it_is_full_and_resumes_at_half() {
+    /// Events of these bytes, all due or all waiting; so many of them leave the window.
+    #[track_caller]
+    fn check(waiting: bool, bytes: &[usize], leave: usize, paused: [bool; 2]) {
+        let mut rig = Rig::new(Order::None, Dedup::Off);
+        for (offset, bytes) in (0..).zip(bytes) {
+            let due = rig.now().wall + Duration::from_secs(if waiting { 1 + offset as u64 } else { 0 });
+            let arrival = Arrival { offset, due, key: None, bytes: *bytes, fence: 0, item: offset };
+            rig.step(Input::Arrived(vec![arrival]));
+        }
+        let before = rig.lane.paused();
+        if waiting {
+            rig.later(Duration::from_secs(leave as u64));
+        } else {
+            for slot in rig.permits(leave).start.clone() {
+                rig.step(Input::Returned(slot, Verdict::Done));
+            }
+        }
+        assert_eq!([before, rig.lane.paused()], paused);
     }
-    assert!(rig.lane.paused());
-    rig.later(Duration::from_secs(1));
-    assert!(rig.lane.paused(), "three of four still wait");
-    rig.later(Duration::from_secs(1));
-    assert!(!rig.lane.paused());
-}
-
-#[test]
-fn the_bytes_of_waiting_events_pause_too() {
-    let mut rig = Rig::new(Order::None, Dedup::Off);
-    let due = rig.now().wall + Duration::from_secs(1);
-    rig.step(Input::Arrived(vec![Arrival { offset: 1, due, key: None, bytes: 1_000, fence: 0, item: 1 }]));
-    assert!(rig.lane.paused());
-}
-
-#[test]
-fn the_bytes_of_events_in_flight_pause_too_and_are_given_back() {
-    let mut rig = Rig::new(Order::None, Dedup::Off);
-    let due = rig.now().wall;
-    rig.step(Input::Arrived(vec![Arrival { offset: 1, due, key: None, bytes: 2_000, fence: 0, item: 1 }]));
-    assert!(rig.lane.paused());
-    let slot = rig.permits(1).start[0];
-    rig.step(Input::Returned(slot, Verdict::Done));
-    assert!(!rig.lane.paused());
+    check(true, &[1; 3], 0, [false, false]);
+    check(true, &[1; 4], 1, [true, true]);
+    check(true, &[1; 4], 2, [true, false]);
+    check(true, &[999], 0, [false, false]);
+    check(true, &[499, 501], 1, [true, true]);
+    check(true, &[500, 500], 1, [true, false]);
+    check(false, &[1; 7], 0, [false, false]);
+    check(false, &[1; 8], 3, [true, true]);
+    check(false, &[1; 8], 4, [true, false]);
+    check(false, &[1_999], 0, [false, false]);
+    check(false, &[999, 1_001], 1, [true, true]);
+    check(false, &[1_000, 1_000], 1, [true, false]);
 }
 
 #[test]

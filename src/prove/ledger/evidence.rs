@@ -115,8 +115,10 @@ pub enum Cause {
     Killed,
     /// Stopped for longer than a lease, then woken: its leases run out, and it may finish what it had begun.
     Frozen,
-    /// Cut off from Redis, or not answered by it, until its leases ran out.
+    /// Cut off from Redis until its leases ran out.
     CutOff,
+    /// Redis, which nobody had cut off, did not answer in time, or the broker did not say what became of a record.
+    Unanswered,
     /// The machine did not let it run until its leases ran out: a freeze that nobody ordered.
     Stalled,
     /// Redis lost the keys: whatever was claimed may be claimed again at once.

@@ -23,22 +23,26 @@ pub(super) fn check(ledger: &Ledger, index: &Index<'_>, findings: &mut Findings)
         check_start(ledger, index, execution, findings);
         check_leases(index, execution, findings);
     }
+    let mut late = Vec::new();
     for ((id, attempt), mut runs) in runs {
         if runs.len() > 1 {
             runs.sort_by_key(|e| e.started_us);
-            check_repeats(index, id, attempt, &runs, findings);
+            check_repeats(index, id, attempt, &runs, &mut late, findings);
         }
     }
     for event in &ledger.produced {
         check_end(ledger, index, event, findings);
     }
-    for Interruption { zombie, threads, .. } in &ledger.interruptions {
+    for interruption in &ledger.interruptions {
+        let (threads, zombie) = (interruption.threads, interruption.zombie.iter().cloned());
+        let started = late.iter().filter(|(by, _)| std::ptr::eq(*by, interruption)).map(|(_, copy)| copy.clone());
+        let deeds: Vec<_> = zombie.chain(started).map(|(id, hop)| format!("{id} of hop {hop}")).collect();
         // No check of a lease can lie between the check and the deed.
-        if zombie.len() > *threads {
-            let deeds: Vec<_> = zombie.iter().map(|(id, hop)| format!("{id} of hop {hop}")).collect();
+        if deeds.len() > threads {
             let text = format!(
-                "a process of {threads} threads was woken after its leases and handed on or settled {} copies anew: {}",
-                zombie.len(),
+                "a process of {threads} threads was woken after its leases and started, handed on or settled {} copies \
+                 anew: {}",
+                deeds.len(),
                 deeds.join(", ")
             );
             findings.say(Invariant::OneAtATime, text);
@@ -46,11 +50,22 @@ pub(super) fn check(ledger: &Ledger, index: &Index<'_>, findings: &mut Findings)
     }
 }
 
-/// Every execution of one copy but the last was interrupted, by something that held its very claim.
-fn check_repeats(index: &Index<'_>, id: &str, attempt: u32, runs: &[&Execution], findings: &mut Findings) {
+/// Every execution of one copy but that of the newest claim was interrupted, by something that held its very claim. The
+/// newest is the last, too, but where a process was frozen between its check of the lease and the start, which follows when
+/// it is woken: `late`.
+fn check_repeats<'a>(
+    index: &Index<'a>,
+    id: &str,
+    attempt: u32,
+    runs: &[&Execution],
+    late: &mut Vec<(&'a Interruption, (String, u64))>,
+    findings: &mut Findings,
+) {
     let hop = u64::from(attempt) - 1;
     let holding = |fence: u64| index.held(id).iter().filter(move |(_, h)| h.hop == hop && h.fence == fence);
-    let (_, before) = runs.split_last().expect("more than one");
+    let mut by_claim = runs.to_vec();
+    by_claim.sort_by_key(|e| e.fence);
+    let (_, before) = by_claim.split_last().expect("more than one");
     let explained = before.iter().filter(|e| holding(e.fence).next().is_some()).count();
     if explained < before.len() {
         findings.say(
@@ -63,14 +78,17 @@ fn check_repeats(index: &Index<'_>, id: &str, attempt: u32, runs: &[&Execution],
         );
     }
     for pair in runs.windows(2) {
-        if pair[1].fence <= pair[0].fence {
-            let (a, b) = (pair[0].fence, pair[1].fence);
+        let (a, b) = (pair[0].fence, pair[1].fence);
+        let woken = holding(b).find(|(i, _)| b < a && matches!(i.cause, Cause::Frozen | Cause::Stalled));
+        if let Some((interruption, _)) = woken {
+            late.push((interruption, (id.to_owned(), hop)));
+        } else if b <= a {
             let text = format!("{id}: attempt {attempt} again with fence {b}, the one before had {a}");
             findings.say(Invariant::OneAtATime, text);
         }
         let overlaps = pair[0].ended.as_ref().is_some_and(|(end, _)| *end > pair[1].started_us);
         let blind = |cause| matches!(cause, Cause::Frozen | Cause::Stalled | Cause::Forgotten);
-        if overlaps && !holding(pair[0].fence).any(|(i, _)| blind(i.cause)) {
+        if overlaps && !holding(a.min(b)).any(|(i, _)| blind(i.cause)) {
             findings.say(Invariant::OneAtATime, format!("{id}: attempt {attempt} ran twice at the same time"));
         }
     }

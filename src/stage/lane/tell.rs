@@ -103,6 +103,9 @@ impl Task<'_> {
     pub(super) fn tell(&mut self) {
         self.tell_unacknowledged();
         let lane = &self.lane;
+        if self.is_transactional() {
+            self.ends.state.tell_hops(lane.publishing());
+        }
         self.ends.state.tell_due(lane.next_tick().0);
         self.ends.state.tell(lane.position(), lane.paused(), lane.waiting(), lane.in_flight(), lane.halted());
         if lane.halted() && !mem::replace(&mut self.told_halt, true) {

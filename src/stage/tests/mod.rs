@@ -13,6 +13,7 @@ mod permits;
 mod ports;
 mod store;
 mod timing;
+mod transactional;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

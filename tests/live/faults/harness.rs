@@ -84,6 +84,7 @@ impl Run {
             stages: Vec::new(),
             folder: folder.path().to_owned(),
             kill: None,
+            transactional: false,
             topic,
         };
         evidence::create_topics(&orders, replication);

@@ -18,6 +18,9 @@ use retry_ladder::stage::ports::{Event, Handler};
 use super::witness::{Witness, lock};
 use super::{Moment, fate};
 
+/// How much longer an event of which the name says `-slow` takes.
+const SLOW: Duration = Duration::from_secs(5);
+
 /// Does what the event's name (its `unique_id`) spells, and writes every start and end to the executions file.
 pub(super) struct Executor {
     pub(super) witness: Arc<Witness>,
@@ -51,6 +54,9 @@ impl Handler for Executor {
             };
             self.record(&line("start", "-"));
             tokio::time::sleep(Duration::from_millis(self.witness.orders.latency_ms)).await;
+            if id.contains("-slow") {
+                tokio::time::sleep(SLOW).await;
+            }
             if self.witness.is_to_die_soon(Moment::Running, id, stage) {
                 // The client commits every second.
                 tokio::time::sleep(Duration::from_millis(2_500)).await;

@@ -57,6 +57,11 @@ impl Admin {
         Ok(admin)
     }
 
+    /// The same with clients that know nothing yet.
+    pub(super) fn anew(&self) -> Result<Self, Error> {
+        Self::new(self.lookup.connection().clone())
+    }
+
     /// The brokers as configured.
     pub fn brokers(&self) -> &str {
         &self.lookup.connection().brokers

@@ -47,7 +47,14 @@ pub async fn startup_check(
     admin.wait_reachable(options.timeout).await?;
     let grace = MISSING_GRACE.min(options.timeout.saturating_sub(begun.elapsed()));
     let mut specs = specs(pipelines);
-    let states = described(admin, &specs, Instant::now() + grace).await?;
+    let mut asked = admin.clone();
+    let states = loop {
+        match described(&asked, &specs, Instant::now() + grace).await {
+            // A broker that died a moment ago is still named to clients as the one to ask. A new client asks who it is now.
+            Err(Error::Unreachable { .. }) if begun.elapsed() < options.timeout => asked = admin.anew()?,
+            answer => break answer?,
+        }
+    };
     plan::align(&mut specs, &states);
     let mut report = judge(&specs, &states, admin.brokers(), options.allow_unsafe_topics)?;
     match admin.list_orphans(pipelines, known).await {

@@ -7,9 +7,13 @@
 //! them is an orphan.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use super::plan::{self, ActualTopic, Difference, Kind, PipelineTopics, TopicSpec};
-use super::{Admin, Creation, Error, Orphan, TopicState};
+use super::{Admin, Creation, Error, LOOK_AGAIN, Orphan, TopicState};
+
+/// How long a broker may not know of a topic that was made through another.
+const LATE: Duration = Duration::from_secs(10);
 
 /// What was found, and done, about one topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -129,7 +133,14 @@ pub async fn create(
         }
     }
 
-    let states = admin.describe(&names(&specs)).await?;
+    let end = Instant::now() + LATE;
+    let states = loop {
+        let states = admin.describe(&names(&specs)).await?;
+        if !lags_behind(&states, &creations) || Instant::now() >= end {
+            break states;
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    };
     let mut report = report(&specs, &states, admin.list_orphans(pipelines, known).await?);
     for topic in &mut report.topics {
         topic.raised = raised.get(&topic.spec.topic).cloned();
@@ -140,6 +151,12 @@ pub async fn create(
         }
     }
     Ok(report)
+}
+
+/// Whether the broker that was asked does not know yet of a topic that another has made.
+fn lags_behind(states: &BTreeMap<String, TopicState>, creations: &BTreeMap<String, Creation>) -> bool {
+    let is_there = |creation: &Creation| !matches!(creation, Creation::Refused(_));
+    creations.iter().any(|(topic, creation)| is_there(creation) && states.get(topic) == Some(&TopicState::Missing))
 }
 
 /// Compares all, changes nothing.
@@ -242,8 +259,6 @@ fn merge(first: &mut State, second: State) {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn pipeline(name: &str, partitions: i32) -> PipelineTopics {
@@ -285,6 +300,19 @@ mod tests {
             "the second pipeline wants 12 partitions, there are 6"
         );
         assert!(!report.is_good());
+    }
+
+    #[test]
+    fn a_broker_lags_behind_that_does_not_know_what_was_made_and_not_one_that_never_will() {
+        fn check(creation: Creation, state: TopicState, lags: bool) {
+            let (states, creations) = (BTreeMap::from([("t".into(), state)]), BTreeMap::from([("t".into(), creation)]));
+            assert_eq!(lags_behind(&states, &creations), lags, "{creations:?} {states:?}");
+        }
+        check(Creation::Created, TopicState::Missing, true);
+        check(Creation::Existed, TopicState::Missing, true);
+        check(Creation::Existed, TopicState::Hidden, false);
+        check(Creation::Refused("policy".into()), TopicState::Missing, false);
+        check(Creation::Created, exact(&specs(&[pipeline("p", 1)])[0]), false);
     }
 
     #[test]

@@ -16,6 +16,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance};
 use rdkafka::error::KafkaError;
 use rdkafka::{Offset, TopicPartitionList};
 
+use super::hops::Hops;
 use super::{Assigned, Options, start};
 use crate::adapters::kafka::client::{Connection, missing_right};
 use crate::adapters::kafka::raw;
@@ -24,6 +25,9 @@ use crate::stage::lanes::{LaneCommand, LaneHost};
 /// How long the group's coordinator may take to say where new partitions start; meanwhile nothing is polled. Longer than
 /// a coordinator takes to move.
 const START_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// The same while the last owner's transaction may be open: its time-out, and until the coordinator looks for such.
+const STABLE_TIMEOUT: Duration = Duration::from_secs(45);
 
 /// How long after the loss of its membership a client may hear of a request that it sent without one: it waits at most
 /// a session for a coordinator, and 60 s for its answer.
@@ -37,6 +41,8 @@ pub(super) struct Context {
     options: Options,
     pub(super) host: Arc<dyn LaneHost>,
     lanes: Mutex<HashMap<i32, Assigned>>,
+    /// Where hops and offsets go together.
+    pub(super) hops: Option<Arc<Mutex<Hops>>>,
     /// When the membership was lost last, other than by being fenced.
     lost: Mutex<Option<Instant>>,
     /// Whether this client ever had a place in the group.
@@ -46,12 +52,13 @@ pub(super) struct Context {
 }
 
 impl Context {
-    pub(super) fn new(options: Options, host: Arc<dyn LaneHost>) -> Self {
+    pub(super) fn new(options: Options, host: Arc<dyn LaneHost>, hops: Option<Arc<Mutex<Hops>>>) -> Self {
         Self {
             connection: Connection::new(format!("consumer of {}", options.topic)),
             options,
             host,
             lanes: Mutex::new(HashMap::new()),
+            hops,
             lost: Mutex::new(None),
             joined: AtomicBool::new(false),
             over: AtomicBool::new(false),
@@ -84,13 +91,27 @@ impl Context {
     }
 
     /// Drains these lanes, at most the drain time; gives back what they reached and those that were not done by then.
-    pub(super) fn drain(&self, lanes: Vec<(i32, Assigned)>) -> (TopicPartitionList, Vec<Assigned>) {
+    /// Without a `member`ship nothing can be committed meanwhile.
+    pub(super) fn drain(
+        &self,
+        member: Option<&BaseConsumer<Self>>,
+        mut lanes: Vec<(i32, Assigned)>,
+    ) -> (TopicPartitionList, Vec<Assigned>) {
         for (_, assigned) in &lanes {
             assigned.lane.command(LaneCommand::Drain);
+            if member.is_none() {
+                assigned.lane.command(LaneCommand::Withhold);
+            }
         }
         let deadline = Instant::now() + self.options.drain_timeout;
         while lanes.iter().any(|(_, a)| !a.lane.ended()) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
+            if let Some(consumer) = member {
+                self.commit(consumer, lanes.iter_mut().map(|(p, assigned)| (*p, assigned)), false);
+            }
+        }
+        if let Some(consumer) = member {
+            self.commit(consumer, lanes.iter_mut().map(|(p, assigned)| (*p, assigned)), true);
         }
         let mut reached = TopicPartitionList::new();
         for (partition, assigned) in &lanes {
@@ -109,8 +130,20 @@ impl Context {
         }
     }
 
+    /// In transactions, where that is how hops and offsets go.
+    pub(super) fn commit<'a>(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        lanes: impl Iterator<Item = (i32, &'a mut Assigned)>,
+        at_last: bool,
+    ) {
+        if let Some(hops) = &self.hops {
+            hops.lock().unwrap_or_else(PoisonError::into_inner).commit(consumer, lanes, at_last);
+        }
+    }
+
     pub(super) fn store(&self, consumer: &BaseConsumer<Self>, reached: &TopicPartitionList) {
-        if reached.count() == 0 {
+        if reached.count() == 0 || self.hops.is_some() {
             return;
         }
         if let Err(error) = consumer.store_offsets(reached) {
@@ -125,7 +158,11 @@ impl Context {
             return;
         }
         let Options { topic, group_id, session_timeout, .. } = &self.options;
-        if let Err(error) = start::set(consumer, topic, assigned, (*session_timeout).min(START_TIMEOUT))
+        let patience = match self.hops {
+            Some(_) => STABLE_TIMEOUT,
+            None => (*session_timeout).min(START_TIMEOUT),
+        };
+        if let Err(error) = start::set(consumer, topic, assigned, patience)
             && !consumer.assignment_lost()
         {
             let why = missing_right(&error, topic, Some(group_id), "Read").unwrap_or_else(|| error.to_string());
@@ -181,7 +218,7 @@ impl ConsumerContext for Context {
                     }
                     self.lose(taken.into_iter().map(|(_, assigned)| assigned));
                 } else {
-                    let (reached, late) = self.drain(taken);
+                    let (reached, late) = self.drain(Some(consumer), taken);
                     self.store(consumer, &reached);
                     if !late.is_empty() {
                         // They are let go, not stopped: what runs keeps its lease and is settled, so that the next owner,

@@ -13,8 +13,9 @@ use rdkafka::{ClientConfig, Offset};
 use super::*;
 use crate::adapters::kafka::producer::{KafkaPublisher, Options as ProducerOptions};
 use crate::adapters::kafka::raw;
-use crate::stage::lanes::LaneEnds;
+use crate::stage::lanes::{LaneEnds, LaneHandle};
 use crate::stage::ports::{AckSink, Outgoing, PublishError, Publisher};
+use crate::stage::record::Record;
 
 /// Longest wait for something that takes seconds (the mock's groups wait 3 s for members).
 const LIMIT: Duration = Duration::from_secs(60);
@@ -37,6 +38,7 @@ fn options() -> Options {
         session_timeout: Duration::from_secs(6),
         drain_timeout: Duration::from_secs(10),
         delay: Some(Duration::from_secs(5)),
+        transactional: None,
     }
 }
 

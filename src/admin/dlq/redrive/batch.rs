@@ -90,7 +90,7 @@ impl<'d> Batch<'d> {
         let mut tries = 0;
         loop {
             tries += 1;
-            match self.writer.write(records) {
+            match self.writer.write(&records.iter().collect::<Vec<_>>(), None) {
                 Ok(()) => return Ok(()),
                 Err(transactions::Error::Aborted(why)) if tries < TRIES => {
                     tracing::warn!(job = job.id, why, "nothing of a batch was written; trying it again");

@@ -58,18 +58,31 @@ fn broken_values_are_repaired_from_the_topic_and_counted() {
     for attempt in ["18", "-1", "many", "", "4294967298"] {
         check((ATTEMPT, attempt), &[ATTEMPT], |e| e.attempt == 2);
     }
+    check((ATTEMPT, "+1"), &[ATTEMPT], |e| e.attempt == 2);
     check((ATTEMPT, "17"), &[], |e| e.attempt == 17);
     check((ATTEMPT, "0"), &[], |e| e.attempt == 0);
     check((FENCE, "x"), &[FENCE], |e| e.fence == 0);
     check((FENCE, ""), &[], |e| e.fence == 0);
     check((FENCE, "9007199254740991"), &[], |e| e.fence == (1 << 53) - 1);
     // It could not rise any more.
+    check((FENCE, "9007199254740992"), &[FENCE], |e| e.fence == 0);
     check((FENCE, "18446744073709551615"), &[FENCE], |e| e.fence == 0);
     check((REDRIVE, "x"), &[REDRIVE], |e| e.redrives == 1);
     check((REDRIVE, "0"), &[REDRIVE], |e| e.redrives == 1);
     check((REDRIVEN_AT, "x"), &[REDRIVEN_AT], |e| e.redriven_at.is_none());
     check((DEFERRALS, "x"), &[DEFERRALS], |e| e.deferrals == 0);
     check((DEFERRALS, "4294967296"), &[DEFERRALS], |e| e.deferrals == 0);
+    check((DEFERRALS, "4294967295"), &[], |e| e.deferrals == u32::MAX);
+}
+
+#[test]
+fn a_stage_has_to_be_told_on_retry_topics_and_to_be_right_wherever_it_is_told() {
+    for (rung, stage, repaired) in [(1, "", true), (1, "1", false), (0, "", false), (0, "0", false), (0, "1", true)] {
+        let record = on_retry_2(&[(STAGE, stage), (REDRIVE, "1"), (DUE, "1")]);
+        let envelope = read_at(rung, AT, &record);
+        assert_eq!(envelope.repaired.contains(STAGE), repaired, "{stage:?} on {rung}");
+        assert_eq!(envelope.repaired.is_empty(), !repaired, "{envelope:?}");
+    }
 }
 
 #[test]
@@ -228,7 +241,7 @@ fn a_fence_is_the_time_or_one_more_than_the_last() {
     assert_eq!(next_fence(at, 0), 1_700_000_000);
     assert_eq!(next_fence(at, 1_699_999_999), 1_700_000_000);
     assert_eq!(next_fence(at, 1_700_000_000), 1_700_000_001);
-    assert_eq!(next_fence(at, u64::MAX), u64::MAX);
+    assert_eq!(next_fence(at, (1 << 53) - 1), (1 << 53) - 1);
 }
 
 #[test]
@@ -245,6 +258,28 @@ fn an_unreadable_history_is_none_and_a_long_one_keeps_the_newest() {
     let entries = history(iter(&pairs));
     assert_eq!(entries.iter().map(|e| e.stage).collect::<Vec<_>>(), (12..20).collect::<Vec<_>>());
     assert_eq!(entries[0].message, "a \"b");
+}
+
+#[test]
+fn a_history_of_whatever_origin_keeps_to_the_limits_of_ours() {
+    let (plain, escaped) = ("e".repeat(130), format!("{}€", r#"\""#.repeat(127)));
+    for (class, message, expected) in [
+        ("transient", plain.as_str(), "e".repeat(128)),
+        ("transient", &escaped, "\"".repeat(127)), // and no half of a character
+        ("sixteen-bytes-..", "m", "m".to_owned()),
+        ("sixteen-bytes-..too long", "m", "m".to_owned()),
+        ("sixteen-bytes-.\\u0007too long", "m", "m".to_owned()),
+    ] {
+        let json = format!(r#"[{{"s":1,"t":1,"ms":2,"e":"{class}","m":"{message}"}}]"#);
+        let pairs = headers(&[(HISTORY, &json)]);
+        let entries = history(iter(&pairs));
+        assert_eq!(entries[0].message, expected);
+        assert!(class == "transient" || entries[0].class.len() == 16, "{}", entries[0].class);
+    }
+    // Of exactly the limit.
+    let filled = |left: usize| format!("[{}{}]", r#"{"s":1,"t":1,"ms":2,"e":"x","m":"y"}"#, " ".repeat(left));
+    let json = filled(MAX_OWN_BYTES - filled(0).len());
+    assert_eq!(history(iter(&headers(&[(HISTORY, &json)]))).len(), 1);
 }
 
 #[test]

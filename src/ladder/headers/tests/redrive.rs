@@ -19,10 +19,14 @@ fn letter() -> Headers {
 }
 
 fn redriven_to(target: usize, letter: &Headers) -> Option<Headers> {
+    redriven_in(None, target, letter)
+}
+
+fn redriven_in(trace: Option<Trace<'_>>, target: usize, letter: &Headers) -> Option<Headers> {
     let ladder = ladder();
     let envelope = read_at(ladder.dlq().index, AT, letter);
     let target = ladder.rung(target).unwrap();
-    let redrive = Redrive { ladder: &ladder, envelope: &envelope, target, at: NOW, trace: None };
+    let redrive = Redrive { ladder: &ladder, envelope: &envelope, target, at: NOW, trace };
     let out = redriven(iter(letter), &redrive)?;
     Some(out.pairs(iter(letter)).iter().map(|(n, v)| (n.to_vec(), v.map(<[u8]>::to_vec))).collect())
 }
@@ -67,6 +71,32 @@ fn a_second_redrive_counts_on() {
     let twice = redriven_to(3, &again).unwrap();
     let text = |name| std::str::from_utf8(value(&twice, name).unwrap()).unwrap();
     assert_eq!((text(REDRIVE), text(HOP), text(STAGE), text(ATTEMPT)), ("2", "6", "3", "0"));
+}
+
+#[test]
+fn a_given_trace_context_goes_on_in_the_copy() {
+    for (state, written) in [(Some("b=2"), Some("b=2")), (Some(""), None), (None, None)] {
+        let copy = redriven_in(Some(Trace { parent: "new", state }), 1, &letter()).unwrap();
+        assert_eq!(value(&copy, TRACEPARENT), Some(b"new".as_slice()));
+        assert_eq!(value(&copy, TRACESTATE), written.map(str::as_bytes));
+    }
+}
+
+#[test]
+fn a_story_stays_up_to_the_last_byte_that_is_left_for_it() {
+    let with_history = |bytes: usize| {
+        let mut letter = letter();
+        letter.retain(|(name, _)| name != HISTORY.as_bytes());
+        letter.push((HISTORY.as_bytes().to_vec(), Some(vec![b'7'; bytes])));
+        let copy = redriven_to(1, &letter).unwrap();
+        let own = copy.iter().filter(|(name, _)| is_own(name, false));
+        (value(&copy, HISTORY).is_some(), own.map(|(n, v)| n.len() + v.as_ref().map_or(0, Vec::len)).sum::<usize>())
+    };
+    let (kept, without_any) = with_history(MAX_OWN_BYTES);
+    assert!(!kept);
+    let room = MAX_OWN_BYTES - without_any - HISTORY.len();
+    assert_eq!(with_history(room), (true, MAX_OWN_BYTES));
+    assert_eq!(with_history(room + 1), (false, without_any));
 }
 
 #[test]

@@ -150,6 +150,11 @@ fn attempts_stop_at_their_limit_instead_of_falling() {
 fn the_fence_never_falls() {
     let inbound = on_retry_2(&[(FENCE, "1800000000000")]);
     assert_eq!(text(&Case::new(2, &inbound, forward(3)).write().unwrap(), FENCE), "1800000000000");
+    // Nor at the end of its range, where a forged one may stand.
+    let inbound = on_retry_2(&[(FENCE, "9007199254740991")]);
+    let fence = next_fence(ms(WRITTEN), read_at(2, AT, &inbound).fence);
+    let out = Case { fence, ..Case::new(2, &inbound, forward(3)) }.write().unwrap();
+    assert_eq!(read_at(3, AT, &out).fence, 9007199254740991);
 }
 
 #[test]
@@ -209,10 +214,15 @@ fn dead_letters_carry_springs_headers_in_its_binary_encoding() {
     ] {
         assert_eq!(value(&out, name), Some(expected), "{name}");
     }
-    let inbound = on_retry_2(&[(ORIGIN, "shop:0:1:-1")]);
-    let out = Case::new(2, &inbound, EXHAUSTED).write().unwrap();
-    assert_eq!(value(&out, "kafka_dlt-original-timestamp"), Some([0xff; 8].as_slice()));
-    assert_eq!(text(&out, "kafka_dlt-original-timestamp-type"), "NoTimestampType");
+    for (origin, timestamp, kind) in
+        [("shop:0:1:-1", [0xff; 8], "NoTimestampType"), ("shop:0:0:0", [0; 8], "CreateTime")]
+    {
+        let inbound = on_retry_2(&[(ORIGIN, origin)]);
+        let out = Case::new(2, &inbound, EXHAUSTED).write().unwrap();
+        assert_eq!(value(&out, "kafka_dlt-original-timestamp"), Some(timestamp.as_slice()));
+        assert_eq!(text(&out, "kafka_dlt-original-timestamp-type"), kind);
+        assert_eq!(text(&out, ORIGIN), origin);
+    }
 }
 
 #[test]
@@ -249,8 +259,10 @@ fn a_given_trace_context_replaces_the_inbound_one() {
     assert_eq!(value(&with(Some(Trace { parent: "new", state: None })), TRACESTATE), None);
     let long = "x".repeat(513);
     assert_eq!(value(&with(Some(Trace { parent: "new", state: Some(&long) })), TRACESTATE), None);
-    let endless = "y".repeat(1000);
+    assert_eq!(value(&with(Some(Trace { parent: "new", state: Some("") })), TRACESTATE), None);
+    let endless = "y".repeat(129);
     assert_eq!(text(&with(Some(Trace { parent: &endless, state: None })), TRACEPARENT), "old");
+    assert_eq!(text(&with(Some(Trace { parent: &endless[1..], state: None })), TRACEPARENT), &endless[1..]);
 }
 
 #[test]
@@ -313,14 +325,18 @@ fn a_history_has_eight_entries_and_gives_up_its_oldest_for_room() {
     let id = "i".repeat(2048);
     let origin = format!("{}:3:7:1699999990000", "t".repeat(249));
     let inbound = on_retry_2(&[(HISTORY, &history(&r#"\""#.repeat(128))), (EVENT_ID, &id), (ORIGIN, &origin)]);
-    let failure = Failure::transient("\"".repeat(600));
     let state = "s".repeat(512);
-    let trace = Some(Trace { parent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", state: Some(&state) });
-    let out = Case { failure, trace, ..Case::new(2, &inbound, EXHAUSTED) }.write().unwrap();
-    let own: usize = out.iter().map(|(n, v)| n.len() + v.as_ref().map_or(0, Vec::len)).sum();
-    assert!((MAX_OWN_BYTES - 400..=MAX_OWN_BYTES).contains(&own), "{own}");
-    let kept = stages(&out);
-    assert!(kept.len() < 8 && kept.ends_with(&[7, 2]), "{kept:?}");
+    let own_bytes = |state: &str| {
+        let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let (failure, trace) = (Failure::transient("\"".repeat(600)), Some(Trace { parent, state: Some(state) }));
+        let out = Case { failure, trace, ..Case::new(2, &inbound, EXHAUSTED) }.write().unwrap();
+        let kept = stages(&out);
+        assert!(kept.ends_with(&[7, 2]) && (kept.len() < 8 || state.len() < 512), "{kept:?}");
+        out.iter().map(|(n, v)| n.len() + v.as_ref().map_or(0, Vec::len)).sum::<usize>()
+    };
+    // As the room shrinks byte by byte, an entry stays up to the very last.
+    let sizes: Vec<usize> = (100..=512).map(|n| own_bytes(&state[..n])).collect();
+    assert_eq!(sizes.iter().max(), Some(&MAX_OWN_BYTES));
 }
 
 #[test]
