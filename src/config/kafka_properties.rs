@@ -46,9 +46,10 @@ pub(super) fn reserved(name: &str) -> Option<Reserved> {
         "delivery.report.only.error" => {
             ("acknowledgements would never be told, and no event would leave its topic", REMOVE)
         }
-        "transactional.id" => {
-            ("it would belong to every producer; whoever needs transactions names its own", "the key forward of a pipeline")
-        }
+        "transactional.id" => (
+            "it would belong to every producer; whoever needs transactions names its own",
+            "the key forward of a pipeline",
+        ),
         "isolation.level" => ("hops and redrives of transactions that were aborted would be executed", REMOVE),
         "partition.assignment.strategy" => ("cooperative-sticky keeps the partitions that do not move running", REMOVE),
         "group.protocol" | "group.remote.assignor" => {
