@@ -60,6 +60,10 @@ struct Args {
     /// idempotent | transactional: how the engine sends on.
     #[arg(long = "forward", default_value = "idempotent", global = true)]
     forward: String,
+    /// Order among events of one key: stage | ladder. With `ladder` each event has a key of its own: what it costs, not
+    /// how long a key waits.
+    #[arg(long, default_value = "stage", global = true)]
+    order: String,
     /// Also appends each result to this file, one JSON object a line.
     #[arg(long, global = true)]
     json: Option<std::path::PathBuf>,
@@ -174,6 +178,7 @@ async fn run(args: Args) {
         "transactional" => Forward::Transactional,
         _ => panic!("--forward is idempotent or transactional"),
     };
+    bench.order = load::order(&args.order);
     let bench = &mut bench;
     let report = &Report(args.json);
     let yardstick = Yardstick::Kafka;

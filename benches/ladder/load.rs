@@ -47,6 +47,14 @@ impl Dedup {
     }
 }
 
+pub fn order(word: &str) -> lane::Order {
+    match word {
+        "stage" => lane::Order::Stage,
+        "ladder" => lane::Order::Ladder,
+        _ => panic!("--order is stage or ladder"),
+    }
+}
+
 pub struct Bench {
     pub engine: Engine,
     pub properties: Properties,
@@ -55,6 +63,7 @@ pub struct Bench {
     pub max_in_flight: usize,
     pub forward: Forward,
     pub redis_url: String,
+    pub order: lane::Order,
     admin: Admin,
     redis: Arc<dyn IdempotencyStore>,
     value: Bytes,
@@ -91,6 +100,7 @@ impl Bench {
             max_in_flight: StageSettings::default().max_in_flight,
             forward: Forward::Idempotent,
             redis_url: redis_url.into(),
+            order: lane::Order::Stage,
             admin,
             redis,
             value: value(),
@@ -145,6 +155,7 @@ impl Bench {
             concurrency: self.concurrency,
             max_in_flight: self.max_in_flight,
             forward: self.forward,
+            order: self.order,
             dedup: if dedup == Dedup::Off { lane::Dedup::Off } else { lane::Dedup::Required },
             ..StageSettings::default()
         };
@@ -167,6 +178,10 @@ impl Bench {
     }
 
     fn record(&self, topic: &Arc<str>, n: u64, due: Option<Timestamp>, group: &str) -> Outgoing {
+        // Main topics of a benchmark have no dot.
+        let main = topic.split('.').next().unwrap_or_default();
+        let partition = (n % self.partitions as u64) as i32;
+        let keys = if self.order == lane::Order::Ladder { u64::MAX } else { 1_000 };
         let mut headers = vec![(Bytes::from_static(b"x-ladder-event-id"), Some(Bytes::from(format!("e{n:08}"))))];
         if let Some(due) = due {
             let own = [
@@ -175,14 +190,14 @@ impl Bench {
                 (names::ATTEMPT, "1".into()),
                 (names::STAGE, "1".into()),
                 (names::GROUP, group.into()),
-                (names::ORIGIN, format!("t:0:{n}:1")),
+                (names::ORIGIN, format!("{main}:{partition}:{n}:1")),
             ];
             headers.extend(own.map(|(k, v)| (Bytes::from_static(k.as_bytes()), Some(Bytes::from(v)))));
         }
         Outgoing {
             topic: Arc::clone(topic),
-            partition: Some((n % self.partitions as u64) as i32),
-            key: Some(Bytes::from(format!("k{}", n % 1_000))),
+            partition: Some(partition),
+            key: Some(Bytes::from(format!("k{}", n % keys))),
             value: Some(self.value.clone()),
             headers,
         }
@@ -193,6 +208,7 @@ impl Bench {
         let mut child = Command::new(std::env::current_exe().unwrap());
         child.args(["--partitions", &self.partitions.to_string(), "--concurrency", &self.concurrency.to_string()]);
         child.args(["--brokers", &self.properties.brokers, "--redis", &self.redis_url]);
+        child.args(["--order", if self.order == lane::Order::Ladder { "ladder" } else { "stage" }]);
         child
     }
 

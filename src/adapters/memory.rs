@@ -12,8 +12,11 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
+use crate::ladder::sequence::Queue;
 use crate::stage::clock::{Clock, SystemClock};
-use crate::stage::ports::{Claim, ClaimReply, CopyKey, IdempotencyStore, Mark, SettleReply, StoreError};
+use crate::stage::ports::{
+    Claim, ClaimReply, CopyKey, IdempotencyStore, Mark, Place, SettleReply, StoreError, TurnReply,
+};
 
 /// Records in memory. Clones are the same store.
 #[derive(Clone)]
@@ -143,11 +146,31 @@ impl IdempotencyStore for MemoryStore {
             ours
         })
     }
+
+    fn turns(&self, batch: Vec<Place>, room: usize) -> BoxFuture<'static, Vec<Result<TurnReply, StoreError>>> {
+        self.batch(batch, move |records, Place { queue, offset }, now| {
+            records.queues.get_mut(&queue).map(|queue| queue.turn(offset, now, room)).unwrap_or_default()
+        })
+    }
+
+    fn join(&self, batch: Vec<(Place, Duration)>) -> BoxFuture<'static, Vec<Result<(), StoreError>>> {
+        self.batch(batch, |records, (Place { queue, offset }, good_for), now| {
+            records.queues.entry(queue).or_default().join(offset, now.saturating_add(good_for));
+        })
+    }
+
+    fn leave(&self, batch: Vec<Place>) -> BoxFuture<'static, Vec<Result<(), StoreError>>> {
+        self.batch(batch, |records, Place { queue, offset }, _| {
+            records.queues.entry(queue).or_default().leave(offset);
+        })
+    }
 }
 
 #[derive(Default)]
 struct Records {
     map: HashMap<CopyKey, Record>,
+    /// Those of `order: ladder`, by their names; kept to the end, for the places that were given back.
+    queues: HashMap<Arc<str>, Queue>,
     /// Number of records at which the expired ones are thrown out.
     sweep_at: usize,
 }

@@ -132,7 +132,7 @@ impl Tracer for OtelTracer {
 /// What a failure led to, as an event of its span.
 fn decision(action: &Action, at: Timestamp) -> otel::Event {
     let mut attributes = Vec::new();
-    if let Action::Forward { due, .. } | Action::Defer { due } = action {
+    if let Action::Forward { due, .. } | Action::Defer { due } | Action::Wait { due, .. } = action {
         attributes.push(KeyValue::new("ladder.due_ms", i64::try_from(due.ceil_millis()).unwrap_or(i64::MAX)));
     }
     attributes.extend(reason(action).map(|reason| KeyValue::new("ladder.reason", reason)));
@@ -144,6 +144,7 @@ const fn name(action: &Action) -> &'static str {
         Action::Done => "done",
         Action::Forward { .. } => "forward",
         Action::Defer { .. } => "defer",
+        Action::Wait { .. } => "wait",
         Action::DeadLetter { .. } => "dead_letter",
         Action::Halt { .. } => "halt",
     }
@@ -153,7 +154,7 @@ const fn reason(action: &Action) -> Option<&'static str> {
     match action {
         Action::DeadLetter { reason } => Some(reason.as_str()),
         Action::Halt { reason } => Some(reason.as_str()),
-        Action::Done | Action::Forward { .. } | Action::Defer { .. } => None,
+        Action::Done | Action::Forward { .. } | Action::Defer { .. } | Action::Wait { .. } => None,
     }
 }
 

@@ -66,6 +66,10 @@ pub fn counters(out: &mut Exposition, [pipeline, stage]: [&str; 2], stats: &Stag
     for (outcome, count) in outcomes(stats) {
         out.add(&m::EVENTS, &[pipeline, stage, outcome], count);
     }
+    let order = [("behind", &stats.behind), ("full", &stats.queue_full), ("lapsed", &stats.lapsed)];
+    for (result, counter) in order {
+        out.add(&m::ORDER, &[pipeline, stage, result], counter.get());
+    }
     for attempt in Attempt::ALL {
         out.add(&m::ATTEMPTS, &[pipeline, stage, attempt.as_str()], stats.attempts.of(*attempt).get());
     }
@@ -95,7 +99,7 @@ pub fn counters(out: &mut Exposition, [pipeline, stage]: [&str; 2], stats: &Stag
 fn outcomes(stats: &StageStats) -> [(&'static str, u64); 6] {
     [
         ("done", stats.done.get()),
-        ("forwarded", stats.forwarded.get() + stats.deferred.get()),
+        ("forwarded", stats.forwarded.get() + stats.deferred.get() + stats.behind.get()),
         ("dead_lettered", stats.dead_letters()),
         ("duplicate", stats.duplicates.get()),
         ("busy", stats.busy.get()),

@@ -486,11 +486,14 @@ pub fn settings(pipeline: &config::Pipeline) -> Vec<StageSettings> {
         order: match pipeline.order {
             config::Order::None => Order::None,
             config::Order::Stage => Order::Stage,
+            config::Order::Ladder => Order::Ladder,
         },
         forward: match pipeline.forward {
             config::Forward::Idempotent => Forward::Idempotent,
             config::Forward::Transactional => Forward::Transactional,
         },
+        order_patience: pipeline.order_patience,
+        order_room: pipeline.order_room,
         decode: true,
         tombstones: match pipeline.tombstones {
             config::Tombstones::DeadLetter => Tombstones::DeadLetter,

@@ -280,6 +280,8 @@ fn pipeline(name: &str, keys: &PipelineKeys, has_registry: bool, report: &mut Re
         concurrency: keys.concurrency,
         order: keys.order,
         forward: keys.forward,
+        order_patience: keys.order_patience,
+        order_room: keys.order_room,
         tombstones: keys.tombstones,
         max_event_age: keys.max_event_age,
         event_id: keys.event_id.clone(),
@@ -305,6 +307,7 @@ fn pipeline(name: &str, keys: &PipelineKeys, has_registry: bool, report: &mut Re
     check_ladder(&pipeline, &readable, &at, report);
     check_times(&pipeline, keys, &readable, &at, report);
     check_outage(&pipeline, &at, report);
+    super::order::check(&pipeline, &at, report);
     check_message(&pipeline, has_registry, &at, report);
     check_handler(&pipeline, &at.key("handler"), report);
     pipeline

@@ -19,7 +19,9 @@ choice! {
         None = "none",
         /// Within a stage and partition one at a time in offset order.
         Stage = "stage",
-    } not yet { "ladder" => "order across the ladder is not available in this version" }
+        /// Through the whole ladder: while an event is in it, later ones of its key wait behind it.
+        Ladder = "ladder",
+    }
 }
 
 choice! {

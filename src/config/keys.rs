@@ -172,8 +172,13 @@ section! {
         dlq: DlqKeys = "{}";
         /// Handlers in flight per stage and process.
         concurrency: usize = "64" in "1" ..= "100000";
-        /// `stage`: within a stage and partition handlers of one key run one at a time in order; `none`: they need not.
+        /// `stage`: within a stage and partition handlers of one key run one at a time in order; `none`: they need not;
+        /// `ladder`: while an event is in the ladder, later ones of its key wait there behind it.
         order: Order = "stage";
+        /// With `order: ladder`: one that is this much overdue is no longer waited for.
+        order_patience: Duration = "1h" in "1s" ..= "30d";
+        /// With `order: ladder`: events of one key that may be in the ladder; more of them hold their partition up.
+        order_room: usize = "1000" in "1" ..= "1000000";
         /// `idempotent`: an event's offset is committed after its next copy was acknowledged; `transactional`: hops and
         /// offsets in one transaction, so that each hop is in the log once. Its cost: docs/operations.md.
         forward: Forward = "idempotent";

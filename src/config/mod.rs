@@ -14,6 +14,7 @@ mod kafka_properties;
 mod keys;
 mod layers;
 mod model;
+mod order;
 mod postgres;
 mod print;
 mod report;

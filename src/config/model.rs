@@ -94,6 +94,10 @@ pub struct Pipeline {
     pub order: Order,
     /// How events are sent on.
     pub forward: Forward,
+    /// With `order: ladder`: one that is this much overdue is no longer waited for.
+    pub order_patience: Duration,
+    /// With `order: ladder`: events of one key that may be in the ladder.
+    pub order_room: usize,
     /// What becomes of null values.
     pub tombstones: Tombstones,
     /// An event older than this at a failure goes to the DLQ.

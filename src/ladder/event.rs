@@ -183,6 +183,13 @@ pub enum Action {
         /// Not to be started before.
         due: Timestamp,
     },
+    /// Not run, because it is not its turn (`order: ladder`): to a retry stage, without charging an attempt.
+    Wait {
+        /// Index of the target rung, 1 … N.
+        stage: usize,
+        /// Not to be asked again before.
+        due: Timestamp,
+    },
     /// To the DLQ.
     DeadLetter {
         /// Why.

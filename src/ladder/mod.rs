@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`event`] (the words), [`rungs`] (the ladder itself), [`headers`] (what travels with a record),
 //! [`due`], [`route`] (what happens to an event next), [`offsets`] (what may be committed), [`lane`] (one
-//! partition's events from receipt to offset done); when to stop instead: [`breaker`] (the target is down), [`brake`]
+//! partition's events from receipt to offset done), [`sequence`] (order across the stages); when to stop instead: [`breaker`] (the target is down), [`brake`]
 //! (too many dead letters), [`gate`] (what both and commands let start).
 //!
 //! For readers who know Kafka and not Rust: a value of an `enum` is one of its variants, `match` goes by which; an
@@ -22,3 +22,4 @@ pub mod lane;
 pub mod offsets;
 pub mod route;
 pub mod rungs;
+pub mod sequence;

@@ -59,10 +59,22 @@ pub fn decide(
     }
 }
 
+/// What becomes of an event whose turn it is not: the first retry stage, or where it is one already, the same again.
+/// Without retry stages nobody is in the ladder to wait for, so there is nothing to be done but to halt.
+pub fn wait(ladder: &Ladder, envelope: &Envelope, now: Timestamp, jitter_draw: f64) -> Action {
+    let stage = envelope.stage.max(1);
+    match ladder.rung(stage).and_then(|rung| Some((rung, rung.delay?))) {
+        Some((rung, delay)) if envelope.hop.saturating_add(1) < HOP_LIMIT => {
+            Action::Wait { stage, due: due::after(now, delay, rung.jitter, jitter_draw) }
+        }
+        _ => Action::Halt { reason: HaltReason::HopOverflow },
+    }
+}
+
 /// The rung that an action moves the event to; `None` when it stays where it is.
 pub fn target<'l>(ladder: &'l Ladder, envelope: &Envelope, action: &Action) -> Option<&'l Rung> {
     match action {
-        Action::Forward { stage, .. } => ladder.rung(*stage),
+        Action::Forward { stage, .. } | Action::Wait { stage, .. } => ladder.rung(*stage),
         Action::Defer { .. } => ladder.rung(envelope.stage),
         Action::DeadLetter { .. } => Some(ladder.dlq()),
         Action::Done | Action::Halt { .. } => None,

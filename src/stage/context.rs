@@ -56,6 +56,10 @@ pub struct StageSettings {
     pub handler_timeout: Duration,
     /// Order among events of one key.
     pub order: Order,
+    /// With [`Order::Ladder`]: how long beyond its due time an event is waited for by those behind it.
+    pub order_patience: Duration,
+    /// With [`Order::Ladder`]: events of one key that may be in the ladder.
+    pub order_room: usize,
     /// Whether values have to be readable; if not, the handler is given them as they are.
     pub decode: bool,
     /// Null values.
@@ -93,6 +97,8 @@ impl Default for StageSettings {
             concurrency: 64,
             handler_timeout: Duration::from_secs(30),
             order: Order::Stage,
+            order_patience: Duration::from_secs(60 * 60),
+            order_room: 1_000,
             decode: true,
             tombstones: Tombstones::DeadLetter,
             forward: Forward::Idempotent,

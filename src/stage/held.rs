@@ -12,7 +12,8 @@ use super::record::Record;
 use super::trace::EventTrace;
 use crate::ladder::event::{Action, Failure, HaltReason, Timestamp};
 use crate::ladder::headers::{self, Coordinates, Envelope, IdSource, Shrink};
-use crate::ladder::lane::Arrival;
+use crate::ladder::lane::{Arrival, Order};
+use crate::ladder::sequence::{self, Place, Turn};
 
 /// An event while a lane holds it.
 pub(super) struct Held {
@@ -20,6 +21,12 @@ pub(super) struct Held {
     pub(super) envelope: Envelope,
     /// Name of this copy in the store.
     pub(super) key: CopyKey,
+    /// Its place among the events of its key (`order: ladder`); `None`: it is free.
+    pub(super) place: Option<Place>,
+    /// Whose turn it was when it was claimed.
+    pub(super) turn: Turn,
+    /// It has paused before it moves on, because its due time does not pace it.
+    pub(super) paused: bool,
     /// When the handler was last started.
     pub(super) started: Timestamp,
     /// How long it ran.
@@ -52,6 +59,10 @@ pub(super) fn receive(ctx: &StageContext, record: Record) -> Arrival<Box<Held>> 
         key.hash(&mut hasher);
         hasher.finish()
     });
+    let place = record.key.as_ref().filter(|_| ctx.settings.order == Order::Ladder).and_then(|key| {
+        let (partition, offset) = sequence::place(&ctx.ladder, &envelope)?;
+        Some(Place { queue: ctx.keys.queue(partition, key), offset })
+    });
     Arrival {
         offset: record.offset,
         due: envelope.due.unwrap_or_default(),
@@ -60,6 +71,9 @@ pub(super) fn receive(ctx: &StageContext, record: Record) -> Arrival<Box<Held>> 
         fence: envelope.fence,
         item: Box::new(Held {
             key: ctx.keys.key(&envelope.event_id, envelope.hop),
+            place,
+            turn: Turn::default(),
+            paused: false,
             record: Arc::new(record),
             envelope,
             started: Timestamp::default(),

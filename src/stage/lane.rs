@@ -6,6 +6,7 @@
 mod calls;
 mod share;
 mod tell;
+mod turns;
 
 use std::future::{Future, poll_fn};
 use std::mem;
@@ -101,6 +102,7 @@ struct Task<'a> {
     unacknowledged: Unacknowledged,
     told_halt: bool,
     told_corrupt: bool,
+    told_full: bool,
 }
 
 /// What woke the lane.
@@ -140,6 +142,7 @@ impl<'a> Task<'a> {
             unacknowledged: Unacknowledged::default(),
             told_halt: false,
             told_corrupt: false,
+            told_full: false,
         }
     }
 
@@ -368,8 +371,9 @@ impl<'a> Task<'a> {
 
     fn replied(&mut self, reply: Reply) {
         let input = match reply {
-            Reply::Claimed(replies, sent) => {
+            Reply::Claimed(replies, turns, sent) => {
                 self.claiming = false;
+                self.heed(turns);
                 Input::Claimed(replies, sent)
             }
             Reply::Renewed(replies, sent) => Input::Renewed(replies, sent),
@@ -379,6 +383,7 @@ impl<'a> Task<'a> {
                 Input::Settled(replies)
             }
             Reply::Released(slots) => Input::Released(slots),
+            Reply::Joined(replies) => return self.joined(replies),
         };
         self.step(input);
     }
@@ -427,6 +432,7 @@ impl<'a> Task<'a> {
             let now = self.ctx.clock.now();
             self.count(&mut fx);
             self.call_store(&mut fx, now);
+            self.take_places(&mut fx, now);
             for slot in fx.publish.drain(..) {
                 self.publish(slot);
             }
@@ -485,6 +491,9 @@ impl<'a> Task<'a> {
         // Since it was let through and found due the gate may have been shut, and the wall clock set back.
         if self.lane.due(slot) > begin.wall || !self.ctx.gate.may_start(self.lane.grant(slot)) {
             self.step_at(begin, Input::NotStarted(slot));
+            return begin;
+        }
+        if self.waits_its_turn(slot, begin) {
             return begin;
         }
         let (now, fence) = (begin.wall, self.lane.claim(slot).fence);

@@ -9,6 +9,7 @@ use futures::future::BoxFuture;
 use super::record::Record;
 use crate::ladder::event::{Action, Origin, Outcome, Timestamp};
 pub use crate::ladder::event::{ClaimReply, Mark};
+pub use crate::ladder::sequence::{Place, Turn, TurnReply};
 pub use crate::telemetry::trace_context::{Sampling, TraceContext};
 
 // ---------------------------------------------------------------------------------------------- handler
@@ -187,6 +188,28 @@ pub trait IdempotencyStore: Send + Sync + 'static {
 
     /// Deletes each claim that is still ours: for claims whose handler never started.
     fn release(&self, batch: Vec<(CopyKey, Claim)>) -> BoxFuture<'static, Vec<Result<bool, StoreError>>>;
+
+    /// Asks each queue whose turn it is ([`Queue::turn`](crate::ladder::sequence::Queue::turn)). Only with `order: ladder`,
+    /// as the next two: a store that keeps no queues refuses them.
+    fn turns(&self, batch: Vec<Place>, room: usize) -> BoxFuture<'static, Vec<Result<TurnReply, StoreError>>> {
+        let _ = room;
+        no_queues(batch.len())
+    }
+
+    /// Takes each place, or renews it: good for this long.
+    fn join(&self, batch: Vec<(Place, Duration)>) -> BoxFuture<'static, Vec<Result<(), StoreError>>> {
+        no_queues(batch.len())
+    }
+
+    /// Gives each place back.
+    fn leave(&self, batch: Vec<Place>) -> BoxFuture<'static, Vec<Result<(), StoreError>>> {
+        no_queues(batch.len())
+    }
+}
+
+fn no_queues<T: Send + 'static>(entries: usize) -> BoxFuture<'static, Vec<Result<T, StoreError>>> {
+    let error = StoreError("it keeps no queues, which `order: ladder` needs".into());
+    Box::pin(async move { (0..entries).map(|_| Err(error.clone())).collect() })
 }
 
 // ---------------------------------------------------------------------------------------------- publishing

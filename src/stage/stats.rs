@@ -281,6 +281,12 @@ pub struct StageStats {
     pub forwarded: Counter,
     /// Events moved to the same stage again at the target's wish.
     pub deferred: Counter,
+    /// Events moved to a retry stage without having run: it was not their turn (`order: ladder`).
+    pub behind: Counter,
+    /// Events that stay where they are: it is not their turn, and their key's queue is full.
+    pub queue_full: Counter,
+    /// Events that their key no longer waits for: they did not come back in time.
+    pub lapsed: Counter,
     /// Events moved to the DLQ, by [`Reason`].
     pub dead_lettered: [Counter; Reason::ALL.len()],
     /// Events that the store knew as finished or moved on.

@@ -59,7 +59,9 @@ macro_rules! metrics {
 
 metrics! {
     EVENTS = "ladder_events_total" Counter "events" ["pipeline", "stage", "outcome"]
-        "Events by what became of them here: done, forwarded (deferred ones included), dead_lettered, duplicate (known as finished or moved on); and times that an event was found busy (held by another instance) or released unstarted.";
+        "Events by what became of them here: done, forwarded (deferred ones and those behind another of their key included), dead_lettered, duplicate (known as finished or moved on); and times that an event was found busy (held by another instance) or released unstarted.";
+    ORDER = "ladder_order_total" Counter "events" ["pipeline", "stage", "result"]
+        "With order: ladder: times that an event was not run because an earlier one of its key is in the ladder: behind (moved on to wait), full (held back, its key's queue is full); and lapsed: earlier ones that are no longer waited for.";
     ATTEMPTS = "ladder_attempts_total" Counter "executions" ["pipeline", "stage", "result"]
         "Executions of the handler that ended: done, transient, permanent, poison, fenced (the sink refused the fence) or cancelled (lease or partition lost).";
     HANDLER_DURATION = "ladder_handler_duration_seconds" Histogram "seconds" ["pipeline", "stage"]

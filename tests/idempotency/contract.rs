@@ -5,6 +5,7 @@ use std::time::Duration;
 use futures::future::join_all;
 use retry_ladder::stage::ports::{Claim, ClaimReply, CopyKey, Mark, SettleReply};
 
+use crate::queues::*;
 use crate::stores::Subject;
 use crate::{claim_of, key};
 
@@ -54,6 +55,11 @@ contract! {
     one_copy_twice_in_a_batch_is_claimed_once
     keys_of_any_characters_are_kept_apart
     of_many_racing_claimers_exactly_one_gets_each_copy
+    the_lowest_place_goes_first_and_the_others_are_behind_it
+    a_full_queue_takes_nobody_new
+    a_place_that_is_not_renewed_lapses_and_is_told_once
+    a_store_answers_as_the_pure_queue_does
+    a_batch_of_places_answers_in_order
 }
 
 const LEASE: Duration = Duration::from_secs(60);

@@ -10,6 +10,7 @@
 mod certificates;
 mod contract;
 mod forget;
+mod queues;
 #[allow(dead_code, reason = "the other tests that share it use the rest")]
 #[path = "../support/redis_cluster.rs"]
 mod redis_cluster;

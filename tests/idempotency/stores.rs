@@ -27,6 +27,8 @@ pub(crate) trait Subject {
     async fn lose(&self, key: &str);
     /// Lets time pass until the record has run out by itself.
     async fn outlive(&self, key: &str);
+    /// Lets at least this much time pass.
+    async fn pass(&self, time: Duration);
 }
 
 pub(crate) struct Memory {
@@ -71,6 +73,10 @@ impl Subject for Memory {
         if let Some((_, left)) = self.store.get(key) {
             self.clock.0.fetch_add(u64::try_from(left.as_nanos()).expect("a short time"), Ordering::Relaxed);
         }
+    }
+
+    async fn pass(&self, time: Duration) {
+        self.clock.0.fetch_add(u64::try_from(time.as_nanos()).expect("a short time"), Ordering::Relaxed);
     }
 }
 
@@ -147,6 +153,10 @@ macro_rules! subject {
                 while let Some((_, left)) = self.look(key).await {
                     tokio::time::sleep(left.max(Duration::from_millis(1))).await;
                 }
+            }
+
+            async fn pass(&self, time: Duration) {
+                tokio::time::sleep(time).await;
             }
         }
     };

@@ -9,6 +9,7 @@ mod ladder_changes;
 mod limits;
 mod logs;
 mod offsets;
+mod order_ladder;
 mod outage;
 mod pauses;
 #[cfg(feature = "postgres")]

@@ -43,6 +43,12 @@ pub(crate) enum Broken {
     OpeningUnheard,
     /// The breaker is not told of successes.
     SuccessUntold,
+    /// Whose turn it is is asked, and not heeded.
+    TurnIgnored,
+    /// No place is taken in the queue of a key.
+    NoPlace,
+    /// No place is given back.
+    PlaceKept,
     /// A permit is not given back when the event is found busy.
     PermitKept,
 }

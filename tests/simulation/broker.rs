@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use retry_ladder::ladder::headers::{self as names, Shrink};
-use retry_ladder::ladder::lane::{Delivery, Input, Slot};
+use retry_ladder::ladder::lane::{Delivery, Input, Order, Slot};
 
 use super::broken::Broken;
 use super::case::Fault;
@@ -181,7 +181,7 @@ impl World {
             self.check_copy(record.rung, &record.parent, &appended);
             self.ledger.counts.hops += 1;
             if record.rung == self.ladder.dlq().index {
-                self.ledger.events[record.copy.event].dead_letters += 1;
+                self.ledger.dead_letter(record.copy.event, self.now);
                 self.ledger.counts.dead_letters += 1;
             }
         }
@@ -217,7 +217,9 @@ impl World {
                 }
             }
         }
-        if hop(copy) != hop(parent) + 1 || hop(copy) > last + u64::from(MAX_DEFERRALS) {
+        // Whose turn it is not moves once more, each time.
+        let most = if self.order == Order::Ladder { u64::MAX } else { last + u64::from(MAX_DEFERRALS) };
+        if hop(copy) != hop(parent) + 1 || hop(copy) > most {
             faults.push((Invariant::Bounded, format!("hop {} after {}", hop(copy), hop(parent))));
         }
         let charged = attempt(copy).wrapping_sub(attempt(parent));

@@ -1,13 +1,14 @@
 //! What strikes a schedule, what its handlers answer, and what is looked at when it is over.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use bytes::Bytes;
 use retry_ladder::ladder::event::{Failure, Outcome, Timestamp};
 use retry_ladder::ladder::headers::{DUE, Envelope};
-use retry_ladder::ladder::lane::Dedup;
+use retry_ladder::ladder::lane::{Dedup, Order};
 
-use super::case::Fault;
+use super::case::{Fault, Faults};
 use super::lane::Held;
 use super::ledger::{Ending, Fate, Invariant};
 use super::queue::Event;
@@ -323,6 +324,31 @@ impl World {
         }
         self.check_permits();
         self.ledger.check_ends(at);
+        if self.order == Order::Ladder {
+            self.check_order(at);
+        }
+    }
+
+    fn check_order(&mut self, at: Time) {
+        let forgets = [Fault::KeyLoss, Fault::Flush, Fault::Failover].iter().any(|f| self.case.faults.has(*f));
+        if !forgets && self.ledger.counts.lapsed == 0 {
+            for partition in 0..self.logs[0].len() {
+                let mut by_key: BTreeMap<Bytes, Vec<usize>> = BTreeMap::new();
+                for record in &self.logs[0][partition].records {
+                    if let Some(key) = &record.key {
+                        let events = by_key.entry(key.clone()).or_default();
+                        if !events.contains(&record.copy.event) {
+                            events.push(record.copy.event);
+                        }
+                    }
+                }
+                by_key.values().for_each(|events| self.ledger.check_order(at, events));
+            }
+        }
+        if self.case.faults == Faults::NONE && self.store.queues() > 0 {
+            let what = format!("{} queues are not empty", self.store.queues());
+            self.ledger.fail(at, Invariant::QueuesEmpty, what);
+        }
     }
 }
 

@@ -13,8 +13,11 @@ use bytes::Bytes;
 use retry_ladder::ladder::breaker::Answer;
 use retry_ladder::ladder::event::{Action, Failure, Mark, Now, Outcome, Timestamp};
 use retry_ladder::ladder::headers::{self, CompatHeaders, Coordinates, Envelope, IdSource, Move, NextHeader, Shrink};
-use retry_ladder::ladder::lane::{Arrival, ClaimId, Delivery, Effects, Finish, Input, Lane, LaneConfig, Slot, Verdict};
+use retry_ladder::ladder::lane::{
+    Arrival, ClaimId, Delivery, Effects, Finish, Input, Lane, LaneConfig, Order, Slot, Verdict,
+};
 use retry_ladder::ladder::route;
+use retry_ladder::ladder::sequence::{self, Place, Turn};
 use retry_ladder::stage::ports::{Claim, CopyKey};
 
 use super::broken::Broken;
@@ -23,17 +26,20 @@ use super::gate::{self, Line};
 use super::ledger::{Ending, Execution, Invariant};
 use super::queue::Event;
 use super::store::{Command, Op};
-use super::world::{LaneId, ProcessId, Time, World};
+use super::world::{LaneId, PATIENCE, ProcessId, Time, World};
 
 /// An event in a lane.
 pub(crate) struct Held {
     pub(crate) record: Rc<Rec>,
     pub(crate) envelope: Envelope,
     pub(crate) key: CopyKey,
-    started: Timestamp,
+    pub(crate) started: Timestamp,
     took: Duration,
-    failed: Option<(Failure, Action)>,
+    pub(crate) failed: Option<(Failure, Action)>,
     shrink: Shrink,
+    pub(crate) place: Option<Place>,
+    pub(crate) turn: Turn,
+    pub(crate) paused: bool,
     /// The execution that runs.
     execution: Option<usize>,
     /// Its place among the arrivals of this lane.
@@ -41,12 +47,16 @@ pub(crate) struct Held {
 }
 
 /// One effect of a round.
-enum Doing {
+pub(crate) enum Doing {
     Claim(Vec<Slot>, Time),
     Renew(Vec<(Slot, ClaimId)>, Time),
     Settle(Time),
+    /// Places are given back, or could not be.
+    Left,
     Release(Vec<(Slot, ClaimId)>, Time),
     Publish(Slot),
+    /// It has its place.
+    Joined(Slot),
     HandOver(Slot),
     Shrink(Slot),
     Start(Slot),
@@ -62,10 +72,13 @@ pub(crate) struct SimLane {
     pub(crate) epoch: u32,
     pub(crate) lane: Lane<Held>,
     fx: Effects<Held>,
-    doing: VecDeque<Doing>,
+    pub(crate) doing: VecDeque<Doing>,
     claiming: bool,
     settling: bool,
     to_settle: Vec<(Slot, Mark)>,
+    /// Those that wait until places are given back, and those whose place could not be.
+    leaving: Vec<(Slot, Mark)>,
+    pub(crate) unsettled: Vec<Slot>,
     /// A round is due at this very instant, or when its process wakes up.
     pub(crate) round_due: bool,
     tick_at: Option<Time>,
@@ -102,6 +115,8 @@ impl SimLane {
             claiming: false,
             settling: false,
             to_settle: Vec::new(),
+            leaving: Vec::new(),
+            unsettled: Vec::new(),
             round_due: false,
             tick_at: None,
             fetch_from: 0,
@@ -121,7 +136,7 @@ impl SimLane {
     }
 
     pub(crate) fn has_effects(&self) -> bool {
-        !self.fx.is_empty() || (!self.settling && !self.to_settle.is_empty())
+        !self.fx.is_empty() || !self.doing.is_empty() || (!self.settling && !self.to_settle.is_empty())
     }
 
     /// Permits in use here, and as many of them as are of the newest grant.
@@ -163,12 +178,12 @@ impl SimLane {
         self.step(world, input);
     }
 
-    fn step(&mut self, world: &mut World, input: Input<Held>) {
+    pub(crate) fn step(&mut self, world: &mut World, input: Input<Held>) {
         let now = world.clock(self.process);
         self.step_at(world, now, input);
     }
 
-    fn step_at(&mut self, world: &mut World, now: Now, input: Input<Held>) {
+    pub(crate) fn step_at(&mut self, world: &mut World, now: Now, input: Input<Held>) {
         self.lane.step(now, input, &mut self.fx);
         for slot in self.fx.cancel.drain(..) {
             let held = self.lane.get_mut(slot);
@@ -315,9 +330,23 @@ impl SimLane {
                 world.call_store(self.id, self.process, batch, sent);
             }
             Doing::Settle(sent) => {
-                let batch = std::mem::take(&mut self.to_settle);
+                self.leaving = std::mem::take(&mut self.to_settle);
+                let ends = |&&(slot, mark): &&(Slot, Mark)| {
+                    let held = self.lane.get(slot);
+                    held.turn == Turn::First && (mark == Mark::Done || held.next_due().is_none())
+                };
+                let leave = |&(slot, _): &(Slot, _)| self.command(Op::Leave, slot, self.lane.claim(slot));
+                let leaves: Vec<_> = self.leaving.iter().filter(ends).map(leave).collect();
+                if leaves.is_empty() || world.broken == Some(Broken::PlaceKept) {
+                    self.doing.push_front(Doing::Left);
+                } else {
+                    world.call_store(self.id, self.process, leaves, sent);
+                }
+            }
+            Doing::Left => {
+                let batch = std::mem::take(&mut self.leaving);
                 let command = |(slot, mark)| self.command(Op::Settle(mark), slot, self.lane.claim(slot));
-                world.call_store(self.id, self.process, batch.into_iter().map(command).collect(), sent);
+                world.call_store(self.id, self.process, batch.into_iter().map(command).collect(), world.now);
             }
             Doing::Release(releases, sent) => {
                 let batch = releases.into_iter().map(|(slot, claim)| self.command(Op::Release, slot, claim)).collect();
@@ -326,7 +355,19 @@ impl SimLane {
             Doing::Publish(slot) if self.lane.lease_gone(world.clock(self.process), slot) => {
                 self.step(world, Input::Published(slot, Delivery::Failed));
             }
-            Doing::Publish(slot) => self.doing.push_front(Doing::HandOver(slot)),
+            Doing::Publish(slot)
+                if self.lane.get(slot).next_due().is_some() && world.broken != Some(Broken::NoPlace) =>
+            {
+                let due = self.lane.get(slot).next_due().unwrap_or_default();
+                let good_for = due.since(world.clock(self.process).wall) + PATIENCE;
+                let join = Op::Join(world.now + good_for.as_micros() as Time);
+                let command = self.command(join, slot, self.lane.claim(slot));
+                world.call_store(self.id, self.process, vec![command], world.now);
+            }
+            Doing::Joined(slot) if self.lane.lease_gone(world.clock(self.process), slot) => {
+                self.step(world, Input::Published(slot, Delivery::Failed));
+            }
+            Doing::Publish(slot) | Doing::Joined(slot) => self.doing.push_front(Doing::HandOver(slot)),
             Doing::HandOver(slot) => self.hand_over(world, slot),
             Doing::Shrink(slot) => match self.lane.get(slot).shrink.smaller() {
                 Some(smaller) => {
@@ -347,17 +388,21 @@ impl SimLane {
     fn command(&self, op: Op, slot: Slot, id: ClaimId) -> Command {
         let held = self.lane.get(slot);
         let claim = Claim { process: self.process as u64 + 1, sequence: id.sequence, fence: id.fence };
-        Command { op, slot, copy: held.record.copy, key: CopyKey::clone(&held.key), id, claim }
+        let place = held.place.clone();
+        Command { op, slot, copy: held.record.copy, key: CopyKey::clone(&held.key), id, claim, place }
     }
 
     fn run(&mut self, world: &mut World, slot: Slot) {
         let now = world.clock(self.process);
+        if self.waits_its_turn(world, slot, now) {
+            return;
+        }
         let fence = self.lane.claim(slot).fence;
         let held = self.lane.get_mut(slot);
         held.started = now.wall;
         world.check_start(held, self.rung, self.process, now.wall);
         let copy = held.record.copy;
-        let key = held.record.key_hash().filter(|_| world.ordered);
+        let key = held.record.key_hash().filter(|_| world.order != Order::None);
         if let Some(key) = key
             && let Some(first) = self.of_key.get(&key).and_then(|open| open.first())
             && *first < held.arrival
@@ -426,6 +471,10 @@ impl SimLane {
 fn receive(world: &World, rung: usize, partition: usize, record: Rc<Rec>, arrival: u64) -> Held {
     let at = Coordinates { partition: partition as i32, offset: record.offset, timestamp_ms: record.timestamp_ms };
     let envelope = headers::read(&world.ladder, rung, at, record.headers(), &IdSource::default(), None);
+    let place = record.key.as_ref().filter(|_| world.order == Order::Ladder).and_then(|key| {
+        let (partition, offset) = sequence::place(&world.ladder, &envelope)?;
+        Some(Place { queue: world.keys.queue(partition, key), offset })
+    });
     Held {
         key: world.keys.key(&envelope.event_id, envelope.hop),
         record,
@@ -434,6 +483,9 @@ fn receive(world: &World, rung: usize, partition: usize, record: Rc<Rec>, arriva
         took: Duration::ZERO,
         failed: None,
         shrink: Shrink::default(),
+        place,
+        turn: Turn::default(),
+        paused: false,
         execution: None,
         arrival,
     }

@@ -32,6 +32,10 @@ pub(crate) enum Invariant {
     Bounded,
     /// Within a stage and a partition, events of one key start one at a time and in their order.
     KeyOrder,
+    /// With `order: ladder`, effects of one key happen in the order of main.
+    LadderOrder,
+    /// With `order: ladder` and without a fault, nobody is left in the queue of a key.
+    QueuesEmpty,
     /// A fence is above all earlier ones of its event.
     FencesGrow,
     /// Own headers occur once; the key, the value, the identity and others' headers pass untouched.
@@ -126,6 +130,9 @@ struct Copy {
 pub(crate) struct Event {
     pub(crate) effects: usize,
     pub(crate) dead_letters: usize,
+    /// When it first had its effect, and when its first dead letter was appended.
+    first_effect: Option<Time>,
+    first_letter: Option<Time>,
     /// Executions of one copy beyond the first.
     pub(crate) repeats: usize,
     /// Appends to the DLQ that were told as failed, or doubled.
@@ -202,6 +209,9 @@ pub(crate) struct Counts {
     /// Times that a breaker opened or stayed open, and the same of brakes.
     pub(crate) openings: u64,
     pub(crate) stops: u64,
+    /// Moves of events whose turn it was not, and places that lapsed.
+    pub(crate) behind: u64,
+    pub(crate) lapsed: u64,
 }
 
 impl Counts {
@@ -215,6 +225,8 @@ impl Counts {
         self.steps += other.steps;
         self.openings += other.openings;
         self.stops += other.stops;
+        self.behind += other.behind;
+        self.lapsed += other.lapsed;
     }
 }
 
@@ -324,7 +336,12 @@ impl Ledger {
     fn check_repeat(&mut self, new: &Execution) {
         let (at, copy) = (new.started, new.copy);
         let Some(known) = self.copies.get(&copy) else { return };
-        let Some(last) = known.executions.last().map(|i| &self.executions[*i]) else { return };
+        let Some(last) = known.executions.last().map(|i| &self.executions[*i]) else {
+            // It had moved on without having run, because it was not its turn, and its record was lost or never written:
+            // now both run.
+            self.events[copy.event].repeats += usize::from(known.resolved);
+            return;
+        };
         let lease = LEASE.as_micros() as Time;
         // Its claim stood a little before it started; up to a lease, where a freeze came in between.
         let since = |fault: Option<Time>, last: &Execution| {
@@ -385,7 +402,10 @@ impl Ledger {
         // What returns has had its effect, however long the process was frozen in between.
         if execution.effect_at.is_some_and(|effect| effect <= at || ending == Ending::Returned) {
             let copy = execution.copy;
-            self.events[copy.event].effects += 1;
+            let effect = execution.effect_at.unwrap_or(at).min(at);
+            let event = &mut self.events[copy.event];
+            event.effects += 1;
+            event.first_effect = Some(event.first_effect.map_or(effect, |first| first.min(effect)));
             self.resolve(copy);
         }
     }
@@ -438,6 +458,32 @@ impl Ledger {
     /// A process takes a copy for settled: it will do no more about it.
     pub(crate) fn finished(&mut self, copy: CopyId, process: ProcessId, at: Time) {
         self.copies.entry(copy).or_default().finished.push((at, process));
+    }
+
+    /// A dead letter is appended.
+    pub(crate) fn dead_letter(&mut self, event: usize, at: Time) {
+        let event = &mut self.events[event];
+        event.dead_letters += 1;
+        event.first_letter.get_or_insert(at);
+    }
+
+    pub(crate) fn lapsed(&mut self, lapsed: u64) {
+        self.counts.lapsed += lapsed;
+    }
+
+    /// Events of one key in the order of main: each had ended, the first time, when the next had its effect.
+    pub(crate) fn check_order(&mut self, at: Time, of_one_key: &[usize]) {
+        let end = |event: &Event| [event.first_effect, event.first_letter].into_iter().flatten().min();
+        for (i, &later) in of_one_key.iter().enumerate() {
+            let Some(effect) = self.events[later].first_effect else { continue };
+            for &earlier in &of_one_key[..i] {
+                if end(&self.events[earlier]).is_none_or(|end| end > effect) {
+                    let what =
+                        format!("e{later} has its effect at {:.3} s, before e{earlier} ended", effect as f64 / 1e6);
+                    self.fail(at, Invariant::LadderOrder, what);
+                }
+            }
+        }
     }
 
     /// At the end: what became of every event.

@@ -23,4 +23,5 @@ mod ledger;
 mod queue;
 mod schedules;
 mod store;
+mod turns;
 mod world;

@@ -4,12 +4,11 @@ use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 
 use retry_ladder::ladder::event::Outcome;
-use retry_ladder::ladder::lane::{Delivery, Input, Slot};
+use retry_ladder::ladder::lane::{Delivery, Slot};
 
 use super::broker::Outgoing;
 use super::case::Fault;
-use super::lane::Held;
-use super::store::Request;
+use super::store::{Reply, Request};
 use super::world::{LaneId, ProcessId, Time};
 
 /// What happens next.
@@ -21,7 +20,7 @@ pub(crate) enum Event {
     Round(LaneId),
     Return(LaneId, Slot, usize, Box<Outcome>),
     Ask(Box<Request>),
-    Reply(LaneId, Box<Input<Held>>),
+    Reply(LaneId, Box<Reply>),
     Append(ProcessId, LaneId, Box<Outgoing>, Option<(Slot, Time)>),
     Ack(LaneId, Slot, Delivery),
     Commit(LaneId),

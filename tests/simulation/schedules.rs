@@ -160,6 +160,9 @@ fn broken_builds_fail_for_the_right_reason() {
         (Broken::OpeningUnheard, ComesToAnEnd),
         (Broken::SuccessUntold, Reopens),
         (Broken::PermitKept, PermitsKept),
+        (Broken::TurnIgnored, LadderOrder),
+        (Broken::NoPlace, LadderOrder),
+        (Broken::PlaceKept, QueuesEmpty),
     ] {
         match find(broken, invariant) {
             Some(seed) => println!("{broken:?}: {invariant:?} after {} schedules", seed + 1),

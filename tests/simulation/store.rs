@@ -2,10 +2,12 @@
 //! forgetting, and the deliberately broken forms of those commands; and the calls that reach it, or do not.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use retry_ladder::ladder::event::{ClaimReply, Mark};
 use retry_ladder::ladder::lane::{ClaimId, Input, Slot};
+use retry_ladder::ladder::sequence::{Place, Queue, TurnReply};
 use retry_ladder::stage::ports::{Claim, CopyKey};
 
 use super::broken::Broken;
@@ -22,6 +24,9 @@ pub(crate) enum Op {
     Renew,
     Settle(Mark),
     Release,
+    /// Takes the place, or renews it: good until then.
+    Join(Time),
+    Leave,
 }
 
 /// One command.
@@ -33,12 +38,14 @@ pub(crate) struct Command {
     pub(crate) key: CopyKey,
     pub(crate) id: ClaimId,
     pub(crate) claim: Claim,
+    /// With `order: ladder`.
+    pub(crate) place: Option<Place>,
 }
 
 /// What it answers.
 #[derive(Clone, Debug)]
 pub(crate) enum Answer {
-    Claim(ClaimReply),
+    Claim(ClaimReply, TurnReply),
     /// Of a renewal or a release: whether it was still ours.
     Ours(bool),
     Recorded,
@@ -55,6 +62,7 @@ struct Entry {
 #[derive(Default)]
 pub(crate) struct Store {
     entries: BTreeMap<CopyKey, Entry>,
+    queues: BTreeMap<Arc<str>, Queue>,
     /// What each write replaced, for a failover to a replica that had not seen it.
     undo: Vec<(Time, CopyKey, CopyId, Option<Entry>)>,
 }
@@ -63,24 +71,46 @@ const DAY: Time = 24 * 60 * 60 * 1_000_000;
 
 impl Store {
     /// Performs one command.
-    pub(crate) fn apply(&mut self, now: Time, command: &Command, lease: Duration, broken: Option<Broken>) -> Answer {
+    pub(crate) fn apply(
+        &mut self,
+        now: Time,
+        command: &Command,
+        lease: Duration,
+        room: usize,
+        broken: Option<Broken>,
+    ) -> Answer {
         let Command { key, copy, claim, .. } = command;
+        let turn = match command.op {
+            Op::Claim => self.turn(now, command, room),
+            _ => TurnReply::default(),
+        };
         let live = self.entries.get(key).filter(|entry| entry.expires > now);
         let ours = live.is_some_and(|entry| entry.value == claim.to_string().as_bytes());
         let until = now + lease.as_micros() as Time;
         match command.op {
+            Op::Join(good_until) => {
+                if let Some(place) = &command.place {
+                    let queue = self.queues.entry(Arc::clone(&place.queue)).or_default();
+                    queue.join(place.offset, Duration::from_micros(good_until));
+                }
+                Answer::Recorded
+            }
+            Op::Leave => {
+                self.leave(command);
+                Answer::Recorded
+            }
             Op::Claim => match live {
                 None if broken == Some(Broken::NoLease) => {
                     self.write(now, key, *copy, Some((b"1".to_vec(), now + DAY)));
-                    Answer::Claim(ClaimReply::Claimed)
+                    Answer::Claim(ClaimReply::Claimed, turn)
                 }
                 None => {
                     self.write(now, key, *copy, Some((claim.to_string().into_bytes(), until)));
-                    Answer::Claim(ClaimReply::Claimed)
+                    Answer::Claim(ClaimReply::Claimed, turn)
                 }
                 Some(entry) => match ClaimReply::to_existing(&entry.value, claim) {
-                    ClaimReply::Busy if broken == Some(Broken::BusyDropped) => Answer::Claim(ClaimReply::Done),
-                    reply => Answer::Claim(reply),
+                    ClaimReply::Busy if broken == Some(Broken::BusyDropped) => Answer::Claim(ClaimReply::Done, turn),
+                    reply => Answer::Claim(reply, turn),
                 },
             },
             Op::Renew if ours => {
@@ -99,6 +129,26 @@ impl Store {
                 Answer::Recorded
             }
         }
+    }
+
+    fn turn(&mut self, now: Time, command: &Command, room: usize) -> TurnReply {
+        let Some(place) = &command.place else { return TurnReply::default() };
+        let room = if command.copy.hop == 0 { room } else { usize::MAX };
+        let queue = self.queues.get_mut(&place.queue);
+        queue.map(|queue| queue.turn(place.offset, Duration::from_micros(now), room)).unwrap_or_default()
+    }
+
+    fn leave(&mut self, command: &Command) {
+        if let Some(place) = &command.place
+            && let Some(queue) = self.queues.get_mut(&place.queue)
+        {
+            queue.leave(place.offset);
+        }
+    }
+
+    /// Queues in which somebody still is.
+    pub(crate) fn queues(&self) -> usize {
+        self.queues.values().filter(|queue| !queue.is_empty()).count()
     }
 
     /// Records a copy as finished or moved on, whatever was there.
@@ -124,6 +174,7 @@ impl Store {
 
     /// Forgets everything; the copies that it was about.
     pub(crate) fn flush(&mut self) -> Vec<CopyId> {
+        self.queues.clear();
         std::mem::take(&mut self.entries).into_values().map(|entry| entry.copy).collect()
     }
 
@@ -205,7 +256,7 @@ impl World {
                 self.ledger.unanswered(command.copy, request.process, self.now);
                 answers.push((command, None));
             } else {
-                answers.push((command, Some(self.store.apply(self.now, command, LEASE, self.broken))));
+                answers.push((command, Some(self.store.apply(self.now, command, LEASE, self.room, self.broken))));
             }
         }
         if let Some(back) = request.answer_after {
@@ -215,13 +266,23 @@ impl World {
     }
 }
 
+/// What a process is told of a batch.
+pub(crate) enum Reply {
+    /// The lane's own business.
+    Lane(Input<Held>),
+    /// The same, and whose turn it is.
+    Claimed(Input<Held>, Vec<(Slot, TurnReply)>),
+    Settled(Vec<(Slot, bool)>),
+    Joined(Vec<(Slot, bool)>),
+    Left(Vec<(Slot, bool)>),
+}
+
+fn recorded(answers: Vec<(&Command, Option<Answer>)>) -> Vec<(Slot, bool)> {
+    answers.into_iter().map(|(command, answer)| (command.slot, answer.is_some())).collect()
+}
+
 /// What the lane is told of a batch.
-fn reply(
-    batch: &[Command],
-    answers: Vec<(&Command, Option<Answer>)>,
-    sent: Duration,
-    broken: Option<Broken>,
-) -> Input<Held> {
+fn reply(batch: &[Command], answers: Vec<(&Command, Option<Answer>)>, sent: Duration, broken: Option<Broken>) -> Reply {
     let ours = |answer| match answer {
         _ if broken == Some(Broken::LostLeaseIgnored) => Some(true),
         Some(Answer::Ours(ours)) => Some(ours),
@@ -229,16 +290,25 @@ fn reply(
     };
     match batch[0].op {
         Op::Claim => {
+            let turns = answers.iter().filter_map(|(c, answer)| match answer {
+                Some(Answer::Claim(_, turn)) => Some((c.slot, *turn)),
+                _ => None,
+            });
+            let turns = turns.collect();
             let claim = |answer| match answer {
-                Some(Answer::Claim(reply)) => Some(reply),
+                Some(Answer::Claim(reply, _)) => Some(reply),
                 _ => (broken == Some(Broken::NoAnswerIsYes)).then_some(ClaimReply::Claimed),
             };
-            Input::Claimed(answers.into_iter().map(|(c, answer)| (c.slot, claim(answer))).collect(), sent)
+            let claims = answers.into_iter().map(|(c, answer)| (c.slot, claim(answer))).collect();
+            Reply::Claimed(Input::Claimed(claims, sent), turns)
         }
-        Op::Renew => {
-            Input::Renewed(answers.into_iter().map(|(c, answer)| (c.slot, c.id, ours(answer))).collect(), sent)
-        }
-        Op::Settle(_) => Input::Settled(answers.into_iter().map(|(c, answer)| (c.slot, answer.is_some())).collect()),
-        Op::Release => Input::Released(batch.iter().map(|c| c.slot).collect()),
+        Op::Renew => Reply::Lane(Input::Renewed(
+            answers.into_iter().map(|(c, answer)| (c.slot, c.id, ours(answer))).collect(),
+            sent,
+        )),
+        Op::Settle(_) => Reply::Settled(recorded(answers)),
+        Op::Join(_) => Reply::Joined(recorded(answers)),
+        Op::Leave => Reply::Left(recorded(answers)),
+        Op::Release => Reply::Lane(Input::Released(batch.iter().map(|c| c.slot).collect())),
     }
 }

@@ -36,6 +36,8 @@ pub(crate) const SECOND: Time = 1_000 * MS;
 pub(crate) const EPOCH_MS: u64 = 1_700_000_000_000;
 pub(crate) const MAX_DEFERRALS: u32 = 2;
 pub(crate) const LEASE: Duration = Duration::from_secs(4);
+/// Beyond what any schedule needs: places lapse only where nobody comes back for them.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 pub(crate) const HANDLER_TIMEOUT: Time = 8 * SECOND;
 /// The group expels a silent member.
 pub(crate) const SESSION: Time = 3 * SECOND;
@@ -106,8 +108,10 @@ pub(crate) struct World {
     pub(crate) plans: Vec<Plan>,
     pub(crate) ledger: Ledger,
     pub(crate) trace: Option<Vec<String>>,
-    /// Order among events of one key is promised.
-    pub(crate) ordered: bool,
+    /// What is promised of events of one key.
+    pub(crate) order: Order,
+    /// Places in the queue of a key.
+    pub(crate) room: usize,
     pub(crate) dedup: Dedup,
     window: usize,
     pub(crate) concurrency: usize,
@@ -193,7 +197,12 @@ impl World {
                 concurrency,
             ),
             trace: traced.then(Vec::new),
-            ordered: rng.u8(..3) > 0,
+            order: match rng.u8(..6) {
+                0 | 1 => Order::None,
+                2 | 3 if dedup == Dedup::Required => Order::Ladder,
+                _ => Order::Stage,
+            },
+            room: rng.usize(1..=8),
             dedup,
             window: rng.usize(1..=6),
             concurrency,
@@ -301,7 +310,7 @@ impl World {
 
     pub(crate) fn lane_config(&self, number: u64) -> LaneConfig {
         LaneConfig {
-            order: if self.ordered { Order::Stage } else { Order::None },
+            order: self.order,
             dedup: self.dedup,
             lease: LEASE,
             max_waiting: self.window,
@@ -407,7 +416,7 @@ impl World {
             Event::Return(id, slot, execution, outcome) => {
                 self.with(id, |world, lane| lane.returned(world, slot, execution, *outcome));
             }
-            Event::Reply(id, input) => self.with(id, |world, lane| lane.input(world, *input)),
+            Event::Reply(id, reply) => self.with(id, |world, lane| lane.reply(world, *reply)),
             Event::Ack(id, slot, delivery) => {
                 self.with(id, |world, lane| lane.input(world, Input::Published(slot, delivery)));
             }

@@ -187,7 +187,7 @@ const MILLIS_BYTES: usize = 16;
 
 /// Whole milliseconds as Redis takes them: rounded up, so that the lease there never ends before the one here; at
 /// least 1 (0 is refused), and short of the overflow of Redis' clock.
-fn millis(ttl: Duration) -> u64 {
+pub(super) fn millis(ttl: Duration) -> u64 {
     let ms = ttl.as_nanos().div_ceil(1_000_000).clamp(1, 1_000_000_000_000_000);
     u64::try_from(ms).unwrap_or(u64::MAX)
 }

@@ -1,7 +1,7 @@
 //! The deduplication records in Redis: one key per copy of an event, leased by `SET … NX GET PX`.
 //!
 //! Owns how records are written and read (`commands`), the one connection to a server (`link`), what a server must be
-//! before it is trusted (`server`), and for a Redis Cluster which node a record belongs to (`cluster`, `slots`), and
+//! before it is trusted (`server`), the queues of keys for `order: ladder` (`queues`), and for a Redis Cluster which node a record belongs to (`cluster`, `slots`), and
 //! how records are found and removed on purpose (`forget`). A batch
 //! is one pipeline per server and every command has its own reply, so one that is refused fails alone. Whoever calls owns the protocol around it: when to claim, renew and settle, local deadlines
 //! and what a reply means for an offset. Times nothing and counts nothing.
@@ -15,6 +15,7 @@ mod cluster;
 mod commands;
 mod forget;
 mod link;
+mod queues;
 mod server;
 mod slots;
 
@@ -31,7 +32,9 @@ use self::cluster::Cluster;
 pub use self::forget::{Progress, Removal, Tally};
 use self::link::Link;
 use self::server::Kind;
-use crate::stage::ports::{Claim, ClaimReply, CopyKey, IdempotencyStore, Mark, SettleReply, StoreError};
+use crate::stage::ports::{
+    Claim, ClaimReply, CopyKey, IdempotencyStore, Mark, Place, SettleReply, StoreError, TurnReply,
+};
 
 /// How to connect.
 #[derive(Clone, Debug)]
@@ -345,5 +348,20 @@ impl IdempotencyStore for Store {
             commands::results(replies, batch.iter(), |reply, _| commands::held(reply))
         }
         .boxed()
+    }
+
+    fn turns(&self, batch: Vec<Place>, room: usize) -> BoxFuture<'static, Vec<Result<TurnReply, StoreError>>> {
+        let server = Arc::clone(&self.server);
+        async move { queues::turns(&server, &batch, room).await }.boxed()
+    }
+
+    fn join(&self, batch: Vec<(Place, Duration)>) -> BoxFuture<'static, Vec<Result<(), StoreError>>> {
+        let server = Arc::clone(&self.server);
+        async move { queues::join(&server, &batch).await }.boxed()
+    }
+
+    fn leave(&self, batch: Vec<Place>) -> BoxFuture<'static, Vec<Result<(), StoreError>>> {
+        let server = Arc::clone(&self.server);
+        async move { queues::leave(&server, &batch).await }.boxed()
     }
 }

@@ -1,6 +1,6 @@
 //! That all faults are told at once, and none hides another. What each says is held by tests/messages, word by word.
 
-use super::super::{Endpoint, Sources, load};
+use super::super::{Endpoint, Order, Sources, load};
 use super::{LEAST, config, faults, sources, with};
 
 /// Exactly one fault, at `path`, whose text has all of `words`.
@@ -25,6 +25,12 @@ fn a_ladder_has_from_none_to_16_retry_stages() {
     let many: Vec<_> = (1..=16).map(|i| format!("{{delay: {i}s}}")).collect();
     assert_eq!(config(&with("retries: []")).pipelines[0].retries.len(), 0);
     assert_eq!(config(&with(&format!("retries: [{}]", many.join(", ")))).pipelines[0].retries.len(), 16);
+}
+
+#[test]
+fn order_across_the_ladder_has_keys_of_its_own() {
+    let kept = &config(&with("order: ladder, order_patience: 2h, order_room: 5")).pipelines[0];
+    assert_eq!((kept.order, kept.order_patience.as_secs(), kept.order_room), (Order::Ladder, 7_200, 5));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode, utf8_percent_encode};
 use sha2::{Digest, Sha256};
 
 use super::PREFIX;
@@ -43,17 +43,22 @@ const CE_ID: &AsciiSet = &percent_encoding::CONTROLS.add(b'%').add(b'/');
 #[derive(Clone, Debug)]
 pub struct CopyKeys {
     base: String,
+    queues: String,
 }
 
 impl CopyKeys {
     /// Keys of this ladder under this prefix.
     pub fn new(prefix: &str, ladder: &Ladder) -> Self {
-        let mut base = String::new();
-        for part in [prefix, ladder.group(), ladder.topic()] {
-            base.extend(utf8_percent_encode(part, PART));
-            base.push(':');
-        }
-        Self { base }
+        let join = |parts: &[&str]| {
+            let mut joined = String::new();
+            for part in parts {
+                joined.extend(utf8_percent_encode(part, PART));
+                joined.push(':');
+            }
+            joined
+        };
+        let (group, topic) = (ladder.group(), ladder.topic());
+        Self { base: join(&[prefix, group, topic]), queues: join(&[prefix, "order", group, topic]) }
     }
 
     /// The key of one copy. An id of more than 200 bytes stands as `sha256=<hex>`, which no encoded id can be.
@@ -61,12 +66,26 @@ impl CopyKeys {
         let mut key = String::with_capacity(self.base.len() + event_id.len().min(MAX_KEY_ID) + 24);
         key.push_str(&self.base);
         if event_id.len() > MAX_KEY_ID {
-            push_hash(&mut key, event_id);
+            push_hash(&mut key, event_id.as_bytes());
         } else {
             key.extend(utf8_percent_encode(event_id, PART));
         }
         write!(key, ":{hop}").ok();
         key.into()
+    }
+
+    /// The queue of one record key of one main partition: `<prefix>:order:<group>:<topic>:<partition>:<key>`, a key of
+    /// more than 200 bytes hashed. One part more than the key of a copy has, so that no two are the same.
+    pub fn queue(&self, partition: i32, record_key: &[u8]) -> Arc<str> {
+        let mut queue = String::with_capacity(self.queues.len() + record_key.len().min(MAX_KEY_ID) + 12);
+        queue.push_str(&self.queues);
+        write!(queue, "{partition}:").ok();
+        if record_key.len() > MAX_KEY_ID {
+            push_hash(&mut queue, record_key);
+        } else {
+            queue.extend(percent_encode(record_key, PART));
+        }
+        queue.into()
     }
 
     /// What the keys of all copies of one event begin with, or those of all events: to find and forget them.
@@ -127,13 +146,13 @@ pub(super) fn bounded(id: &str) -> Arc<str> {
         return id.into();
     }
     let mut hashed = String::new();
-    push_hash(&mut hashed, id);
+    push_hash(&mut hashed, id.as_bytes());
     hashed.into()
 }
 
-fn push_hash(to: &mut String, id: &str) {
+fn push_hash(to: &mut String, id: &[u8]) {
     to.push_str("sha256=");
-    for byte in Sha256::digest(id.as_bytes()) {
+    for byte in Sha256::digest(id) {
         write!(to, "{byte:02x}").ok();
     }
 }

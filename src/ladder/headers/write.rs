@@ -123,7 +123,8 @@ impl NextHeaders {
 /// `None` when there is no next record: the action is `Done` or `Halt`, or no hop is left (then `decide` has said
 /// `Halt`).
 ///
-/// An execution is charged (`x-ladder-attempt` + 1) unless it is a deferral or poison, which no handler saw. Where
+/// An execution is charged (`x-ladder-attempt` + 1) unless it is a deferral, or no handler saw the event: poison, and
+/// one whose turn it is not, which gets no entry in its history either. Where
 /// the record's own trace context is left alone, of several headers of one name the last one stays.
 pub fn next<'h>(
     headers: impl Iterator<Item = (&'h [u8], Option<&'h [u8]>)> + Clone,
@@ -136,6 +137,7 @@ pub fn next<'h>(
     let (stage, due, charged, deferred, class) = match m.action {
         Action::Forward { stage, due } => (*stage, Some(*due), charged, 0, failure.class.as_str()),
         Action::Defer { due } => (envelope.stage, Some(*due), 0, 1, failure.class.as_str()),
+        Action::Wait { stage, due } => (*stage, Some(*due), 0, 0, failure.class.as_str()),
         Action::DeadLetter { reason } => (envelope.stage, None, charged, 0, reason.as_str()),
         Action::Done | Action::Halt { .. } => return None,
     };
@@ -179,13 +181,15 @@ pub fn next<'h>(
         compat.write(&DeadLetter { envelope, group: ladder.group(), attempt, class, text: &text }, &mut out);
     }
     if shrink < Shrink::NoHistory {
-        let entry = HistoryEntry {
+        // Whose turn it was not has not run: there is nothing to tell of it.
+        let ran = !matches!(m.action, Action::Wait { .. });
+        let entry = ran.then(|| HistoryEntry {
             stage: envelope.stage as u64,
             start_ms: m.started.floor_millis(),
             duration_ms: u64::try_from(m.took.as_millis()).unwrap_or(u64::MAX),
             class: class.into(),
             message: harmless(Cow::Borrowed(&failure.message), MAX_MESSAGE),
-        };
+        });
         let past = if envelope.own { history::history(headers) } else { Vec::new() };
         write_history(&past, entry, &mut out);
     }
@@ -213,16 +217,17 @@ pub(super) fn keep_foreign<'h>(
 }
 
 /// Written last: it gets the bytes that are left, and gives up its oldest entries for them.
-fn write_history(past: &[HistoryEntry<'_>], newest: HistoryEntry<'_>, out: &mut Buffer) {
-    let keep = &past[past.len().saturating_sub(MAX_HISTORY - 1)..];
+fn write_history(past: &[HistoryEntry<'_>], newest: Option<HistoryEntry<'_>>, out: &mut Buffer) {
+    let keep = &past[past.len().saturating_sub(MAX_HISTORY - usize::from(newest.is_some()))..];
+    let count = keep.len() + usize::from(newest.is_some());
     let mut json: Vec<u8> = Vec::with_capacity((keep.len() + 1) * 128);
     let mut starts = [0; MAX_HISTORY];
-    for (start, entry) in starts.iter_mut().zip(keep.iter().chain([&newest])) {
+    for (start, entry) in starts.iter_mut().zip(keep.iter().chain(&newest)) {
         *start = json.len();
         push_entry(&mut json, entry);
     }
     let left = MAX_OWN_BYTES.saturating_sub(out.own_bytes + HISTORY.len() + 1);
-    if let Some(&start) = starts[..=keep.len()].iter().find(|&&start| json.len() - start <= left) {
+    if let Some(&start) = starts[..count].iter().find(|&&start| json.len() - start <= left) {
         // The first entry's comma makes room for the bracket.
         out.value(HISTORY, |to| {
             to.push(b'[');

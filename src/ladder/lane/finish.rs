@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::{Dedup, Delivery, Effects, Finish, Lane, MAX_BACKOFF, STORE_PROBE, Slot, State, Verdict, backoff};
+use super::{Dedup, Delivery, Effects, Finish, Lane, MAX_BACKOFF, Order, STORE_PROBE, Slot, State, Verdict, backoff};
 use crate::ladder::event::{Mark, Now};
 
 impl<T> Lane<T> {
@@ -26,15 +26,15 @@ impl<T> Lane<T> {
         self.permit_back(slot, fx);
         match verdict {
             Verdict::Done => {
-                self.key_returned(now, slot);
-                self.settle_as(slot, Mark::Done, fx);
+                self.returned_in_order(now, slot);
+                self.settle_as(now, slot, Mark::Done, fx);
             }
             Verdict::Publish if self.lease_gone(now, slot) => {
                 fx.leases_lost += 1;
                 self.park(now, slot);
             }
             Verdict::Publish => {
-                self.key_returned(now, slot);
+                self.returned_in_order(now, slot);
                 self.publish(slot, fx);
             }
             Verdict::Fenced if self.entry(slot).leased => self.release(slot, false, fx),
@@ -47,7 +47,7 @@ impl<T> Lane<T> {
         debug_assert_eq!(self.entry(slot).state, State::Publishing);
         self.publishing -= 1;
         match delivery {
-            Delivery::Acknowledged => self.settle_as(slot, Mark::MovedOn, fx),
+            Delivery::Acknowledged => self.settle_as(now, slot, Mark::MovedOn, fx),
             Delivery::Unpublishable => self.halt(slot),
             Delivery::Withheld if self.entry(slot).leased && !self.entry(slot).lost => self.release(slot, false, fx),
             Delivery::Withheld => self.park(now, slot),
@@ -85,9 +85,9 @@ impl<T> Lane<T> {
     }
 
     /// Success or the acknowledgement is in hand: from here only forward.
-    pub(super) fn settle_as(&mut self, slot: Slot, mark: Mark, fx: &mut Effects<T>) {
+    pub(super) fn settle_as(&mut self, now: Now, slot: Slot, mark: Mark, fx: &mut Effects<T>) {
         if self.config.dedup == Dedup::Off {
-            self.finish(slot, Finish::Settled(mark), fx);
+            self.finish(now, slot, Finish::Settled(mark), fx);
         } else {
             let entry = self.entry_mut(slot);
             entry.state = State::Settling(mark);
@@ -102,7 +102,7 @@ impl<T> Lane<T> {
             return;
         };
         if recorded || self.config.dedup == Dedup::BestEffort {
-            self.finish(slot, Finish::Settled(mark), fx);
+            self.finish(now, slot, Finish::Settled(mark), fx);
         } else {
             let entry = self.entry_mut(slot);
             entry.state = State::Resettle(mark);
@@ -112,7 +112,8 @@ impl<T> Lane<T> {
         }
     }
 
-    pub(super) fn finish(&mut self, slot: Slot, how: Finish, fx: &mut Effects<T>) {
+    pub(super) fn finish(&mut self, now: Now, slot: Slot, how: Finish, fx: &mut Effects<T>) {
+        self.key_passed_on(now, slot);
         let Some(entry) = self.entries[slot as usize].take() else { return };
         debug_assert!(entry.state.is_owed());
         self.owed -= 1;
@@ -137,8 +138,14 @@ impl<T> Lane<T> {
         entry.lost || (entry.leased && now.boot >= entry.lease_until)
     }
 
-    /// The event of this key that comes after `slot` may go.
-    pub(super) fn key_returned(&mut self, now: Now, slot: Slot) {
+    fn returned_in_order(&mut self, now: Now, slot: Slot) {
+        if self.config.order != Order::Ladder {
+            self.key_passed_on(now, slot);
+        }
+    }
+
+    /// The event of this key that comes after `slot` may go. Nothing happens the second time.
+    fn key_passed_on(&mut self, now: Now, slot: Slot) {
         let entry = self.entry_mut(slot);
         let Some(key) = entry.key else { return };
         match entry.next.take() {

@@ -38,6 +38,8 @@ pub enum Order {
     None,
     /// Within the partition one at a time in offset order, the next as soon as the one before has returned.
     Stage,
+    /// The same, the next when the one before is finished: what order across the stages rests on (`ladder::sequence`).
+    Ladder,
 }
 
 /// How claims are made.
@@ -113,7 +115,9 @@ impl Verdict {
     pub const fn of(action: &Action) -> Self {
         match action {
             Action::Done => Verdict::Done,
-            Action::Forward { .. } | Action::Defer { .. } | Action::DeadLetter { .. } => Verdict::Publish,
+            Action::Forward { .. } | Action::Defer { .. } | Action::Wait { .. } | Action::DeadLetter { .. } => {
+                Verdict::Publish
+            }
             Action::Halt { .. } => Verdict::Halt,
         }
     }

@@ -28,8 +28,7 @@ impl<T> Lane<T> {
             }
             Some(ClaimReply::Done | ClaimReply::MovedOn) => {
                 self.permit_back(slot, fx);
-                self.key_returned(now, slot);
-                self.finish(slot, Finish::Duplicate, fx);
+                self.finish(now, slot, Finish::Duplicate, fx);
             }
             Some(ClaimReply::Busy) => {
                 fx.busy += 1;

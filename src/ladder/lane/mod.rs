@@ -13,7 +13,8 @@
 //!   as finished or moved on. Only `finish` touches the watermark.
 //! - A lost lease publishes nothing. Once success or the acknowledgement is in hand there is no way back to executing:
 //!   the settlement is repeated until it is confirmed (rule 3 of the deduplication protocol).
-//! - With [`Order::Stage`] at most one event of a key is between Ready and Running.
+//! - With [`Order::Stage`] at most one event of a key is between Ready and Running, with [`Order::Ladder`] between Ready
+//!   and finished.
 //!
 //! It does not know records, headers or handlers: an event is an opaque `T`.
 
@@ -362,12 +363,12 @@ impl<T> Lane<T> {
                 (self.entries.len() - 1) as Slot
             }
         };
-        if self.config.order == Order::Stage
+        if self.config.order != Order::None
             && let Some(key) = arrival.key
             && let Some(before) = self.tails.insert(key, slot)
         {
             self.entry_mut(before).next = Some(slot);
-            return; // admitted when the one before has returned
+            return; // admitted when the one before has returned, or is finished
         }
         self.admit(now, slot);
     }

@@ -202,6 +202,7 @@ proptest! {
         let delay = |stage: usize| ladder.rungs()[stage].delay.unwrap();
         match decide(&ladder, &envelope, Err(&failure), now, draw) {
             Action::Done => prop_assert!(stage > n),
+            Action::Wait { .. } => prop_assert!(false, "it has run"),
             Action::Forward { stage: to, due } => {
                 prop_assert!(failure.class == FailureClass::Transient && stage < to && to <= n);
                 let floor = failure.retry_after.filter(|w| !w.is_zero()).map_or(delay(to), |wish| wish.min(delay(to)));
@@ -223,4 +224,15 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn whose_turn_it_is_not_waits_on_the_first_retry_stage_or_stays_on_its_own() {
+    let at = |stage, hop| wait(&ladder(), &Envelope { stage, hop, ..envelope(0) }, NOW, 0.0);
+    let delay = |stage: usize| ladder().rungs()[stage].delay.unwrap();
+    for (stage, to) in [(0, 1), (1, 1), (2, 2)] {
+        assert_eq!(at(stage, 7), Action::Wait { stage: to, due: NOW + delay(to) });
+        assert_eq!(target(&ladder(), &envelope(0), &at(stage, 7)).map(|rung| rung.index), Some(to));
+    }
+    assert_eq!(at(1, HOP_LIMIT - 1), Action::Halt { reason: HaltReason::HopOverflow });
 }

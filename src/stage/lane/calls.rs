@@ -11,17 +11,20 @@ use super::Task;
 use crate::ladder::event::{ClaimReply, Now};
 use crate::ladder::lane::{ClaimId, Effects, Slot};
 use crate::stage::held::Held;
-use crate::stage::ports::{Claim, SettleReply, StoreError};
+use crate::stage::ports::{Claim, SettleReply, StoreError, TurnReply};
 use crate::stage::settle;
 use crate::stage::stats::Operation;
 
 /// A reply of the store to one batch.
 pub(super) enum Reply {
-    Claimed(Vec<(Slot, Option<ClaimReply>)>, Duration),
+    /// With whose turn it is, where that is asked.
+    Claimed(Vec<(Slot, Option<ClaimReply>)>, Vec<(Slot, TurnReply)>, Duration),
     Renewed(Vec<(Slot, ClaimId, Option<bool>)>, Duration),
     /// Recorded or not, and how many of the recorded were no longer ours.
     Settled(Vec<(Slot, bool)>, u64),
     Released(Vec<Slot>),
+    /// Whether each has its place now.
+    Joined(Vec<(Slot, bool)>),
 }
 
 /// One for each entry of the batch, whatever the store gave back: an entry without a reply would stay for ever.
@@ -51,11 +54,17 @@ impl Task<'_> {
                 .map(|&slot| (Arc::clone(&self.lane.get(slot).key), self.claim_of(self.lane.claim(slot))))
                 .collect();
             let call = store.claim(batch, settings.lease);
+            let turns = self.turns(&slots);
             let stats = Arc::clone(&self.ctx.stats);
             self.calls.push(
                 async move {
-                    let replies = stats.store(Operation::Claim).observe(call).await;
-                    Reply::Claimed(slots.into_iter().zip(answers(replies)).collect(), sent)
+                    let claims = stats.store(Operation::Claim).observe(call);
+                    let (replies, turns) = match turns {
+                        Some(turns) => turns.beside(claims).await,
+                        None => (claims.await, Vec::new()),
+                    };
+                    let turns = turns.into_iter().map(|(index, turn)| (slots[index], turn)).collect();
+                    Reply::Claimed(slots.into_iter().zip(answers(replies)).collect(), turns, sent)
                 }
                 .boxed(),
             );
@@ -91,16 +100,22 @@ impl Task<'_> {
                 })
                 .collect();
             let call = store.settle(batch);
+            let leaving = self.leaving(&settlements);
             let stats = Arc::clone(&self.ctx.stats);
             self.calls.push(
                 async move {
+                    let unsettled = match leaving {
+                        Some(leaving) => leaving.failed().await,
+                        None => Vec::new(),
+                    };
                     let mut lost = 0;
                     let replies = answers(stats.store(Operation::Settle).observe(call).await);
                     let settled = settlements.into_iter().zip(replies).map(|((slot, _), reply)| {
                         lost += u64::from(reply == Some(SettleReply::LeaseLost));
                         (slot, reply.is_some())
                     });
-                    let settled = settled.collect();
+                    let mut settled: Vec<_> = settled.collect();
+                    unsettled.into_iter().for_each(|index: usize| settled[index].1 = false);
                     Reply::Settled(settled, lost)
                 }
                 .boxed(),

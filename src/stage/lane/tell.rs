@@ -58,6 +58,7 @@ impl Task<'_> {
                     stats.dead_lettered(*reason).add(1);
                 }
                 (Finish::Settled(Mark::MovedOn), Some(Action::Defer { .. })) => stats.deferred.add(1),
+                (Finish::Settled(Mark::MovedOn), Some(Action::Wait { .. })) => stats.behind.add(1),
                 (Finish::Settled(Mark::MovedOn), _) => stats.forwarded.add(1),
             }
         }

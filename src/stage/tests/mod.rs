@@ -97,12 +97,23 @@ impl Rig {
         tune: impl FnOnce(&mut StageSettings),
         script: impl Fn(Event) -> BoxFuture<'static, Outcome> + Send + Sync + 'static,
     ) -> Self {
+        let clock = Arc::new(TestClock::new());
+        let store = Store::new(Arc::clone(&clock) as Arc<dyn Clock>);
+        Self::on(store, clock, outage, stage, tune, script)
+    }
+
+    fn on(
+        store: Store,
+        clock: Arc<TestClock>,
+        outage: Option<&Arc<Outage>>,
+        stage: usize,
+        tune: impl FnOnce(&mut StageSettings),
+        script: impl Fn(Event) -> BoxFuture<'static, Outcome> + Send + Sync + 'static,
+    ) -> Self {
         let ladder = LadderSpec::new("orders", "billing", "orders").retry(SECOND * 5).retry(SECOND * 30);
         let ladder = Arc::new(Ladder::new(ladder).unwrap());
         let mut settings = StageSettings { concurrency: 4, ..StageSettings::default() };
         tune(&mut settings);
-        let clock = Arc::new(TestClock::new());
-        let store = Store::new(Arc::clone(&clock) as Arc<dyn Clock>);
         let producer = Arc::new(Producer::default());
         let handler = Arc::new(Scripted::new(script));
         let stats = Arc::default();
@@ -132,6 +143,20 @@ impl Rig {
         });
         let stage = Stage::new(Arc::clone(&ctx), tokio::runtime::Handle::current());
         Self { stage, ctx, clock, store, producer, handler }
+    }
+
+    /// Another stage of the same ladder, with the same store.
+    fn sharing<F>(
+        other: &Self,
+        stage: usize,
+        tune: impl FnOnce(&mut StageSettings),
+        script: impl Fn(Event) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = Outcome> + Send + 'static,
+    {
+        let script = move |event| -> BoxFuture<'static, Outcome> { Box::pin(script(event)) };
+        Self::on(other.store.clone(), Arc::clone(&other.clock), None, stage, tune, script)
     }
 
     fn open(&self) -> LaneHandle {

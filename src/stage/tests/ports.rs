@@ -14,8 +14,8 @@ use crate::adapters::memory::MemoryStore;
 use crate::ladder::event::{Outcome, Timestamp};
 use crate::stage::clock::{Clock, Now};
 use crate::stage::ports::{
-    AckSink, Claim, ClaimReply, CopyKey, Event, Handler, IdempotencyStore, Mark, Outgoing, PublishError, Publisher,
-    SettleReply, StoreError,
+    AckSink, Claim, ClaimReply, CopyKey, Event, Handler, IdempotencyStore, Mark, Outgoing, Place, PublishError,
+    Publisher, SettleReply, StoreError, TurnReply,
 };
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -96,6 +96,8 @@ pub(super) struct Faults {
     pub(super) renew: Fault,
     pub(super) settle: Fault,
     pub(super) release: Fault,
+    /// Of `turns`, `join` and `leave`.
+    pub(super) queues: Fault,
 }
 
 /// [`MemoryStore`] behind a line that can fail. Clones are the same store.
@@ -117,7 +119,7 @@ impl Store {
     }
 
     pub(super) fn all(&self, fault: Fault) {
-        *lock(&self.faults) = Faults { claim: fault, renew: fault, settle: fault, release: fault };
+        *lock(&self.faults) = Faults { claim: fault, renew: fault, settle: fault, release: fault, queues: fault };
     }
 
     /// How many batches of this kind there were.
@@ -186,6 +188,18 @@ impl IdempotencyStore for Store {
 
     fn release(&self, batch: Vec<(CopyKey, Claim)>) -> BoxFuture<'static, Vec<Result<bool, StoreError>>> {
         self.call("release", batch.len(), |f| f.release, self.records.release(batch))
+    }
+
+    fn turns(&self, batch: Vec<Place>, room: usize) -> BoxFuture<'static, Vec<Result<TurnReply, StoreError>>> {
+        self.call("turns", batch.len(), |f| f.queues, self.records.turns(batch, room))
+    }
+
+    fn join(&self, batch: Vec<(Place, Duration)>) -> BoxFuture<'static, Vec<Result<(), StoreError>>> {
+        self.call("join", batch.len(), |f| f.queues, self.records.join(batch))
+    }
+
+    fn leave(&self, batch: Vec<Place>) -> BoxFuture<'static, Vec<Result<(), StoreError>>> {
+        self.call("leave", batch.len(), |f| f.queues, self.records.leave(batch))
     }
 }
 

@@ -156,6 +156,17 @@ impl Ladder {
     }
 
     fn produce(&self, producer: &ThreadedProducer<DefaultProducerContext>, stage: &str, partition: i32, id: &str) {
+        self.produce_with(producer, stage, partition, None, id);
+    }
+
+    fn produce_with(
+        &self,
+        producer: &ThreadedProducer<DefaultProducerContext>,
+        stage: &str,
+        partition: i32,
+        key: Option<&str>,
+        id: &str,
+    ) {
         let topic = self.topic(stage);
         let value = OrderPlaced { unique_id: id.to_owned(), ..OrderPlaced::default() }.encode_to_vec();
         let mut headers = vec![("x-ladder-event-id", id.to_owned())];
@@ -173,8 +184,18 @@ impl Ladder {
         let headers = headers
             .iter()
             .fold(OwnedHeaders::new(), |all, (key, value)| all.insert(Header { key, value: Some(value.as_bytes()) }));
-        let record = BaseRecord::<(), _>::to(&topic).partition(partition).payload(&value).headers(headers);
+        let mut record = BaseRecord::<str, _>::to(&topic).partition(partition).payload(&value).headers(headers);
+        record.key = key;
         producer.send(record).map_err(|(error, _)| error).expect("produce");
+    }
+
+    /// Publishes events of these keys and ids to main, in this order, and waits for their acknowledgements.
+    pub(super) fn produce_keyed<'a>(&self, partition: i32, events: impl IntoIterator<Item = (&'a str, &'a str)>) {
+        let producer = producer();
+        for (key, id) in events {
+            self.produce_with(&producer, "main", partition, Some(key), id);
+        }
+        producer.flush(LIMIT).expect("acknowledged");
     }
 
     /// Publishes one event for a stage and waits for its acknowledgement.
