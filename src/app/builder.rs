@@ -37,7 +37,7 @@ pub enum Error {
     #[error(transparent)]
     Wire(#[from] wire::Error),
     /// `--pipeline` names none of the configured.
-    #[error("no pipeline is called `{name}`; configured: {}", configured.join(", "))]
+    #[error("--pipeline {name}: no such pipeline; configured: {}", configured.join(", "))]
     UnknownPipeline {
         /// As given.
         name: String,
@@ -45,7 +45,7 @@ pub enum Error {
         configured: Vec<String>,
     },
     /// `--stage` names no stage of the chosen pipelines.
-    #[error("no chosen pipeline has a stage `{name}`; it is one of {}, or all", stages.join(", "))]
+    #[error("--stage {name}: no chosen pipeline has it; it is one of {}, or all", stages.join(", "))]
     UnknownStage {
         /// As given.
         name: String,
@@ -53,7 +53,9 @@ pub enum Error {
         stages: Vec<String>,
     },
     /// `--stage orphan:<topic>` names a topic that is none.
-    #[error("`{topic}` is no orphan: that is a topic named <topic>.<group>.… of a chosen pipeline, and no rung of any")]
+    #[error(
+        "--stage orphan:{topic}: no orphan; that is a topic named <topic>.<group>.… of a chosen pipeline, and no rung of any"
+    )]
     NoOrphan {
         /// As given.
         topic: String,
