@@ -83,7 +83,7 @@ pub enum Error {
         known: Vec<String>,
     },
     /// The descriptor set's file cannot be read.
-    #[error("cannot read the descriptor set {}", path.display())]
+    #[error("cannot read the descriptor set {}: {source}", path.display())]
     Read {
         /// The file.
         path: PathBuf,

@@ -48,6 +48,14 @@ fn what_is_older_than_the_window_no_longer_counts() {
     assert_eq!(dead(&mut brake, 1_900, 40, 200), None);
     let change = dead(&mut brake, 1_901, 60, 250);
     assert!(matches!(change, Some(BrakeChange::Stopped { entered, .. }) if entered < 150), "{change:?}");
+    // To the length of a part, a sixtieth.
+    let mut brake = new();
+    dead(&mut brake, 1_009, 1, 10);
+    dead(&mut brake, 1_601, 1, 10);
+    assert_eq!(
+        brake.parts.iter().map(|part| (part.entered, part.dead)).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1)),
+        (0, 1)
+    );
 }
 
 #[test]
