@@ -322,7 +322,7 @@ impl World {
             }
         }
         self.check_permits();
-        self.ledger.check_ends(at);
+        self.ledger.check_ends(at, self.order == Order::Ladder);
         if self.order == Order::Ladder {
             self.check_order(at);
         }
