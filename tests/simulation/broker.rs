@@ -40,7 +40,7 @@ impl Rec {
         Some(hasher.finish())
     }
 
-    pub(crate) fn text(&self, name: &str) -> Option<&str> {
+    fn text(&self, name: &str) -> Option<&str> {
         let (_, value) = self.headers().find(|(n, _)| *n == name.as_bytes())?;
         std::str::from_utf8(value?).ok()
     }
@@ -185,7 +185,8 @@ impl World {
                 self.ledger.counts.dead_letters += 1;
             }
         }
-        self.ledger.resolve(record.parent.copy);
+        let fence = self.logs[record.rung][partition].records.last().and_then(|copy| copy.number(names::FENCE));
+        self.ledger.moved_on(record.parent.copy, lane, fence.unwrap_or_default());
         if let Some((slot, after)) = ack {
             self.tell(after, lane, slot, Delivery::Acknowledged);
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use retry_ladder::ladder::event::{Failure, Outcome, Timestamp};
-use retry_ladder::ladder::headers::{DUE, ERROR, Envelope};
+use retry_ladder::ladder::headers::{DUE, Envelope};
 use retry_ladder::ladder::lane::{Dedup, Order};
 
 use super::case::{Fault, Faults};
@@ -84,11 +84,12 @@ impl World {
             let what = format!("{} starts in process {process} at {wall:?}, due {due} ms", record.copy);
             self.ledger.fail(self.now, Invariant::NeverEarly, what);
         }
-        // A copy that was made before its event ran has a due time of its own.
-        let of_failure = !record.text(ERROR).is_some_and(|error| error.ends_with("not its turn"));
-        if self.ledger.clocks_agree && of_failure {
+        if self.ledger.clocks_agree {
             let wish = self.plans[record.copy.event].wish.unwrap_or(delay);
-            let least = self.ledger.first_return(record.copy).map(|at| at + delay.min(wish).as_micros() as Time);
+            // What was made of its parent before that had run, because it was not its turn, has a due time of its own.
+            let made = |at: &Time| EPOCH_MS + at / MS <= record.timestamp_ms as u64;
+            let returned = self.ledger.first_return(record.copy).filter(made);
+            let least = returned.map(|at| at + delay.min(wish).as_micros() as Time);
             if let Some(least) = least.filter(|least| self.now < *least) {
                 let what = format!("{} starts {} us before its delay is over", record.copy, least - self.now);
                 self.ledger.fail(self.now, Invariant::NeverEarly, what);
@@ -325,7 +326,7 @@ impl World {
             }
         }
         self.check_permits();
-        self.ledger.check_ends(at, self.order == Order::Ladder);
+        self.ledger.check_ends(at);
         if self.order == Order::Ladder {
             self.check_order(at);
         }

@@ -326,7 +326,8 @@ impl World {
 
     /// Runs the schedule to its end.
     pub(crate) fn run(&mut self) {
-        let limit = self.heal + 180 * SECOND;
+        // Places that events took once more, after the store had forgotten their ends, lapse one after the other.
+        let limit = self.heal + 180 * SECOND + 4 * PATIENCE.as_micros() as Time;
         let mut healed = false;
         while let Some((at, class, event)) = self.queue.pop() {
             self.now = at;
