@@ -74,7 +74,10 @@ async fn main() {
 async fn handler(args: &Args, size: usize) -> Batched<PostgresHandler> {
     let decoder = Decoder::new("ml.v1.PipelineStep", None, Framing::Plain).unwrap();
     let plan = Plan::new(decoder, Some(TABLE), &BTreeMap::new()).unwrap();
-    let mut options = Options { migrate: true, ..Options::new(&args.url) };
+    // One row per statement, and each waits for all before it: on a slow disk that is longer than a pipeline would wait.
+    let patience = Duration::from_secs(600);
+    let mut options =
+        Options { migrate: true, timeout: patience, connect_timeout: patience, ..Options::new(&args.url) };
     options.pool.max_size = args.pool;
     let handler = PostgresHandler::connect(options, plan).await.unwrap();
     Batched::new(handler, BatchOptions { size, ..BatchOptions::default() })
