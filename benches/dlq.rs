@@ -156,7 +156,7 @@ fn fill(brokers: &str, ladder: &Ladder, letters: usize) {
     producer.flush(LIMIT).unwrap();
 }
 
-/// Seconds that a consumer takes which looks at nothing; the same settings as the scan's.
+/// Seconds that a consumer takes which looks at nothing, with buffers that it never fills.
 fn plain(brokers: &str, topic: &str, letters: usize) -> f64 {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", brokers)

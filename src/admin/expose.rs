@@ -16,8 +16,6 @@ use crate::telemetry::metrics::{self as m, Exposition, Metric};
 use crate::telemetry::process::ProcessStats;
 use crate::telemetry::traces::{Counts, QUEUE};
 
-const REASONS: [Reason; 4] = [Reason::Permanent, Reason::Poison, Reason::Exhausted, Reason::Expired];
-
 /// The metrics of these stages and of the process.
 pub fn metrics(stages: &[(&StageView, Figures)]) -> Exposition {
     let mut out = Exposition::default();
@@ -90,7 +88,7 @@ pub fn counters(out: &mut Exposition, [pipeline, stage]: [&str; 2], stats: &Stag
         }
     }
     out.add(&m::LEASES_LOST, &both, stats.leases_lost.get());
-    for reason in REASONS {
+    for reason in Reason::ALL {
         out.add(&m::DEAD_LETTERS, &[pipeline, stage, reason.as_str()], stats.dead_lettered(reason).get());
     }
     for (header, counter) in repairable().zip(&stats.repaired_headers) {

@@ -122,7 +122,7 @@ impl Server {
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             if let Err(error) = axum::serve(socket, app).await {
-                tracing::error!(%error, "the admin server ended");
+                tracing::error!(%error, "the admin server ended: health, metrics and status are gone until a restart");
             }
         });
         Self { shared, tasks }

@@ -37,7 +37,7 @@ pub enum Error {
     #[error(transparent)]
     Wire(#[from] wire::Error),
     /// `--pipeline` names none of the configured.
-    #[error("no pipeline is called `{name}`; configured: {}", configured.join(", "))]
+    #[error("--pipeline {name}: no such pipeline; configured: {}", configured.join(", "))]
     UnknownPipeline {
         /// As given.
         name: String,
@@ -45,7 +45,7 @@ pub enum Error {
         configured: Vec<String>,
     },
     /// `--stage` names no stage of the chosen pipelines.
-    #[error("no chosen pipeline has a stage `{name}`; it is one of {}, or all", stages.join(", "))]
+    #[error("--stage {name}: no chosen pipeline has it; it is one of {}, or all", stages.join(", "))]
     UnknownStage {
         /// As given.
         name: String,
@@ -53,7 +53,9 @@ pub enum Error {
         stages: Vec<String>,
     },
     /// `--stage orphan:<topic>` names a topic that is none.
-    #[error("`{topic}` is no orphan: that is a topic named <topic>.<group>.… of a chosen pipeline, and no rung of any")]
+    #[error(
+        "--stage orphan:{topic}: no orphan; that is a topic named <topic>.<group>.… of a chosen pipeline, and no rung of any"
+    )]
     NoOrphan {
         /// As given.
         topic: String,
@@ -78,7 +80,7 @@ pub enum Error {
         /// Its name.
         pipeline: String,
         /// Why not.
-        source: transactions::Error,
+        source: Box<transactions::Error>,
     },
     /// The producer.
     #[error(transparent)]
@@ -356,7 +358,11 @@ impl Builder {
                 message: pipeline.message_name().into(),
                 decode: Arc::new(decode),
                 handler,
-                dead_letters: Arc::new(DeadLetterLog::new(Arc::clone(&engine.clock), wire::webhook(pipeline)?)),
+                dead_letters: Arc::new(DeadLetterLog::new(
+                    &*pipeline.name,
+                    Arc::clone(&engine.clock),
+                    wire::webhook(pipeline)?,
+                )),
                 store: match (&self.wrap_store, stores.get(pipeline.idempotency.store, &self.config, &engine).await?) {
                     (Some(wrap), store) => wrap(store),
                     (None, store) => store,
@@ -443,13 +449,13 @@ impl Builder {
     async fn check_transactions(&self, engine: &Engine, ladder: &Ladder) -> Result<(), Error> {
         let pipeline = ladder.pipeline().to_string();
         if self.topics_as_configured {
-            return Err(Error::Transactions { pipeline, source: transactions::Error::Embedded });
+            return Err(Error::Transactions { pipeline, source: Box::new(transactions::Error::Embedded) });
         }
         let (properties, topic) = (engine.properties.clone(), ladder.topic().to_string());
         let id = engine.transactional_id(ladder, "check");
         let checked = tokio::task::spawn_blocking(move || Transactions::check(&properties, &id, &topic)).await;
         // The runtime ends before its blocking tasks only when the process does.
-        checked.unwrap_or(Ok(())).map_err(|source| Error::Transactions { pipeline, source })
+        checked.unwrap_or(Ok(())).map_err(|source| Error::Transactions { pipeline, source: Box::new(source) })
     }
 
     /// Partition counts by pipeline and rung, and the largest batch that every topic takes.

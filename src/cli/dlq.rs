@@ -16,13 +16,14 @@ use args::{Action, DealArgs};
 
 use super::progress::Meter;
 use crate::adapters::kafka::admin::{self, Admin};
-use crate::adapters::kafka::scan;
+use crate::adapters::kafka::scan::{self, Seen};
 use crate::adapters::otel::OtelTracer;
 use crate::admin::dlq::book::{Book, Fate, Job, JobState};
 use crate::admin::dlq::groups;
 use crate::admin::dlq::letter::{Glance, Letter};
 use crate::admin::dlq::redrive::{self, Desk, Order};
 use crate::admin::dlq::select::Selection;
+use crate::admin::dlq::sift::sift;
 use crate::admin::dlq::view::View;
 use crate::app::wire;
 use crate::config::Config;
@@ -171,29 +172,24 @@ impl Command {
         &self,
         selection: &Selection,
         book: &Book,
-        mut each: impl FnMut(Letter) -> io::Result<()>,
+        mut each: impl FnMut(Letter) -> io::Result<()> + Send,
     ) -> Result<bool, Error> {
         let mut scan = self.desk.scan()?;
         selection.narrow(&mut scan)?;
-        let (mut glance, mut shown, mut more, mut failed) = (Glance::default(), 0, false, None);
-        let ended = scan.run(
-            |seen| {
-                glance.look(seen, book);
-                if !selection.matches(&mut glance, seen) {
-                    return ControlFlow::Continue(());
-                }
-                if selection.limit.is_some_and(|limit| shown >= limit) {
-                    more = true;
-                    return ControlFlow::Break(());
-                }
-                shown += 1;
-                let fate = glance.fate.unwrap_or(Fate::Open);
-                let letter = Letter::new(seen.to_record(), fate, &self.desk.ladder, &self.desk.id_source);
-                failed = each(letter).err();
-                if failed.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-            },
-            |_| self.going_on(),
-        )?;
+        let (mut shown, mut more, mut failed) = (0, false, None);
+        let show = |glance: &Glance, seen: &Seen<'_>| {
+            if selection.limit.is_some_and(|limit| shown >= limit) {
+                more = true;
+                return ControlFlow::Break(());
+            }
+            shown += 1;
+            let fate = glance.fate.unwrap_or(Fate::Open);
+            let letter = Letter::new(seen.to_record(), fate, &self.desk.ladder, &self.desk.id_source);
+            failed = each(letter).err();
+            if failed.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let matches = |glance: &Glance, seen: &Seen<'_>| selection.matches(glance, seen);
+        let ended = sift(&mut scan, book, matches, show, |_| self.going_on())?;
         match failed {
             // The reader has seen enough.
             Some(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
@@ -205,7 +201,7 @@ impl Command {
 
     fn list(&self, mut selection: Selection, json: bool) -> Result<bool, Error> {
         let book = self.desk.book()?;
-        let mut out = io::BufWriter::new(io::stdout().lock());
+        let mut out = io::BufWriter::new(io::stdout());
         if json {
             self.each(&selection, &book, |letter| {
                 serde_json::to_writer(&mut out, &letter.summary())?;
@@ -220,6 +216,7 @@ impl Command {
             letters.push(letter.summary());
             Ok(())
         })?;
+        letters.sort_unstable_by_key(|letter| (letter.partition, letter.offset));
         print::list(&mut super::plain::Plain(&mut out), &letters)?;
         out.flush()?;
         if more {
@@ -241,7 +238,10 @@ impl Command {
         }
         let mut found = None;
         self.each(&selection, &self.desk.book()?, |letter| {
-            found = Some(letter);
+            let at = |letter: &Letter| letter.record.timestamp_ms;
+            if found.as_ref().is_none_or(|before| at(before) <= at(&letter)) {
+                found = Some(letter);
+            }
             Ok(())
         })?;
         let letter = found.ok_or_else(|| Error::NotFound(which.to_owned()))?;
@@ -250,7 +250,7 @@ impl Command {
     }
 
     fn export(&self, selection: &Selection) -> Result<bool, Error> {
-        let mut out = io::BufWriter::new(io::stdout().lock());
+        let mut out = io::BufWriter::new(io::stdout());
         self.each(selection, &self.desk.book()?, |letter| {
             serde_json::to_writer(&mut out, &View::of(&letter, &self.desk.ladder, &self.desk.reader))?;
             writeln!(out)

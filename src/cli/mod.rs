@@ -322,9 +322,9 @@ fn choose<'c>(config: &'c Config, name: Option<&str>) -> Result<&'c crate::confi
     match (name, config.pipelines.as_slice()) {
         (None, [only]) => Ok(only),
         (None, _) => Err(format!("--pipeline is missing; configured: {}", configured())),
-        (Some(name), _) => {
-            config.pipeline(name).ok_or_else(|| format!("no pipeline is called `{name}`; configured: {}", configured()))
-        }
+        (Some(name), _) => config
+            .pipeline(name)
+            .ok_or_else(|| format!("--pipeline {name}: no such pipeline; configured: {}", configured())),
     }
 }
 
@@ -397,48 +397,4 @@ async fn produce(mut args: produce::ProduceArgs, config: &Config) -> ExitCode {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn remedies_repeat_the_flags_that_were_given() {
-        let text = "missing; remedy: scripts/create-topics.sh creates it; `pipeline --stage main` runs it";
-        assert_eq!(
-            with_flags(text, " --config a.yaml"),
-            "missing; remedy: scripts/create-topics.sh --config a.yaml creates it; `pipeline --config a.yaml --stage \
-             main` runs it"
-        );
-        assert_eq!(with_flags(text, ""), text);
-    }
-
-    #[test]
-    fn the_help_of_the_demo_offers_no_flag_that_it_ignores() {
-        let mut command = Cli::command();
-        command.build();
-        let help = |command: &mut clap::Command, name: &str| {
-            command.find_subcommand_mut(name).expect("a command").render_long_help().to_string()
-        };
-        let demo = help(&mut command, "demo");
-        assert!(!demo.contains("--config") && !demo.contains("--brokers"), "{demo}");
-        assert!(help(&mut command, "status").contains("--config"));
-        let parse = |line: &str| Cli::try_parse_from(line.split(' ')).map(|cli| cli.config);
-        assert_eq!(parse("pipeline status --config x").unwrap(), Some("x".into()));
-        // Still taken, to be told that they are not used.
-        assert!(parse("pipeline demo --config x --brokers b:1").is_ok());
-    }
-
-    #[test]
-    fn a_negative_value_is_refused_as_a_value_and_not_as_an_unknown_flag() {
-        for (line, expected) in [
-            ("pipeline produce --rate -5", "not a number above 0"),
-            ("pipeline produce --rate nan", "not a number above 0"),
-            ("pipeline produce --count -5", "invalid digit"),
-            ("pipeline produce --garbage-ratio -0.1", "not a share from 0 to 1"),
-            ("pipeline demo --fail-ratio -1", "not a share from 0 to 1"),
-            ("pipeline demo --events -1", "invalid value '-1'"),
-        ] {
-            let error = Cli::try_parse_from(line.split(' ')).map(|_| ()).unwrap_err().to_string();
-            assert!(error.contains(expected) && error.contains("invalid value"), "{line}: {error}");
-        }
-    }
-}
+mod tests;

@@ -10,6 +10,17 @@ pub(super) fn plain(text: &str) -> Cow<'_, str> {
     if text.contains(is_control) { text.replace(is_control, "\u{fffd}").into() } else { text.into() }
 }
 
+/// The text on one line: what would end it, turn its direction or move the cursor is shown as a string's escape (`\n`), so
+/// that a record cannot forge a row of a table.
+pub(super) fn one_line(text: &str) -> Cow<'_, str> {
+    let breaks = |c: char| c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    if !text.contains(breaks) {
+        return text.into();
+    }
+    let shown = |c: char| if breaks(c) { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(shown).collect::<String>().into()
+}
+
 /// Writes texts made [`plain`]. What is written at once must be whole characters, as formatting does: so this comes before
 /// a buffer.
 pub(super) struct Plain<W>(pub(super) W);
@@ -38,5 +49,11 @@ mod tests {
         write!(out, "{hostile}").unwrap();
         assert_eq!(String::from_utf8(out.0).unwrap(), shown);
         assert!(matches!(plain("ordinary é"), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn a_text_cannot_leave_its_line() {
+        assert_eq!(one_line("a\nb\r\tc\x1b[A\u{85}\u{2028}d\u{202e}e"), r"a\nb\r\tc\u{1b}[A\u{85}\u{2028}d\u{202e}e");
+        assert!(matches!(one_line("ordinary é"), Cow::Borrowed(_)));
     }
 }

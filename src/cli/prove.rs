@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::adapters::kafka::admin::Admin;
+use crate::app::wire;
 use crate::config::Config;
 use crate::prove::{self, Error, Options, Progress, Watch, report::Report};
 
@@ -50,16 +52,16 @@ pub(crate) struct ProveArgs {
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
     /// Events a second
-    #[arg(long, value_name = "R", default_value_t = 500.0)]
+    #[arg(long, value_name = "R", default_value_t = 500.0, value_parser = super::values::rate)]
     rate: f64,
     /// Worker processes, at least 2
     #[arg(long, value_name = "W", default_value_t = 4)]
     workers: usize,
     /// Lease of a claim
-    #[arg(long, value_name = "T", default_value = "5s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "T", default_value = "5s", value_parser = super::values::duration)]
     lease: Duration,
     /// How long one execution takes at most
-    #[arg(long, value_name = "T", default_value = "20ms", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "T", default_value = "20ms", value_parser = super::values::duration)]
     latency: Duration,
     /// Also write the report as JSON to this file, with --long after each round
     #[arg(long, value_name = "FILE")]
@@ -74,7 +76,7 @@ pub(crate) struct ProveArgs {
     #[arg(long)]
     long: bool,
     /// How long --long goes on; the round that runs then is finished
-    #[arg(long, value_name = "T", default_value = "4h", value_parser = humantime::parse_duration, requires = "long")]
+    #[arg(long, value_name = "T", default_value = "4h", value_parser = super::values::duration, requires = "long")]
     duration: Duration,
 }
 
@@ -84,11 +86,8 @@ impl ProveArgs {
         if self.workers < 2 {
             return wrong("--workers: at least 2, so that somebody takes over");
         }
-        if !(self.rate.is_finite() && self.rate > 0.0) {
-            return wrong("--rate: more than 0 events a second");
-        }
         if !(Duration::from_secs(3)..=Duration::from_secs(600)).contains(&self.lease) {
-            return wrong("--lease: 3s to 10m");
+            return wrong("--lease: out of range; right would be 3s to 10m");
         }
         let Some(redis) = config.redis.url.one() else {
             return wrong(
@@ -126,6 +125,8 @@ pub(crate) async fn run(args: ProveArgs, config: Config) -> ExitCode {
 
 async fn prove(args: &ProveArgs, config: &Config) -> Result<Report, Error> {
     let options = args.options(config)?;
+    Admin::connect(wire::connection(config), config.kafka.startup_timeout).await?;
+    wire::redis(config, wire::redis_options(config)?).await?;
     if let Some(file) = &args.report {
         // Found out now, not after the run; what an earlier run wrote stays until there is something to say.
         std::fs::File::options().create(true).append(true).open(file)?;

@@ -53,7 +53,7 @@ pub(crate) async fn run(args: RunArgs, config: Config) -> ExitCode {
     let (mut interrupt, mut terminate) = match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
         (Ok(interrupt), Ok(terminate)) => (interrupt, terminate),
         (Err(error), _) | (_, Err(error)) => {
-            tracing::error!(%error, "cannot listen for signals");
+            tracing::error!(%error, "cannot listen for signals, so nothing was started: it could not be stopped cleanly");
             return ExitCode::FAILURE;
         }
     };

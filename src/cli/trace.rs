@@ -23,7 +23,7 @@ pub(crate) struct TraceArgs {
     #[arg(long, value_name = "URL", value_parser = http_url)]
     pub(crate) jaeger: Option<reqwest::Url>,
     /// How far back to look for an event
-    #[arg(long, value_name = "TIME", default_value = "7d", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "7d", value_parser = super::values::duration)]
     pub(crate) since: Duration,
     /// Print JSON
     #[arg(long)]

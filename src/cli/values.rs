@@ -1,4 +1,11 @@
-//! Values of flags that are numbers within limits: read, or refused with what would be right.
+//! Values of flags with a unit or within limits: read, or refused with what would be right.
+
+use std::time::Duration;
+
+/// A time with its unit.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|_| "not a duration, like `90s` or `1h 30m`".to_owned())
+}
 
 /// Something per second: above 0.
 pub(super) fn rate(text: &str) -> Result<f64, String> {

@@ -149,7 +149,10 @@ fn check_redis_url(endpoint: &Endpoint, at: &At, report: &mut Report<'_>) -> boo
     } else if cfg!(not(feature = "tls")) && ["rediss", "valkeys"].contains(&scheme) {
         report.fault(at, "this build has no TLS", "a build with the feature `tls`, or redis://");
     } else if let Err(e) = redis::IntoConnectionInfo::into_connection_info(endpoint.reveal()) {
-        report.fault(at, format!("not a url of Redis: {e}").to_lowercase(), "redis://host:port/db");
+        // Behind the dash stands only what kind of error it is.
+        let why = e.to_string().to_lowercase();
+        let why = why.split(" - ").next().unwrap_or_default();
+        report.fault(at, format!("not a url of Redis: {why}"), "redis://host:port/db");
     } else {
         return true;
     }
@@ -232,7 +235,7 @@ fn check_http_url(endpoint: &Endpoint, at: &At, example: &str, report: &mut Repo
             report.fault(at, "this build has no TLS", "a build with the feature `tls`, or http://");
         }
         "http" | "https" if url.has_host() => {}
-        _ => report.fault(at, "not a url of HTTP", format!("like {example}")),
+        _ => report.fault(at, "not a url of HTTP", format!("a url like {example}")),
     }
 }
 
@@ -402,7 +405,7 @@ fn check_times(
             &done_ttl,
             Some(show_duration(pipeline.idempotency.done_ttl)),
             "finished events would be forgotten while copies of them may still come",
-            format!("at least {}: 24h and twice the ladder", show_duration(least)),
+            format!("at least {} (24h or more, and twice the ladder)", show_duration(least)),
         );
     }
     let handed_ttl = idempotency.key("handed_ttl");
@@ -433,11 +436,12 @@ fn check_outage(pipeline: &Pipeline, at: &At, report: &mut Report<'_>) {
     if report.clean(&at) && breaker.enabled && breaker.slow_failures > breaker.consecutive_failures {
         let problem = "more than consecutive_failures: the rule for rare events would never be the first to open it";
         let remedy = format!("at most {}", breaker.consecutive_failures);
-        report.fault(&at.key("slow_failures"), problem, remedy);
+        report.fault_with(&at.key("slow_failures"), Some(breaker.slow_failures.to_string()), problem, remedy);
     }
     if report.clean(&at) && breaker.enabled && breaker.slow_time < breaker.min_time {
         let remedy = format!("at least min_time, {}", show_duration(breaker.min_time));
-        report.fault(&at.key("slow_time"), "shorter than min_time", remedy);
+        let slow_time = Some(show_duration(breaker.slow_time));
+        report.fault_with(&at.key("slow_time"), slow_time, "shorter than min_time", remedy);
     }
 }
 

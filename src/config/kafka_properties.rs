@@ -10,21 +10,23 @@ pub(super) struct Reserved {
     pub(super) remedy: &'static str,
 }
 
-const REMOVE: &str = "no such property";
+const REMOVE: &str = "to leave it out";
 
 /// The rule that holds for a property, if any.
 pub(super) fn reserved(name: &str) -> Option<Reserved> {
     let (reason, remedy) = match name {
-        "bootstrap.servers" | "metadata.broker.list" => ("has a key of its own", "kafka.brokers"),
-        "session.timeout.ms" => ("has a key of its own", "kafka.session_timeout"),
-        "max.poll.interval.ms" => ("has a key of its own", "kafka.max_poll_interval"),
-        "message.timeout.ms" | "delivery.timeout.ms" => {
-            ("has a key of its own, and below 120 s slow acknowledgements would count as lost", "kafka.message_timeout")
-        }
-        "group.instance.id" => ("has a key of its own", "instance"),
-        "group.id" => {
-            ("the stages' groups follow from the pipeline, or two ladders would share offsets", "group in the pipeline")
-        }
+        "bootstrap.servers" | "metadata.broker.list" => ("has a key of its own", "the key kafka.brokers"),
+        "session.timeout.ms" => ("has a key of its own", "the key kafka.session_timeout"),
+        "max.poll.interval.ms" => ("has a key of its own", "the key kafka.max_poll_interval"),
+        "message.timeout.ms" | "delivery.timeout.ms" => (
+            "has a key of its own, and below 120 s slow acknowledgements would count as lost",
+            "the key kafka.message_timeout",
+        ),
+        "group.instance.id" => ("has a key of its own", "the key instance"),
+        "group.id" => (
+            "the stages' groups follow from the pipeline, or two ladders would share offsets",
+            "the key group of a pipeline",
+        ),
         "enable.auto.offset.store" => {
             ("stored at delivery, offsets of unfinished events would be committed: events lost", REMOVE)
         }
@@ -44,9 +46,10 @@ pub(super) fn reserved(name: &str) -> Option<Reserved> {
         "delivery.report.only.error" => {
             ("acknowledgements would never be told, and no event would leave its topic", REMOVE)
         }
-        "transactional.id" => {
-            ("it would belong to every producer; whoever needs transactions names its own", "forward in the pipeline")
-        }
+        "transactional.id" => (
+            "it would belong to every producer; whoever needs transactions names its own",
+            "the key forward of a pipeline",
+        ),
         "isolation.level" => ("hops and redrives of transactions that were aborted would be executed", REMOVE),
         "partition.assignment.strategy" => ("cooperative-sticky keeps the partitions that do not move running", REMOVE),
         "group.protocol" | "group.remote.assignor" => {
@@ -56,9 +59,10 @@ pub(super) fn reserved(name: &str) -> Option<Reserved> {
             ("hops by key must reach the partition that Java's default would choose: murmur2_random", REMOVE)
         }
         "enable.partition.eof" => ("the end of a partition is no event", REMOVE),
-        "allow.auto.create.topics" => {
-            ("a topic made by the broker could be compacted or forget events too soon", "pipeline topics create")
-        }
+        "allow.auto.create.topics" => (
+            "a topic made by the broker could be compacted or forget events too soon",
+            "topics made by `pipeline topics create`",
+        ),
         _ => return None,
     };
     Some(Reserved { reason, remedy })

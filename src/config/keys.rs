@@ -423,31 +423,53 @@ impl Setting for EventId {
     }
 }
 
-/// What executes events.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Handler {
-    /// Calls a URL.
-    Http(HttpHandler),
-    /// Inserts rows.
-    Postgres(PostgresHandler),
-    /// Writes a log line.
-    Log(LogHandler),
-    /// Succeeds and fails by a seeded rule.
-    Simulate(SimulateHandler),
+/// The built-in handlers: the key that chooses each, and its section.
+macro_rules! handlers {
+    ($( #[doc = $doc:literal] $kind:literal $name:ident($keys:ty); )*) => {
+        /// What executes events.
+        #[derive(Clone, Debug, PartialEq)]
+        pub enum Handler {
+            $( #[doc = $doc] $name($keys), )*
+        }
+
+        impl Handler {
+            const KINDS: &[&str] = &[$($kind),*];
+
+            /// The key that chooses it.
+            pub const fn kind(&self) -> &'static str {
+                match self { $( Self::$name(_) => $kind, )* }
+            }
+
+            fn read_kind(kind: &str, value: &Value, at: &At, report: &mut Report<'_>) -> Option<Self> {
+                match kind {
+                    $( $kind => <$keys>::read(value, at, report).map(Self::$name), )*
+                    _ => None,
+                }
+            }
+
+            fn show_kind(&self) -> Out {
+                match self { $( Self::$name(handler) => handler.show(), )* }
+            }
+        }
+
+        fn keys_of_kind(kind: &str, path: &str, out: &mut Vec<KeyDoc>) {
+            match kind {
+                $( $kind => <$keys>::keys(path, out), )*
+                _ => {}
+            }
+        }
+    };
 }
 
-impl Handler {
-    const KINDS: [&str; 4] = ["http", "postgres", "log", "simulate"];
-
-    /// The key that chooses it.
-    pub const fn kind(&self) -> &'static str {
-        match self {
-            Self::Http(_) => "http",
-            Self::Postgres(_) => "postgres",
-            Self::Log(_) => "log",
-            Self::Simulate(_) => "simulate",
-        }
-    }
+handlers! {
+    /// Calls a URL.
+    "http" Http(HttpHandler);
+    /// Inserts rows.
+    "postgres" Postgres(PostgresHandler);
+    /// Writes a log line.
+    "log" Log(LogHandler);
+    /// Succeeds and fails by a seeded rule.
+    "simulate" Simulate(SimulateHandler);
 }
 
 impl Setting for Handler {
@@ -455,26 +477,14 @@ impl Setting for Handler {
         format!("a map with exactly one of {}", Self::KINDS.join(", "))
     }
     fn read(value: &Value, at: &At, report: &mut Report<'_>) -> Option<Self> {
-        let (kind, value) = chosen(value, &Self::KINDS, "handler", at, report)?;
-        let here = at.key(&kind);
-        match kind.as_str() {
-            "http" => HttpHandler::read(&value, &here, report).map(Self::Http),
-            "postgres" => PostgresHandler::read(&value, &here, report).map(Self::Postgres),
-            "log" => LogHandler::read(&value, &here, report).map(Self::Log),
-            _ => SimulateHandler::read(&value, &here, report).map(Self::Simulate),
-        }
+        let (kind, value) = chosen(value, Self::KINDS, "handler", at, report)?;
+        Self::read_kind(&kind, &value, &at.key(&kind), report)
     }
     fn stand_in() -> Option<Self> {
         Some(Self::Log(LogHandler {}))
     }
     fn show(&self) -> Out {
-        let shown = match self {
-            Self::Http(h) => h.show(),
-            Self::Postgres(h) => h.show(),
-            Self::Log(h) => h.show(),
-            Self::Simulate(h) => h.show(),
-        };
-        let mut entries = vec![Entry::new(self.kind(), shown)];
+        let mut entries = vec![Entry::new(self.kind(), self.show_kind())];
         for kind in Self::KINDS.iter().filter(|k| **k != self.kind()) {
             entries.push(Entry { off: true, ..Entry::new(*kind, other_kind(kind)) });
         }
@@ -484,15 +494,6 @@ impl Setting for Handler {
         for kind in Self::KINDS {
             keys_of_kind(kind, &format!("{path}.{kind}"), out);
         }
-    }
-}
-
-fn keys_of_kind(kind: &str, path: &str, out: &mut Vec<KeyDoc>) {
-    match kind {
-        "http" => HttpHandler::keys(path, out),
-        "postgres" => PostgresHandler::keys(path, out),
-        "log" => LogHandler::keys(path, out),
-        _ => SimulateHandler::keys(path, out),
     }
 }
 

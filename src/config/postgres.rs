@@ -75,7 +75,7 @@ pub(super) fn check(handler: &PostgresHandler, pipeline: &Pipeline, at: &At, rep
     }
     let url = at.key(if handler.url.file.is_some() { "url_file" } else { "url" });
     if report.clean(&url) && !matches!(handler.url.url().scheme(), "postgres" | "postgresql") {
-        report.fault(&url, "not a url of PostgreSQL", "like postgres://user@localhost:5432/database");
+        report.fault(&url, "not a url of PostgreSQL", "a url like postgres://user@localhost:5432/database");
     }
     let (timeout, interval) = (at.key("timeout"), at.key("flush_interval"));
     let all = handler.timeout.saturating_add(handler.flush_interval);

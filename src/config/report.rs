@@ -68,6 +68,23 @@ impl<'a> Report<'a> {
         !self.faults.iter().any(|f| below(&f.path, &here) || inherited.as_ref().is_some_and(|d| below(&f.path, d)))
     }
 
+    /// How many faults there are by now.
+    pub(super) fn count(&self) -> usize {
+        self.faults.len()
+    }
+
+    /// Of the faults after the first `from`: what would be right has a range, too.
+    pub(super) fn narrow(&mut self, from: usize, remedy: &str, range: &str) {
+        for mut fault in self.faults.split_off(from) {
+            if fault.remedy == remedy {
+                fault.remedy += range;
+            }
+            if !self.faults.contains(&fault) {
+                self.faults.push(fault); // one that was inherited may have been told already
+            }
+        }
+    }
+
     /// Something is wrong with the value at `at`. A value that a pipeline has from `defaults` is told there, once.
     pub(super) fn fault(&mut self, at: &At, problem: impl Into<String>, remedy: impl Into<String>) {
         let found = self.find(at);

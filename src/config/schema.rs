@@ -106,15 +106,16 @@ pub(super) fn open(value: &Value, at: &At, known: &[(&str, bool)], report: &mut 
         let stem = key.strip_suffix("_file");
         let is_known = known.iter().any(|(k, file)| k == key || (*file && stem == Some(*k)));
         if !is_known {
-            let remedy = match nearest(key, known.iter().map(|(k, _)| *k)) {
-                Some(near) => format!("did you mean `{near}`?"),
-                None => format!("one of {}", known.iter().map(|(k, _)| *k).collect::<Vec<_>>().join(", ")),
+            let problem = match nearest(key, known.iter().map(|(k, _)| *k)) {
+                Some(near) => format!("unknown key; did you mean `{near}`?"),
+                None => "unknown key".to_owned(),
             };
+            let remedy = format!("one of {}", known.iter().map(|(k, _)| *k).collect::<Vec<_>>().join(", "));
             let here = at.key(key);
             match nearest(key, SECRET_WORDS) {
                 // Misspelled, so that the mask by name would miss it.
-                Some(_) => report.fault_with(&here, Some(secret::MASK.to_owned()), "unknown key", remedy),
-                None => report.fault(&here, "unknown key", remedy),
+                Some(_) => report.fault_with(&here, Some(secret::MASK.to_owned()), problem, remedy),
+                None => report.fault(&here, problem, remedy),
             }
         }
     }
@@ -126,6 +127,7 @@ pub(super) fn field<T: Setting>(dict: &Dict, declared: &Declared, at: &At, repor
     let file_key = format!("{}_file", declared.key);
     let named_file = if T::FROM_FILE { dict.get(&file_key) } else { None };
     let here = if named_file.is_some() { at.key(&file_key) } else { at.key(declared.key) };
+    let told = report.count();
     let read = match (dict.get(declared.key), named_file) {
         (Some(_), Some(_)) => {
             report.fault(&here, format!("stands beside `{}`", declared.key), "one of the two");
@@ -153,7 +155,12 @@ pub(super) fn field<T: Setting>(dict: &Dict, declared: &Declared, at: &At, repor
             }
             Some(read)
         }
-        None => fallback(declared, at, report),
+        None => {
+            if let Some((min, max)) = declared.range {
+                report.narrow(told, &T::expects(), &format!(", from {min} to {max}"));
+            }
+            fallback(declared, at, report)
+        }
     }
 }
 

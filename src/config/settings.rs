@@ -89,7 +89,9 @@ macro_rules! whole_number {
                 };
                 let read = number.and_then(|n| <$type>::try_from(n).ok());
                 if read.is_none() {
-                    report.fault(at, "not a whole number in reach", format!("a whole number from 0 to {}", <$type>::MAX));
+                    let is_text = value.as_str().is_some();
+                    let problem = if is_text { "a text, not a whole number" } else { "not a whole number from 0 on" };
+                    report.fault(at, problem, Self::expects());
                 }
                 read
             }
@@ -404,7 +406,7 @@ macro_rules! choice {
                     $( Some($word) => return Some(Self::$variant), )*
                     $($( Some($later) => report.fault(at, $why, Self::expects()), )*)?
                     Some(word) => match $crate::config::fault::nearest(word, [$($word),*]) {
-                        Some(near) => report.fault(at, "not known", format!("{}; did you mean `{near}`?", Self::expects())),
+                        Some(near) => report.fault(at, format!("not known; did you mean `{near}`?"), Self::expects()),
                         None => report.fault(at, "not known", Self::expects()),
                     },
                     None => report.fault(at, "not a word", Self::expects()),

@@ -23,7 +23,7 @@ use std::thread;
 use tokio::sync::oneshot;
 
 use super::printable;
-use crate::ladder::event::{FailureClass, Outcome, Timestamp};
+use crate::ladder::event::{Outcome, Timestamp};
 use crate::stage::ports::Event;
 
 /// An open executions file.
@@ -145,11 +145,7 @@ fn outcome_word(outcome: &Outcome) -> &'static str {
     match outcome {
         Outcome::Done => "done",
         Outcome::Fenced => "fenced",
-        Outcome::Failed(failure) => match failure.class {
-            FailureClass::Transient => "transient",
-            FailureClass::Permanent => "permanent",
-            FailureClass::Poison => "poison",
-        },
+        Outcome::Failed(failure) => failure.class.as_str(),
     }
 }
 

@@ -41,49 +41,14 @@ impl Handler for LogHandler {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-    use std::sync::{Arc, Mutex};
-
     use futures::FutureExt;
-    use tracing_subscriber::fmt::MakeWriter;
 
     use super::*;
-    use crate::handlers::testing::EventBuilder;
-
-    #[derive(Clone, Default)]
-    struct Captured(Arc<Mutex<Vec<u8>>>);
-
-    impl io::Write for Captured {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    impl<'a> MakeWriter<'a> for Captured {
-        type Writer = Self;
-
-        fn make_writer(&'a self) -> Self {
-            self.clone()
-        }
-    }
+    use crate::handlers::testing::{Captured, EventBuilder};
 
     /// The lines that the handler writes for one event.
     fn lines(json: bool, event: Event) -> Vec<String> {
-        let captured = Captured::default();
-        let builder = tracing_subscriber::fmt().with_writer(captured.clone()).with_ansi(false);
-        let run = || assert_eq!(LogHandler.handle(event).now_or_never(), Some(Outcome::Done));
-        if json {
-            tracing::subscriber::with_default(builder.json().flatten_event(true).finish(), run);
-        } else {
-            tracing::subscriber::with_default(builder.finish(), run);
-        }
-        let text = String::from_utf8(captured.0.lock().unwrap().clone()).unwrap();
-        text.lines().map(str::to_owned).collect()
+        Captured::lines(json, || assert_eq!(LogHandler.handle(event).now_or_never(), Some(Outcome::Done)))
     }
 
     #[test]

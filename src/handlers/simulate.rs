@@ -89,7 +89,7 @@ pub enum Error {
     #[error("max_failures is 0; it must be at least 1 (use fail_ratio to let fewer events fail)")]
     MaxFailures,
     /// The executions file cannot be opened.
-    #[error("cannot open the executions file {path}")]
+    #[error("cannot open the executions file {path}: {source}")]
     Record {
         /// Its path.
         path: PathBuf,
@@ -423,6 +423,7 @@ mod tests {
     fn a_record_that_cannot_be_opened_is_an_error_with_its_path() {
         let options = SimulateOptions { record: Some("/nonexistent/dir/file".into()), ..SimulateOptions::default() };
         let error = SimulateHandler::new(options, Arc::new(FixedClock)).unwrap_err();
-        assert_eq!(error.to_string(), "cannot open the executions file /nonexistent/dir/file");
+        let told = "cannot open the executions file /nonexistent/dir/file: No such file or directory (os error 2)";
+        assert_eq!(error.to_string(), told);
     }
 }

@@ -1,8 +1,10 @@
-//! An [`Event`] for the tests of handlers, with every part replaceable.
+//! An [`Event`] for the tests of handlers, with every part replaceable; and what they log.
 
-use std::sync::Arc;
+use std::io;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
+use tracing_subscriber::fmt::MakeWriter;
 
 use crate::ladder::event::{Origin, Timestamp};
 use crate::stage::clock::{Clock, Now};
@@ -18,6 +20,44 @@ pub(crate) struct FixedClock;
 impl Clock for FixedClock {
     fn now(&self) -> Now {
         Now { wall: NOW, boot: std::time::Duration::ZERO }
+    }
+}
+
+/// What is logged.
+#[derive(Clone, Default)]
+pub(crate) struct Captured(Arc<Mutex<Vec<u8>>>);
+
+impl Captured {
+    /// The lines of INFO and above that are written on this thread while `run` runs.
+    pub(crate) fn lines(json: bool, run: impl FnOnce()) -> Vec<String> {
+        let captured = Self::default();
+        let builder = tracing_subscriber::fmt().with_writer(captured.clone()).with_ansi(false);
+        if json {
+            tracing::subscriber::with_default(builder.json().flatten_event(true).finish(), run);
+        } else {
+            tracing::subscriber::with_default(builder.finish(), run);
+        }
+        let text = String::from_utf8(captured.0.lock().unwrap().clone()).unwrap();
+        text.lines().map(str::to_owned).collect()
+    }
+}
+
+impl io::Write for Captured {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Captured {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
     }
 }
 

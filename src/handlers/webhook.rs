@@ -102,7 +102,7 @@ impl Webhook {
                         continue; // told with those before
                     }
                     if let Err(error) = post(&client, &url, &pipeline, &topic, &news).await {
-                        tracing::warn!(pipeline, %error, letters = news.count, "dlq.webhook; these are told again");
+                        tracing::warn!(pipeline, %error, letters = news.count, "dlq.webhook was not told of these letters; the next call tells them, too");
                         shared.news().put_back(news);
                         shared.came.notify_one();
                     }

@@ -152,6 +152,9 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// All of them, in their order.
+    pub const ALL: [Reason; 4] = [Reason::Permanent, Reason::Poison, Reason::Exhausted, Reason::Expired];
+
     /// The word used in headers, metrics, logs and pages.
     pub const fn as_str(self) -> &'static str {
         match self {

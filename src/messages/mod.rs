@@ -13,6 +13,7 @@ mod frame;
 pub mod generate;
 mod registered;
 mod schema;
+mod unknown;
 mod wire;
 
 #[cfg(test)]
@@ -26,7 +27,7 @@ use prost::Message as _;
 use prost_reflect::{DescriptorPool, DynamicMessage, Kind, MessageDescriptor, SerializeOptions};
 
 pub use frame::Frame;
-pub use registered::{ReadError, Reader, SchemaError, Schemas};
+pub use registered::{Corrected, ReadError, Reader, SchemaError, Schemas};
 pub use schema::Schema;
 
 /// A shop: orders and sales.
@@ -82,7 +83,7 @@ pub enum Error {
         known: Vec<String>,
     },
     /// The descriptor set's file cannot be read.
-    #[error("cannot read the descriptor set {}", path.display())]
+    #[error("cannot read the descriptor set {}: {source}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
@@ -349,13 +350,17 @@ impl Decoder {
     /// # Errors
     /// When the text is not such a message: what is wrong, where, and which fields there are.
     pub fn from_json(&self, json: &str) -> Result<Vec<u8>, Error> {
+        Ok(self.message_from_json(json)?.encode_to_vec())
+    }
+
+    fn message_from_json(&self, json: &str) -> Result<DynamicMessage, Error> {
         let failed = |detail: String| Error::Json {
             message: self.message().to_owned(),
             detail,
             remedy: format!("its fields: {}", self.field_list()),
         };
         let mut text = serde_json::Deserializer::from_str(json);
-        let message = DynamicMessage::deserialize(self.descriptor.clone(), &mut text)
+        DynamicMessage::deserialize(self.descriptor.clone(), &mut text)
             .and_then(|message| text.end().map(|()| message))
             .map_err(|e| {
                 let text = e.to_string();
@@ -364,8 +369,7 @@ impl Decoder {
                     Some(what) if !json.contains('\n') => failed(format!("{what} at column {}", e.column())),
                     _ => failed(text),
                 }
-            })?;
-        Ok(message.encode_to_vec())
+            })
     }
 
     /// `uniqueId: string, quantity: uint32, …`

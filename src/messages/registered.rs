@@ -3,13 +3,16 @@
 //! The registry itself is behind [`Schemas`]. What becomes of a value that cannot be read now, or ever, is told apart
 //! here; what follows from that is not decided here.
 
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
+use prost::Message as _;
+use prost_reflect::DynamicMessage;
 
-use super::{DecodeError, Decoder, Frame, Schema};
+use super::{DecodeError, Decoder, Frame, Schema, unknown};
 
 /// The schemas of a registry, by id.
 pub trait Schemas: Debug + Send + Sync + 'static {
@@ -56,6 +59,17 @@ pub enum ReadError {
     /// What is to be put in its place is not such a message.
     #[error("{0}")]
     Json(String),
+    /// It has fields that its declaration does not have, and the corrected message has no place for them.
+    #[error(
+        "the declaration of {message} does not have its fields {}, which cannot be carried over; a newer one (descriptor_set) \
+         can, or have them dropped: --drop-unknown", fields.join(", ")
+    )]
+    Unknown {
+        /// Full name of the message.
+        message: String,
+        /// Their paths.
+        fields: Vec<String>,
+    },
     /// Its declaration is not to be had.
     #[error(transparent)]
     Schema(#[from] SchemaError),
@@ -76,6 +90,15 @@ impl ReadError {
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Schema(SchemaError::Unavailable { .. } | SchemaError::Unknown { .. }))
     }
+}
+
+/// A value with another message in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Corrected {
+    /// The value.
+    pub value: Vec<u8>,
+    /// Paths of the fields of the old message that its declaration does not have: kept or dropped, as asked for.
+    pub unknown: BTreeSet<String>,
 }
 
 /// What reads a pipeline's values. Cheap to clone.
@@ -103,15 +126,36 @@ impl Reader {
         Ok((decoder, payload))
     }
 
-    /// The value with another message in the place of its own, given in the proto3 JSON mapping; its frame stays as it is.
+    /// The value with another message in the place of its own, given in the proto3 JSON mapping; its frame stays as it is,
+    /// and so do fields that the declaration does not have, unless they are to be dropped.
     ///
     /// # Errors
-    /// When the frame cannot be read, or the text is not such a message.
-    pub async fn with_json(&self, value: &[u8], json: &str) -> Result<Vec<u8>, ReadError> {
+    /// When the frame cannot be read, the text is not such a message, or a field has no place in it.
+    pub async fn with_json(&self, value: &[u8], json: &str, drop_unknown: bool) -> Result<Corrected, ReadError> {
         let decoder = self.decoder(value).await?;
-        let frame = &value[..decoder.payload(value)?.start];
-        let payload = decoder.from_json(json).map_err(|error| ReadError::Json(error.to_string()))?;
-        Ok([frame, &payload].concat())
+        let payload = decoder.payload(value)?;
+        let frame = &value[..payload.start];
+        let mut message = decoder.message_from_json(json).map_err(|error| ReadError::Json(error.to_string()))?;
+        let mut unknown = BTreeSet::new();
+        // Nothing is known of what cannot be decoded.
+        if let Ok(original) = DynamicMessage::decode(decoder.descriptor().clone(), &value[payload.start..]) {
+            unknown = unknown::paths(&original);
+            if !drop_unknown {
+                unknown::carry(original, &mut message).map_err(|fields| ReadError::Unknown {
+                    message: decoder.message().to_owned(),
+                    fields: fields.into_iter().collect(),
+                })?;
+            }
+        }
+        Ok(Corrected { value: [frame, &message.encode_to_vec()].concat(), unknown })
+    }
+
+    /// Paths of the value's fields that its declaration does not have, so that JSON does not show them; none of a value
+    /// that cannot be decoded.
+    pub async fn unknown_fields(&self, value: &[u8]) -> BTreeSet<String> {
+        let Ok((decoder, payload)) = self.read(value).await else { return BTreeSet::new() };
+        let message = DynamicMessage::decode(decoder.descriptor().clone(), &value[payload]);
+        message.map(|message| unknown::paths(&message)).unwrap_or_default()
     }
 
     async fn decoder(&self, value: &[u8]) -> Result<Decoder, ReadError> {

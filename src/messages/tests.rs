@@ -5,6 +5,7 @@ mod wire;
 
 use std::io::Write as _;
 
+use futures::FutureExt as _;
 use prost_types::field_descriptor_proto::{Label, Type};
 use prost_types::{
     DescriptorProto, EnumDescriptorProto, EnumValueDescriptorProto, FieldDescriptorProto, FieldOptions,
@@ -278,4 +279,48 @@ fn a_timestamp_out_of_range_has_no_json_but_does_not_panic() {
         decoder("shop.v1.OrderPlaced").check(&event).unwrap();
         assert!(matches!(decoder("shop.v1.OrderPlaced").to_json(&event), Err(DecodeError::Json { .. })));
     }
+}
+
+/// Encoded with a field of this number besides.
+fn and_field(mut bytes: Vec<u8>, number: u32) -> Vec<u8> {
+    prost::encoding::uint64::encode(number, &7, &mut bytes);
+    bytes
+}
+
+/// Encoded with this message in a field besides.
+fn and_message(mut bytes: Vec<u8>, number: u32, message: Vec<u8>) -> Vec<u8> {
+    prost::encoding::bytes::encode(number, &message, &mut bytes);
+    bytes
+}
+
+#[test]
+fn a_correction_keeps_fields_that_the_declaration_does_not_have_or_is_refused() {
+    let (_file, decoder) = acme();
+    let reader = Reader::Own(decoder.clone());
+    let encoded = |json: &str| decoder.from_json(json).unwrap();
+    let inner = and_field(encoded(r#"{"int32":1}"#), 901);
+    let old = and_message(and_field(encoded(r#"{"string":"old","bool":true}"#), 900), 16, inner.clone());
+    let new = r#"{"string":"new","self":{"int32":2}}"#;
+    let correct = |value: &[u8], json: &str, drop| reader.with_json(value, json, drop).now_or_never().unwrap();
+    let unknown = |value: &[u8]| reader.unknown_fields(value).now_or_never().unwrap().into_iter().collect::<Vec<_>>();
+
+    let kept = correct(&old, new, false).unwrap();
+    assert_eq!(decoder.to_json(&kept.value).unwrap(), new, "nothing else of the old value");
+    assert_eq!(unknown(&kept.value), ["900", "self.901"]);
+    assert_eq!(kept.unknown.into_iter().collect::<Vec<_>>(), ["900", "self.901"]);
+    let dropped = correct(&old, new, true).unwrap();
+    assert_eq!((dropped.value, dropped.unknown.len()), (encoded(new), 2));
+
+    let check = |value: &[u8], json: &str, fields: &str| {
+        let error = correct(value, json, false).unwrap_err().to_string();
+        assert!(error.contains(&format!("its fields {fields}, which cannot")), "{error}");
+        assert_eq!(correct(value, json, true).unwrap().value, encoded(json));
+    };
+    check(&old, r#"{"string":"new"}"#, "self.901");
+    let entry = and_message(and_message(Vec::new(), 1, b"a".to_vec()), 2, inner);
+    let listed = and_message(encoded("{}"), 20, entry);
+    assert_eq!(unknown(&listed), ["children[].901"]);
+    check(&listed, r#"{"children":{"a":{"int32":2}}}"#, "children[].901");
+    // Nothing can be kept of what does not decode.
+    assert_eq!(correct(b"\xff", new, false).unwrap().value, encoded(new));
 }

@@ -85,7 +85,13 @@ pub enum Error {
     /// Kafka.
     #[error("kafka: {0}")]
     Kafka(#[from] KafkaError),
-    /// Redis.
+    /// Redis cannot be reached at the start, or is not fit.
+    #[error(transparent)]
+    Store(#[from] crate::adapters::redis::Error),
+    /// A file that the configuration names.
+    #[error(transparent)]
+    Wire(#[from] crate::app::wire::Error),
+    /// Redis, later.
     #[error("redis: {0}")]
     Redis(#[from] redis::RedisError),
     /// Files and processes.
@@ -125,7 +131,9 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::Options(_) => 64,
+            Error::Wire(error) => error.exit_code(),
             Error::Topics(error) => error.exit_code(),
+            Error::Store(error) => error.exit_code(),
             Error::Redis(error) if error.is_io_error() => 69,
             _ => 1,
         }

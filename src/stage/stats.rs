@@ -288,7 +288,7 @@ pub struct StageStats {
     /// Events that their key no longer waits for: they did not come back in time.
     pub lapsed: Counter,
     /// Events moved to the DLQ, by [`Reason`].
-    pub dead_lettered: [Counter; 4],
+    pub dead_lettered: [Counter; Reason::ALL.len()],
     /// Events that the store knew as finished or moved on.
     pub duplicates: Counter,
     /// Claims that somebody else held.
@@ -327,13 +327,7 @@ pub struct StageStats {
 impl StageStats {
     /// The counter of dead letters of this class.
     pub fn dead_lettered(&self, reason: Reason) -> &Counter {
-        let index = match reason {
-            Reason::Permanent => 0,
-            Reason::Poison => 1,
-            Reason::Exhausted => 2,
-            Reason::Expired => 3,
-        };
-        &self.dead_lettered[index]
+        &self.dead_lettered[reason as usize]
     }
 
     /// Dead letters of all classes.

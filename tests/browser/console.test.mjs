@@ -79,6 +79,18 @@ test('a group is opened and one letter read by keyboard alone, its markup as tex
   assert.ok((await page.locator('.headers').innerText()).includes(MARKUP));
   assert.match(await page.title(), /^Letter \d+:\d+ · orders/);
   assert.equal(await page.locator('main script, main img').count(), 0);
+  await page.getByText("Not shown, as the message's declaration does not have them: field 900.").waitFor();
+  const focus = () => page.evaluate(() => document.activeElement?.id || document.activeElement?.textContent);
+  await press('Correct its value');
+  assert.equal(await focus(), 'corrected');
+  await page.keyboard.press('Escape');
+  assert.match(await focus(), /^Correct its value/);
+  assert.equal(await page.locator('#corrected').count(), 0);
+  await page.keyboard.press('Enter');
+  await page.locator('#corrected').fill('{}');
+  await page.keyboard.press('Escape');
+  assert.equal(await page.locator('#corrected').inputValue(), '{}', 'nothing that was typed is thrown away');
+  await page.getByLabel('Drop field 900').waitFor();
   await close();
 });
 
@@ -107,6 +119,7 @@ test('a dry run is shown, a double click redrives once, and the overview moves',
   await plan.getByRole('button', { name: 'Redrive 40 letters' }).dblclick({ noWaitAfter: true }).catch(() => {});
   await beside;
   await plan.getByText('Done: 40 letters redriven.').waitFor();
+  assert.ok(await plan.evaluate((node) => node.contains(document.activeElement)), 'the keyboard goes on from here');
   assert.equal(asked.filter((status) => status === 202).length, 1, `${asked}`);
   assert.ok(asked.every((status) => [202, 409].includes(status)), `${asked}`);
 
@@ -137,6 +150,10 @@ test('a stage is paused and goes on', async () => {
   const { page, close } = await open(`${CONSOLE}/#/`);
   const stage = page.locator('[data-stage="retry-1"]');
   await stage.getByRole('button', { name: 'Pause …' }).click();
+  await page.keyboard.press('Escape');
+  assert.equal(await page.evaluate(() => document.activeElement.textContent), 'Pause …', 'the focus is where it was');
+  assert.equal(await stage.locator('form').count(), 0);
+  await page.keyboard.press('Enter');
   await stage.getByLabel('Pause retry-1 in every instance').fill('deploy');
   await stage.getByRole('button', { name: 'Pause', exact: true }).click();
   await stage.getByText(/paused by .*: deploy/).waitFor();

@@ -69,7 +69,7 @@ async fn letters_of_a_dlq_that_was_made_again_are_new_ones() {
 }
 
 #[tokio::test]
-async fn a_corrected_value_keeps_the_framing_of_the_letter() {
+async fn a_corrected_value_keeps_the_framing_of_the_letter_and_its_unknown_fields() {
     let dlq = Dlq::with(1, true).await;
     dlq.fill(20);
     let mut corrected = String::new();
@@ -81,8 +81,14 @@ async fn a_corrected_value_keeps_the_framing_of_the_letter() {
     }
     let file = dlq.path("corrected.jsonl");
     std::fs::write(&file, corrected).unwrap();
-    let done = dlq.run(&["redrive", "--from", file.to_str().unwrap(), "--yes"]);
-    assert!(done.status.success(), "{done:?}");
+    let redrive = |flag| {
+        let done = dlq.run(&["redrive", "--from", file.to_str().unwrap(), "--yes", flag]);
+        assert!(done.status.success(), "{done:?}");
+        String::from_utf8(done.stderr).unwrap()
+    };
+    let told = redrive("--dry-run");
+    assert!(told.contains("keeps fields that the message's declaration does not have: 900 (of 2)"), "{told}");
+    redrive("--json");
     let copies = dlq.copies("retry-1");
     assert_eq!(copies.len(), 2);
     for copy in copies {
@@ -90,6 +96,7 @@ async fn a_corrected_value_keeps_the_framing_of_the_letter() {
         let payload = copy.value.strip_prefix(&frame(n)[..]).expect("the letter's own frame");
         let order: setup::OrderPlaced = prost::Message::decode(payload).unwrap();
         assert_eq!((order.quantity, order.unique_id), (77, format!("event-{n}")));
+        assert!(payload.ends_with(setup::UNKNOWN), "{payload:?}");
     }
 }
 

@@ -134,29 +134,6 @@ fn every_alert_says_what_it_means_and_has_its_section_in_the_runbook() {
 }
 
 #[test]
-fn links_in_the_runbook_lead_somewhere() {
-    let sections = sections();
-    let page = text(RUNBOOK);
-    let links: Vec<_> = page.split("](").skip(1).filter_map(|rest| rest.split(')').next()).collect();
-    assert!(links.len() > 10, "{links:?}");
-    for link in links {
-        let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
-        if file.is_empty() {
-            assert!(sections.contains_key(anchor), "{RUNBOOK}: no section #{anchor}");
-            continue;
-        }
-        let file = shipped::path("docs").join(file);
-        assert!(file.exists(), "{RUNBOOK}: {link} does not exist");
-        let is_there = || {
-            let page = std::fs::read_to_string(&file).expect("a page");
-            let slug = |line: &str| line.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
-            page.lines().filter(|line| line.starts_with('#')).any(|line| slug(line) == anchor)
-        };
-        assert!(anchor.is_empty() || is_there(), "{RUNBOOK}: {link}: no such section");
-    }
-}
-
-#[test]
 fn every_alert_is_shown_to_fire_and_not_to_fire() {
     let rules = yaml("deploy/prometheus/alerts.yml");
     let cases = yaml("deploy/prometheus/alerts_test.yml");

@@ -1,6 +1,6 @@
 //! As much of Rust as the rules need: tokens, inline modules, paths. No types, no macros.
 
-/// An identifier, `::`, or one other character that is no space. Comments are left out, a literal is one `""`.
+/// An identifier, `::`, a text with its quotation marks, or one other character that is no space. Comments are left out.
 pub(crate) struct Token {
     pub(crate) text: String,
     pub(crate) line: usize,
@@ -28,7 +28,7 @@ pub(crate) fn tokens(text: &str) -> Vec<Token> {
             }
             '"' => {
                 i = end_of_string(&chars, i + 1);
-                Some("\"\"".to_owned())
+                Some(chars[start..i].iter().collect())
             }
             // A lifetime or label has no closing quote right after its one character.
             '\'' if at(i + 1) == '\\' || at(i + 2) == '\'' => {
@@ -42,7 +42,7 @@ pub(crate) fn tokens(text: &str) -> Vec<Token> {
                 let hashes = chars[i..].iter().take_while(|c| **c == '#').count();
                 if ["r", "br", "cr"].contains(&word.as_str()) && at(i + hashes) == '"' {
                     i = end_of_raw_string(&chars, i + hashes + 1, hashes);
-                    Some("\"\"".to_owned())
+                    Some(chars[start + word.len() + hashes..i - hashes].iter().collect())
                 } else {
                     Some(word)
                 }

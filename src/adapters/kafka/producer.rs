@@ -233,7 +233,7 @@ impl Drop for KafkaPublisher {
         if let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take()
             && thread.join().is_err()
         {
-            tracing::error!("the producer's poll thread panicked");
+            tracing::error!("the producer's poll thread panicked, which is a bug");
         }
     }
 }

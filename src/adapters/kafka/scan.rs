@@ -158,12 +158,12 @@ impl Scan {
         Ok(Self { consumer, properties: properties.clone(), topic: topic.to_owned(), bounds })
     }
 
-    /// `count` scans, or one for each partition where there are fewer, that read this one's partitions between them,
-    /// about as many offsets each.
+    /// Leaves this scan a part of its partitions and hands the others to further scans, so that there are `count` in all,
+    /// or one for each partition where there are fewer, with about as many offsets each.
     ///
     /// # Errors
     /// When librdkafka refuses the properties.
-    pub fn split(mut self, count: usize) -> Result<Vec<Self>, Error> {
+    pub fn split(&mut self, count: usize) -> Result<Vec<Self>, Error> {
         let offsets = |part: &BTreeMap<i32, Bounds>| part.values().map(Bounds::len).sum::<u64>();
         let mut parts = vec![BTreeMap::new(); count.min(self.bounds.len()).max(1)];
         let mut largest_first: Vec<_> = std::mem::take(&mut self.bounds).into_iter().collect();
@@ -175,8 +175,7 @@ impl Scan {
         }
         let mut parts = parts.into_iter();
         self.bounds = parts.next().unwrap_or_default();
-        let others = parts.map(|bounds| Self::with(&self.properties, &self.topic, bounds)).collect::<Vec<_>>();
-        std::iter::once(Ok(self)).chain(others).collect()
+        parts.map(|bounds| Self::with(&self.properties, &self.topic, bounds)).collect()
     }
 
     /// The id of the topic that has this name now, as far as the brokers tell: another one once it was made again.
@@ -300,11 +299,14 @@ impl Scan {
         self.consumer.assign(&list).map_err(|e| self.failed("read", e))?;
         let total = self.bounds.values().map(Bounds::len).sum();
         let mut passed = 0;
-        let (mut told, mut seen) = (Instant::now(), Instant::now());
+        // Time that was spent waiting: what `each` takes is none of it.
+        let mut silent = Duration::ZERO;
+        let mut told = Instant::now();
         let mut since_look = 0_u32;
         while !open.is_empty() {
             match self.consumer.poll(PROGRESS_EVERY) {
                 Some(Ok(message)) => {
+                    silent = Duration::ZERO;
                     let (partition, offset) = (message.partition(), message.offset());
                     if let Some(at) = open.get_mut(&partition) {
                         let high = self.bounds[&partition].high;
@@ -322,21 +324,20 @@ impl Scan {
                     if since_look < 256 {
                         continue; // the clock is read now and then only
                     }
-                    seen = Instant::now();
                 }
                 // Nothing but the markers of transactions may be left.
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
                     if let Some(at) = open.remove(&partition) {
                         passed += span(at, self.bounds[&partition].high);
                     }
-                    seen = Instant::now();
+                    silent = Duration::ZERO;
                 }
                 // Told again when it matters: nothing comes any more.
                 Some(Err(error)) => tracing::debug!(target: "librdkafka", topic = self.topic, %error, "scan"),
-                None => {}
+                None => silent += PROGRESS_EVERY,
             }
             since_look = 0;
-            if seen.elapsed() > STALLED {
+            if silent > STALLED {
                 return Err(Error::Stalled { topic: self.topic.clone(), read: passed, total });
             }
             if told.elapsed() >= PROGRESS_EVERY {
@@ -425,7 +426,9 @@ fn config(properties: &Properties) -> ClientConfig {
         .set("enable.partition.eof", "true")
         .set("isolation.level", "read_committed")
         .set("queued.min.messages", "100000")
-        .set("queued.max.messages.kbytes", "32768")
+        .set("queued.max.messages.kbytes", "16384")
+        // A full queue is drained in a fraction of the second that librdkafka would wait by default.
+        .set("fetch.queue.backoff.ms", "10")
         .set("fetch.wait.max.ms", "50");
     config
 }

@@ -130,7 +130,9 @@ impl Transactions {
         config
             .set("compression.type", "lz4")
             .set("partitioner", "murmur2_random")
-            .set("message.max.bytes", "100000000");
+            .set("message.max.bytes", "100000000")
+            // Whoever calls is blocked until a broker that was away is found again.
+            .set("reconnect.backoff.max.ms", "2000");
         for (key, value) in &properties.producer {
             config.set(key, value);
         }

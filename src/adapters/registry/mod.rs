@@ -66,7 +66,7 @@ pub enum Error {
     #[error("registry: {0}")]
     Options(String),
     /// Nobody there.
-    #[error("no schema registry answers at {url}: {reason}")]
+    #[error("no schema registry answers at {url}: {reason}; start it, or correct registry.urls")]
     Unreachable {
         /// As asked, without user and password.
         url: String,
@@ -237,7 +237,7 @@ impl Inner {
             Err(SchemaError::Unavailable { .. }) => Some(SILENCE),
         };
         if let Err(error) = &answer {
-            tracing::warn!(schema_id = id, %error, "schema registry");
+            tracing::warn!(schema_id = id, %error, "a schema is not to be had; events that need it fail");
         }
         self.cache().put(id, answer, keep.map(|keep| Instant::now() + keep));
     }

@@ -204,6 +204,9 @@ pub(super) fn named(typed: &str) -> String {
 pub(super) struct CorrectionAsk {
     /// The message in the proto3 JSON mapping, as text.
     pub(super) json: String,
+    /// Without the old value's fields that its declaration does not have.
+    #[serde(default)]
+    pub(super) drop_unknown: bool,
     #[serde(default)]
     pub(super) to: String,
     #[serde(default)]
@@ -221,6 +224,6 @@ impl CorrectionAsk {
         let (to, who) = (self.to.clone(), self.who.clone());
         let action = Action::Redrive;
         let ask = OrderAsk { select, action, to, rate: None, stop_at: None, reason: String::new(), all: false, who };
-        ask.order(ladder, 0)
+        Ok(Order { drop_unknown: self.drop_unknown, ..ask.order(ladder, 0)? })
     }
 }

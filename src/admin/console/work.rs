@@ -79,7 +79,8 @@ impl Work {
         let mut told = match &*phase {
             Phase::Planning(progress) => json!({ "phase": "planning", "read": progress.read, "total": progress.total }),
             Phase::Planned(plan) => {
-                json!({ "phase": "planned", "job": plan.job, "already": plan.already, "sample": plan.sample })
+                let Plan { job, already, sample, unknown } = &**plan;
+                json!({ "phase": "planned", "job": job, "already": already, "sample": sample, "unknown": unknown })
             }
             Phase::Running(job) => json!({ "phase": "running", "job": job }),
             Phase::Ended(job) => json!({ "phase": "ended", "job": job }),
@@ -91,6 +92,7 @@ impl Work {
         told["stopping"] = self.stop.load(Ordering::Relaxed).into();
         told["rate"] = json!(self.order.rate);
         told["stop_at"] = json!(self.order.stop_at);
+        told["drop_unknown"] = self.order.drop_unknown.into();
         told["corrected"] = (!self.order.corrected.is_empty()).into();
         told
     }

@@ -11,7 +11,8 @@ use super::fingerprint::Fingerprint;
 use super::groups::{self, Group, Groups};
 use super::letter::Glance;
 use super::page::Place;
-use crate::adapters::kafka::scan::{self, Bounds, Progress, Scan};
+use super::sift::sift;
+use crate::adapters::kafka::scan::{self, Bounds, Progress, Scan, Seen};
 
 /// Letters that are known: 32 MiB of group numbers.
 pub const MAX_LETTERS: u64 = 1 << 24;
@@ -85,18 +86,13 @@ impl Catalog {
         self.forget(scan.bounds());
         let starts = self.starts(scan.bounds());
         scan.from(&starts);
-        let (mut glance, groups, rows) = (Glance::default(), &mut self.groups, &mut self.rows);
-        let has_changed = &mut self.has_changed;
-        scan.run(
-            |seen| {
-                glance.look(seen, book);
-                let group = u16::try_from(groups.add(&mut glance)).unwrap_or(NONE);
-                rows.entry(glance.partition).or_default().put(glance.offset, group);
-                *has_changed = true;
-                ControlFlow::Continue(())
-            },
-            progress,
-        )
+        let put = |glance: &Glance, _: &Seen<'_>| {
+            let group = u16::try_from(self.groups.add(glance)).unwrap_or(NONE);
+            self.rows.entry(glance.partition).or_default().put(glance.offset, group);
+            self.has_changed = true;
+            ControlFlow::Continue(())
+        };
+        sift(scan, book, |_, _| true, put, progress)
     }
 
     /// Forgets what the topic no longer holds; everything when it is another topic of the same name.
@@ -233,7 +229,7 @@ mod tests {
         let glance = |error: &str| Glance::of(error);
         for (partition, errors) in [(0, ["a: x", "b: y", "a: x"]), (2, ["a: x", "a: x", "b: y"])] {
             for (offset, error) in (10..).zip(errors) {
-                let group = u16::try_from(catalog.groups.add(&mut glance(error))).unwrap();
+                let group = u16::try_from(catalog.groups.add(&glance(error))).unwrap();
                 catalog.rows.entry(partition).or_default().put(offset, group);
             }
         }

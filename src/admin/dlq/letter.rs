@@ -34,7 +34,6 @@ pub struct Glance {
     error: String,
     class_length: usize,
     folded: String,
-    is_folded: bool,
 }
 
 impl Glance {
@@ -42,7 +41,6 @@ impl Glance {
     pub fn look(&mut self, seen: &Seen<'_>, book: &Book) {
         (self.partition, self.offset, self.at_ms) = (seen.partition(), seen.offset(), seen.timestamp_ms());
         self.fate = Some(book.fate(self.partition, self.offset));
-        self.is_folded = false;
         for (name, to) in [(ERROR, &mut self.error), (EVENT_ID, &mut self.event_id)] {
             to.clear();
             to.push_str(seen.header(name).and_then(|value| std::str::from_utf8(value).ok()).unwrap_or_default());
@@ -50,13 +48,22 @@ impl Glance {
         if headers::parse_error(self.error.as_bytes()).is_none() {
             self.error.insert_str(0, "unknown: ");
         }
+        self.read_error();
+    }
+
+    fn read_error(&mut self) {
         self.class_length = self.error.find(':').unwrap_or_default();
+        let mut folded = std::mem::take(&mut self.folded);
+        folded.clear();
+        fold(self.text(), &mut folded);
+        self.folded = folded;
     }
 
     #[cfg(test)]
     pub(super) fn of(error: &str) -> Self {
-        let class_length = error.find(':').unwrap_or_default();
-        Self { error: error.to_owned(), class_length, ..Self::default() }
+        let mut glance = Self { error: error.to_owned(), ..Self::default() };
+        glance.read_error();
+        glance
     }
 
     /// The class in `x-ladder-error`.
@@ -71,20 +78,12 @@ impl Glance {
     }
 
     /// The text with all that differs from event to event folded.
-    pub fn folded(&mut self) -> &str {
-        if !self.is_folded {
-            let mut folded = std::mem::take(&mut self.folded);
-            folded.clear();
-            fold(self.text(), &mut folded);
-            self.folded = folded;
-            self.is_folded = true;
-        }
+    pub fn folded(&self) -> &str {
         &self.folded
     }
 
     /// The group of like errors that it belongs to.
-    pub fn fingerprint(&mut self) -> Fingerprint {
-        self.folded();
+    pub fn fingerprint(&self) -> Fingerprint {
         Fingerprint::of(self.class(), &self.folded)
     }
 }

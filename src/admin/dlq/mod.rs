@@ -2,7 +2,7 @@
 //!
 //! [`letter`] reads what a dead letter says, [`fingerprint`] folds like errors into one, [`select`] says which letters
 //! are meant, [`groups`] counts them, [`view`] shows one, [`book`] remembers which were dealt with, [`redrive`] deals
-//! with them as [`order`] says. Who looks for longer has a [`catalog`] of the groups, the [`standing`] of the whole, and
+//! with them as [`order`] says, all of them over what [`sift`] lets through. Who looks for longer has a [`catalog`] of the groups, the [`standing`] of the whole, and
 //! [`page`]s of letters. The command line and the console are thin over these.
 //!
 //! Invariants
@@ -21,5 +21,6 @@ pub mod order;
 pub mod page;
 pub mod redrive;
 pub mod select;
+pub mod sift;
 pub mod standing;
 pub mod view;

@@ -98,7 +98,7 @@ pub fn page(
         let ended = scan.run(
             |seen| {
                 glance.look(seen, book);
-                if selection.matches(&mut glance, seen) {
+                if selection.matches(&glance, seen) {
                     if page.letters.len() >= size {
                         at = glance.offset;
                         return ControlFlow::Break(());

@@ -18,11 +18,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
-
 use super::book::{Book, Fate, Job, JobState};
 use super::letter::{Glance, Letter, Summary};
 use super::select::Selection;
+use super::sift::sift;
 use super::view::block_on;
 use crate::adapters::kafka::Properties;
 use crate::adapters::kafka::producer;
@@ -30,7 +29,7 @@ use crate::adapters::kafka::scan::{self, Progress, Scan};
 use crate::adapters::kafka::transactions::{self, Transactions};
 use crate::ladder::headers::IdSource;
 use crate::ladder::rungs::Ladder;
-use crate::messages::{ReadError, Reader};
+use crate::messages::{Corrected, ReadError, Reader};
 use crate::stage::clock::Clock;
 use crate::stage::ports::Tracer;
 use batch::Batch;
@@ -127,6 +126,8 @@ pub struct Order {
     /// Other messages, as JSON, for the letters at these partitions and offsets, each put behind the framing of the
     /// letter's own value; when there are any, only these letters are meant.
     pub corrected: HashMap<(i32, i64), String>,
+    /// Drop fields of a corrected letter that its declaration does not have; they are kept otherwise.
+    pub drop_unknown: bool,
     /// Who asks.
     pub who: String,
     /// Stop a job that is at work.
@@ -142,6 +143,9 @@ pub struct Plan {
     pub already: u64,
     /// The first letters.
     pub sample: Vec<Summary>,
+    /// Fields of corrected letters that their declaration does not have, with the number of letters: kept or dropped, as
+    /// the order says.
+    pub unknown: BTreeMap<String, u64>,
 }
 
 impl Desk {
@@ -196,7 +200,7 @@ impl Desk {
         let book = self.book()?;
         let mut scan = self.scan()?;
         let until = scan.bounds().iter().map(|(partition, bounds)| (*partition, bounds.high)).collect();
-        let (mut planned, mut already, mut sample) = (0, 0, Vec::new());
+        let (mut planned, mut already, mut sample, mut unknown) = (0, 0, Vec::new(), BTreeMap::new());
         let ended = self.each(&mut scan, order, &book, progress, |glance, seen| {
             if glance.fate != Some(Fate::Open) {
                 already += 1;
@@ -204,7 +208,10 @@ impl Desk {
             }
             let place = (glance.partition, glance.offset);
             if let Some(json) = order.corrected.get(&place) {
-                self.corrected(place, seen.value(), json)?; // before anything is done
+                // Before anything is done.
+                for field in self.corrected(place, seen.value(), json, order)?.unknown {
+                    *unknown.entry(field).or_default() += 1;
+                }
             }
             planned += 1;
             if sample.len() < SAMPLE {
@@ -221,7 +228,11 @@ impl Desk {
             id: format!("{now:x}-{:04x}", fastrand::u16(..)),
             fate: if order.target.is_some() { Fate::Redriven } else { Fate::Discarded },
             who: order.who.clone(),
-            selection: order.selection.to_string(),
+            selection: match order.corrected.len() {
+                0 => order.selection.to_string(),
+                n if order.selection == Selection::default() => format!("corrected letters: {n}"),
+                n => format!("corrected letters: {n}, {}", order.selection),
+            },
             to: order.to.clone(),
             reason: order.reason.clone(),
             started_ms: now,
@@ -232,7 +243,7 @@ impl Desk {
             relapsed: 0,
             until,
         };
-        Ok(ended.then_some(Plan { job, already, sample }))
+        Ok(ended.then_some(Plan { job, already, sample, unknown }))
     }
 
     /// Does what was planned, until it is done, a limit of the order is met, or `stop` is set. The job as it ended.
@@ -244,7 +255,7 @@ impl Desk {
         plan: Plan,
         order: &Order,
         stop: &AtomicBool,
-        mut told: impl FnMut(&Job),
+        mut told: impl FnMut(&Job) + Send,
     ) -> Result<Job, Error> {
         let mut job = plan.job;
         if !order.take_over {
@@ -337,29 +348,24 @@ impl Desk {
         order: &Order,
         book: &Book,
         progress: impl FnMut(Progress) -> ControlFlow<()>,
-        mut each: impl FnMut(&Glance, &scan::Seen<'_>) -> Result<ControlFlow<()>, Error>,
+        mut each: impl FnMut(&Glance, &scan::Seen<'_>) -> Result<ControlFlow<()>, Error> + Send,
     ) -> Result<bool, Error> {
         order.selection.narrow(scan)?;
-        let mut glance = Glance::default();
         let mut failed = None;
         let mut broke_off = false;
-        let ended = scan.run(
-            |seen| {
-                glance.look(seen, book);
-                let named =
-                    order.corrected.is_empty() || order.corrected.contains_key(&(glance.partition, glance.offset));
-                if !named || !order.selection.matches(&mut glance, seen) {
-                    return ControlFlow::Continue(());
-                }
-                let flow = each(&glance, seen).unwrap_or_else(|error| {
-                    failed = Some(error);
-                    ControlFlow::Break(())
-                });
-                broke_off |= flow.is_break();
-                flow
-            },
-            progress,
-        )?;
+        let is_meant = |glance: &Glance, seen: &scan::Seen<'_>| {
+            (order.corrected.is_empty() || order.corrected.contains_key(&(glance.partition, glance.offset)))
+                && order.selection.matches(glance, seen)
+        };
+        let each = |glance: &Glance, seen: &scan::Seen<'_>| {
+            let flow = each(glance, seen).unwrap_or_else(|error| {
+                failed = Some(error);
+                ControlFlow::Break(())
+            });
+            broke_off |= flow.is_break();
+            flow
+        };
+        let ended = sift(scan, book, is_meant, each, progress)?;
         match failed {
             Some(error) => Err(error),
             // Enough was seen: that is an end, too.
@@ -368,9 +374,15 @@ impl Desk {
     }
 
     /// A letter's value with another message in it. Blocks while a schema is asked for.
-    fn corrected(&self, (partition, offset): (i32, i64), value: Option<&[u8]>, json: &str) -> Result<Bytes, Error> {
-        let corrected = block_on(self.reader.with_json(value.unwrap_or_default(), json));
-        corrected.map(Bytes::from).map_err(|why| Error::NotCorrected { partition, offset, why })
+    fn corrected(
+        &self,
+        (partition, offset): (i32, i64),
+        value: Option<&[u8]>,
+        json: &str,
+        order: &Order,
+    ) -> Result<Corrected, Error> {
+        let corrected = block_on(self.reader.with_json(value.unwrap_or_default(), json, order.drop_unknown));
+        corrected.map_err(|why| Error::NotCorrected { partition, offset, why })
     }
 
     /// Partitions of a rung's topic.

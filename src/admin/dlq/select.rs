@@ -48,7 +48,7 @@ impl Selection {
     }
 
     /// Whether this letter is meant, the limit aside. What is cheap to tell is asked first.
-    pub fn matches(&self, glance: &mut Glance, seen: &Seen<'_>) -> bool {
+    pub fn matches(&self, glance: &Glance, seen: &Seen<'_>) -> bool {
         let is = |wanted: &Option<String>, value: &str| wanted.as_ref().is_none_or(|wanted| wanted == value);
         self.state.is_none_or(|state| glance.fate == Some(state))
             && self.partition.is_none_or(|partition| glance.partition == partition)

@@ -1,5 +1,6 @@
 //! A dead letter for people and programs: key, value and headers decoded where they can be, in hexadecimal where not.
 
+use std::collections::BTreeSet;
 use std::pin::pin;
 
 use futures::FutureExt as _;
@@ -65,13 +66,16 @@ pub struct Attempt {
 }
 
 /// A value as far as it can be read.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Content {
     /// Bytes of the value; `None`: a tombstone.
     pub size: Option<usize>,
     /// The message in the proto3 JSON mapping.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub json: Option<Value>,
+    /// Fields that the declaration does not have, which JSON does not show: `12`, `amount.7`.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub unknown_fields: BTreeSet<String>,
     /// The value in hexadecimal, where it cannot be decoded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hex: Option<String>,
@@ -112,17 +116,18 @@ pub(super) fn block_on<T>(future: impl Future<Output = T>) -> T {
 impl Content {
     /// Reads a value. Blocks while a schema is asked for.
     pub fn of(value: Option<&[u8]>, reader: &Reader) -> Self {
-        let Some(value) = value else { return Self { size: None, json: None, hex: None, problem: None } };
+        let Some(value) = value else { return Self::default() };
         let (json, problem) = match block_on(reader.to_json(value)) {
             Ok(text) => (serde_json::from_str(&text).ok(), None),
             Err(error) => (None, Some(error.to_string())),
         };
-        Self { size: Some(value.len()), hex: json.is_none().then(|| hex(value)), json, problem }
+        let unknown_fields = block_on(reader.unknown_fields(value));
+        Self { size: Some(value.len()), hex: json.is_none().then(|| hex(value)), json, unknown_fields, problem }
     }
 
     /// Everything but its size left out.
     pub fn hidden(&self) -> Self {
-        Self { size: self.size, json: None, hex: None, problem: self.problem.as_ref().map(|_| "hidden".to_owned()) }
+        Self { size: self.size, problem: self.problem.as_ref().map(|_| "hidden".to_owned()), ..Self::default() }
     }
 }
 

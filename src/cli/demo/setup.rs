@@ -88,7 +88,7 @@ pub(super) fn start(options: SimulateOptions) -> anyhow::Result<Demo> {
         message: pipeline.message_name().into(),
         decode: Arc::new(wire::payload_decoder(pipeline, false)?),
         handler: Arc::clone(&recorder) as _,
-        dead_letters: Arc::new(DeadLetterLog::new(Arc::clone(&engine.clock), None)),
+        dead_letters: Arc::new(DeadLetterLog::new(&*pipeline.name, Arc::clone(&engine.clock), None)),
         store: Arc::new(MemoryStore::new(Arc::clone(&engine.clock))),
         prefix: config.redis.prefix.clone(),
         settings: wire::settings(pipeline),

@@ -84,8 +84,8 @@ pub(super) struct SelectArgs {
     /// Of this group of like errors, as `groups` prints it
     #[arg(long, value_name = "F")]
     fingerprint: Option<Fingerprint>,
-    /// Of this class: transient, permanent, poison, exhausted, expired
-    #[arg(long, value_name = "C")]
+    /// Of this class
+    #[arg(long, value_name = "C", value_parser = ["transient", "permanent", "poison", "exhausted", "expired"])]
     class: Option<String>,
     /// Dead-lettered at or after: RFC 3339, Unix ms, or how long ago (`2h`)
     #[arg(long, value_name = "T")]
@@ -182,7 +182,7 @@ pub(super) struct RedriveArgs {
     #[arg(long, value_name = "STAGE", default_value = START)]
     to: String,
     /// At most so many a second
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = crate::cli::values::rate)]
     rate: Option<f64>,
     /// Stop when more than this share of the copies came back to the DLQ; `100%` never stops
     #[arg(long, value_name = "SHARE", default_value = "50%", value_parser = share)]
@@ -190,15 +190,15 @@ pub(super) struct RedriveArgs {
     /// Redrive the letters in this file (out of `export`) with the values that stand there
     #[arg(long, value_name = "FILE")]
     pub(super) from: Option<PathBuf>,
+    /// Drop fields of corrected letters that the message's declaration does not have; they are kept otherwise
+    #[arg(long, requires = "from")]
+    drop_unknown: bool,
     #[command(flatten)]
     deal: DealArgs,
 }
 
 impl RedriveArgs {
     pub(super) fn order(&self, now_ms: i64, ladder: &Ladder) -> Result<(DealArgs, Order), Error> {
-        if let Some(rate) = self.rate.filter(|rate| !rate.is_finite() || *rate <= 0.0) {
-            return Err(Error::Usage(format!("--rate is {rate}; it must be above 0 letters per second")));
-        }
         let order = Order {
             selection: self.select.selection(now_ms)?,
             target: Some(target(&self.to, ladder).map_err(|why| Error::Usage(format!("--to {}: {why}", self.to)))?),
@@ -207,6 +207,7 @@ impl RedriveArgs {
             rate: self.rate,
             stop_at: (self.stop_at < 1.0).then_some(self.stop_at),
             corrected: HashMap::new(),
+            drop_unknown: self.drop_unknown,
             who: who(),
             take_over: self.deal.take_over,
         };

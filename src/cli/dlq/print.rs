@@ -10,10 +10,12 @@ use crate::admin::dlq::letter::Summary;
 use crate::admin::dlq::redrive::{Desk, Order, Plan};
 use crate::admin::dlq::select::rfc3339;
 use crate::admin::dlq::view::View;
-use crate::cli::plain::{Plain, plain};
+use crate::cli::plain::{Plain, one_line};
 
 /// Longest error in a table.
 const ERROR_WIDTH: usize = 80;
+/// Longest id in a table; `show` has it whole.
+const ID_WIDTH: usize = 64;
 
 pub(super) fn groups(pipeline: &str, groups: &[Group], json: bool) -> io::Result<()> {
     let mut out = Plain(io::stdout().lock());
@@ -34,13 +36,13 @@ pub(super) fn groups(pipeline: &str, groups: &[Group], json: bool) -> io::Result
             out,
             "{:<12}  {:<10} {:>9} {:>9} {:>9}  {:<19}  {:<19}  {}",
             g.fingerprint,
-            g.class,
+            one_line(&g.class),
             g.open,
             g.redriven,
             g.discarded,
             short(g.first_ms),
             short(g.last_ms),
-            cut(&g.error)
+            cut(&g.error, ERROR_WIDTH)
         )?;
     }
     let sum = |of: fn(&Group) -> u64| groups.iter().map(of).sum::<u64>();
@@ -52,26 +54,23 @@ pub(super) fn list(out: &mut impl Write, letters: &[Summary]) -> io::Result<()> 
     if letters.is_empty() {
         return writeln!(out, "no such dead letter");
     }
-    let width = |of: &dyn Fn(&Summary) -> usize, least| letters.iter().map(of).max().unwrap_or_default().max(least);
-    let at = |letter: &Summary| format!("{}:{}", letter.partition, letter.offset);
-    let (place, id) = (width(&|l| at(l).len(), 6), width(&|l| l.event_id.chars().count(), 8));
-    writeln!(
-        out,
-        "{:<place$}  {:<id$}  {:<10} {:<9} {:>8}  {:<19}  ERROR",
-        "LETTER", "EVENT ID", "CLASS", "STATE", "ATTEMPTS", "DEAD-LETTERED"
-    )?;
-    for l in letters {
-        writeln!(
-            out,
-            "{:<place$}  {:<id$}  {:<10} {:<9} {:>8}  {:<19}  {}",
-            at(l),
-            l.event_id,
-            l.class,
-            l.state.as_str(),
-            l.attempts,
+    let rows = letters.iter().map(|l| {
+        [
+            format!("{}:{}", l.partition, l.offset),
+            cut(&l.event_id, ID_WIDTH),
+            one_line(&l.class).into_owned(),
+            l.state.as_str().to_owned(),
+            l.attempts.to_string(),
             short(l.dead_lettered_at_ms),
-            cut(&l.error)
-        )?;
+            cut(&l.error, ERROR_WIDTH),
+        ]
+    });
+    let heads = ["LETTER", "EVENT ID", "CLASS", "STATE", "ATTEMPTS", "DEAD-LETTERED", "ERROR"].map(str::to_owned);
+    let rows: Vec<_> = std::iter::once(heads).chain(rows).collect();
+    let width = |n: usize| rows.iter().map(|row| row[n].chars().count()).max().unwrap_or_default();
+    let (place, id) = (width(0), width(1));
+    for [at, event_id, class, state, attempts, time, error] in &rows {
+        writeln!(out, "{at:<place$}  {event_id:<id$}  {class:<10} {state:<9} {attempts:>8}  {time:<19}  {error}")?;
     }
     Ok(())
 }
@@ -83,8 +82,8 @@ pub(super) fn letter(view: &View, json: bool) -> io::Result<()> {
         return writeln!(out);
     }
     let s = &view.summary;
-    writeln!(out, "event {}", s.event_id)?;
-    let mut line = |name: &str, value: &str| writeln!(out, "  {name:<14} {value}");
+    writeln!(out, "event {}", one_line(&s.event_id))?;
+    let mut line = |name: &str, value: &str| writeln!(out, "  {name:<14} {}", one_line(value));
     line("letter", &format!("{}:{}, {}", s.partition, s.offset, s.state.as_str()))?;
     line("error", &format!("{}: {}", s.class, s.error))?;
     line("fingerprint", &s.fingerprint)?;
@@ -99,7 +98,8 @@ pub(super) fn letter(view: &View, json: bool) -> io::Result<()> {
         writeln!(out, "history")?;
         for a in &view.history {
             let (at, took) = (rfc3339(i64::try_from(a.start_ms).unwrap_or_default()), a.duration_ms);
-            writeln!(out, "  {at}  {:<9} {took:>6} ms  {}: {}", a.stage, a.class, a.message)?;
+            let (stage, error) = (one_line(&a.stage), format!("{}: {}", a.class, a.message));
+            writeln!(out, "  {at}  {stage:<9} {took:>6} ms  {}", one_line(&error))?;
         }
     }
     match (&view.value.json, &view.value.hex) {
@@ -107,6 +107,9 @@ pub(super) fn letter(view: &View, json: bool) -> io::Result<()> {
             writeln!(out, "value")?;
             for line in serde_json::to_string_pretty(json)?.lines() {
                 writeln!(out, "  {line}")?;
+            }
+            for path in &view.value.unknown_fields {
+                writeln!(out, "  field {path}: not in the message's declaration, so it is not shown")?;
             }
         }
         (None, Some(hex)) => {
@@ -117,7 +120,9 @@ pub(super) fn letter(view: &View, json: bool) -> io::Result<()> {
     }
     writeln!(out, "headers")?;
     for (name, value) in &view.headers {
-        writeln!(out, "  {name}: {}", value.as_ref().map_or("null", |value| value.as_str()))?;
+        // A stack trace keeps its lines, further in than a header begins.
+        let value = value.as_ref().map_or("null", |value| value.as_str()).replace('\n', "\n      ");
+        writeln!(out, "  {}: {value}", one_line(name))?;
     }
     Ok(())
 }
@@ -160,7 +165,8 @@ pub(super) fn jobs<'j>(jobs: impl Iterator<Item = &'j Job>, json: bool) -> Resul
         let started = short(i64::try_from(job.started_ms).unwrap_or_default());
         let does = if job.fate == Fate::Discarded { "discard" } else { "redrive" };
         let letters = format!("{} of {}", job.moved, job.planned);
-        writeln!(out, "{:<17}  {started:<19}  {does:<9} {letters:>15}  {:<24}  {what}", job.id, job.who)?;
+        let (id, who, what) = (one_line(&job.id), one_line(&job.who), one_line(&what));
+        writeln!(out, "{id:<17}  {started:<19}  {does:<9} {letters:>15}  {who:<24}  {what}")?;
     }
     Ok(())
 }
@@ -174,8 +180,10 @@ pub(super) fn plan(plan: &Plan, order: &Order, desk: &Desk) -> io::Result<()> {
     };
     eprintln!("job {}: {does}", job.id);
     eprintln!("  selection: {}", job.selection);
-    if !order.corrected.is_empty() {
-        eprintln!("  with corrected values for {} letters", order.corrected.len());
+    if !plan.unknown.is_empty() {
+        let fields: Vec<_> = plan.unknown.iter().map(|(field, n)| format!("{field} (of {n})")).collect();
+        let what = if order.drop_unknown { "CAUTION: drops" } else { "keeps" };
+        eprintln!("  {what} fields that the message's declaration does not have: {}", fields.join(", "));
     }
     if plan.already > 0 {
         eprintln!("  {} more match and were dealt with before: they are left alone", plan.already);
@@ -191,8 +199,8 @@ pub(super) fn plan(plan: &Plan, order: &Order, desk: &Desk) -> io::Result<()> {
         eprintln!("  for example:");
     }
     for letter in &plan.sample {
-        let (id, error) = (plain(&letter.event_id), cut(&letter.error));
-        eprintln!("    {}:{}  {id}  {}: {}", letter.partition, letter.offset, letter.class, plain(&error));
+        let error = cut(&format!("{}: {}", letter.class, letter.error), ERROR_WIDTH);
+        eprintln!("    {}:{}  {}  {error}", letter.partition, letter.offset, cut(&letter.event_id, ID_WIDTH));
     }
     Ok(())
 }
@@ -218,9 +226,40 @@ fn short(ms: i64) -> String {
     rfc3339(ms).chars().take(19).collect()
 }
 
-fn cut(error: &str) -> String {
-    if error.chars().count() <= ERROR_WIDTH {
-        return error.to_owned();
+/// On one line, and no longer than this.
+fn cut(text: &str, width: usize) -> String {
+    let text = one_line(text);
+    if text.chars().count() <= width {
+        return text.into_owned();
     }
-    error.chars().take(ERROR_WIDTH - 1).chain(['…']).collect()
+    text.chars().take(width - 1).chain(['…']).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_letter_cannot_forge_a_row() {
+        let forged = "a\n0:7  innocent  permanent  open";
+        let summary = Summary {
+            event_id: forged.into(),
+            partition: 0,
+            offset: 3,
+            class: "per\nmanent".into(),
+            error: format!("{forged} {}", "x".repeat(100)),
+            attempts: 1,
+            origin: forged.into(),
+            dead_lettered_at_ms: 0,
+            redrives: 0,
+            state: Fate::Open,
+            fingerprint: "0123456789ab".into(),
+        };
+        let mut out = Vec::new();
+        list(&mut out, &[summary.clone(), summary]).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert_eq!(text.lines().count(), 3, "{text}");
+        assert!(text.contains(r"a\n0:7  innocent"), "{text}");
+        assert!(text.contains('…'), "{text}");
+    }
 }

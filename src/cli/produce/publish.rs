@@ -22,6 +22,7 @@ use super::source::{Events, Refused, Source};
 use crate::messages::{self, Decoder};
 use crate::stage::clock::{Clock as _, SystemClock};
 use crate::stage::ports::{TraceContext, Tracer};
+use crate::telemetry::duration;
 
 /// The event's id: stable through hops and redrives.
 pub(super) const EVENT_ID: &str = "x-ladder-event-id";
@@ -176,7 +177,7 @@ pub enum Error {
     #[error(transparent)]
     Message(#[from] messages::Error),
     /// No broker answered in time.
-    #[error("no broker of {brokers} answered within {} s: {detail}; check kafka.brokers and that the broker runs", waited.as_secs())]
+    #[error("kafka not reachable at {brokers} within {}: {detail}; start it, or correct kafka.brokers", duration::coarse(*waited))]
     Unreachable {
         /// The brokers asked.
         brokers: String,
@@ -200,7 +201,7 @@ pub enum Error {
         detail: String,
     },
     /// The input ends in an error.
-    #[error("cannot read the input after line {line}")]
+    #[error("cannot read the input after line {line}: {source}")]
     Input {
         /// The last line that was read.
         line: u64,

@@ -8,6 +8,7 @@ use crate::admin::dlq::standing::Depth;
 use crate::admin::instances::Pause;
 use crate::admin::outside::{Letters, PipelineStatus, StageLook, StageStatus, Status};
 use crate::admin::retention;
+use crate::cli::plain::one_line;
 use crate::telemetry::duration;
 
 const HEADS: [&str; 7] = ["STAGE", "TOPIC", "WAITING", "OVERDUE", "OLDEST OVERDUE", "LAG", "MEMBERS"];
@@ -40,7 +41,7 @@ fn pipeline(pipeline: &PipelineStatus) -> String {
         writeln!(out, "{}", cells.collect::<String>().trim_end()).ok();
     }
     for note in notes(pipeline) {
-        writeln!(out, "  {note}").ok();
+        writeln!(out, "  {}", one_line(&note)).ok();
     }
     out
 }
@@ -184,7 +185,7 @@ mod tests {
             retention_ms: Some(7 * 86_400_000),
             retention_alarm: Some("warning"),
             asked: 2,
-            pauses: vec![Pause { instance: "worker-1:9464".into(), reason: "breaker".into() }],
+            pauses: vec![Pause { instance: "worker-1:9464".into(), reason: "breaker\n  main  t".into() }],
             ..stage("retry-1", 0, 5, 1_000)
         };
         let stages = vec![
@@ -199,7 +200,7 @@ mod tests {
             notes(&pipeline),
             [
                 "! main: nobody runs it; `pipeline --stage main` does",
-                "! retry-1 is paused at worker-1:9464: breaker",
+                "! retry-1 is paused at worker-1:9464: breaker\n  main  t",
                 "! retry-1: the oldest event that is not done has used 4d of 7d of the topic's retention; Kafka deletes \
                  it then",
                 "! dlq: no such topic; remedy: scripts/create-topics.sh creates it",
@@ -208,6 +209,7 @@ mod tests {
         );
         let status = Status { pipelines: vec![pipeline] };
         let text = table(&status);
+        assert!(text.contains(r"! retry-1 is paused at worker-1:9464: breaker\n  main"), "no forged row: {text}");
         let row = text.lines().find(|line| line.starts_with("  dlq")).expect("a row");
         assert_eq!(row.split_whitespace().collect::<Vec<_>>(), ["dlq", "t", "missing", "?", "?", "?", "?"]);
         assert_eq!(status.exit_code(), 69);

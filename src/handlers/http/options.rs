@@ -169,7 +169,7 @@ pub enum Error {
         reason: String,
     },
     /// The client could not be built.
-    #[error("cannot set up the HTTP client")]
+    #[error("cannot set up the HTTP client: {0}")]
     Client(#[source] reqwest::Error),
 }
 

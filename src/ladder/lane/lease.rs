@@ -70,7 +70,8 @@ impl<T> Lane<T> {
             self.park(now, slot);
         } else {
             self.next_lease_check = self.next_lease_check.min(until);
-            self.next_renewal = self.next_renewal.min(now.boot + self.config.lease / 3);
+            // By the lease's own age: a slow answer has used up a part of it.
+            self.next_renewal = self.next_renewal.min(sent + self.config.lease / 3);
             self.start(now, slot, fx);
         }
     }

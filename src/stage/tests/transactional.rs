@@ -121,7 +121,7 @@ async fn what_nobody_will_commit_is_released_for_the_next_owner() {
         let late = share(&rig, &lane).await.unwrap();
         if gone {
             drop(lane);
-            rig.until("its claims are released", || rig.store.records.len() == 0).await;
+            rig.until("its claims are released", || rig.store.records.is_empty()).await;
         } else {
             lane.command(LaneCommand::Withhold);
             assert_eq!(rig.drain(&mut lane).await, Some(0));

@@ -21,6 +21,9 @@ const LIMIT: Duration = Duration::from_secs(90);
 pub(crate) const MARKUP: &str =
     "<script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\">";
 
+/// A field that the declaration of the message does not have, as a newer writer adds it.
+pub(crate) const UNKNOWN: &[u8] = &[0xa0, 0x38, 7];
+
 /// A kind of error; `#` in its text becomes the letter's number.
 pub(crate) struct Kind {
     class: &'static str,
@@ -139,7 +142,8 @@ impl Dlq {
                 item_id: MARKUP.into(),
                 ..OrderPlaced::default()
             };
-            let payload = if kind.class == "poison" { vec![0xff; 3] } else { order.encode_to_vec() };
+            let payload =
+                if kind.class == "poison" { vec![0xff; 3] } else { [&*order.encode_to_vec(), UNKNOWN].concat() };
             let value = if self.framed { [&frame(n)[..], &payload].concat() } else { payload };
             let error = format!("{}: {}", kind.class, kind.text.replace('#', &number));
             let history = format!(r#"[{{"s":0,"t":1,"ms":2,"e":"permanent","m":"history of {id}"}}]"#);

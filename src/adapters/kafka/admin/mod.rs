@@ -42,7 +42,7 @@ pub enum Error {
         reason: String,
     },
     /// No broker answered in time.
-    #[error("kafka not reachable at {brokers} within {}: {cause}", duration::show(*timeout))]
+    #[error("kafka not reachable at {brokers} within {}: {cause}; start it, or correct kafka.brokers", duration::show(*timeout))]
     Unreachable {
         /// As configured.
         brokers: String,

@@ -25,7 +25,7 @@ function show(about, pipeline, place, seen) {
     h('div', { class: 'head' }, h('h1', { class: 'id' }, seen.event_id || `Letter ${place}`),
       h('p', { class: 'actions' },
         seen.state === 'open' ? h('a', { class: 'button primary', href: selectionLink(pipeline, 'order', only) }, 'Redrive this …') : null,
-        can ? h('button', { on: { click: () => correct(editor, pipeline, place, of, seen) } }, 'Correct its value …') : null,
+        can ? h('button', { on: { click: ({ target }) => correct(target, editor, pipeline, place, of, seen) } }, 'Correct its value …') : null,
         seen.state === 'open' ? h('a', { class: 'button', href: selectionLink(pipeline, 'order', { ...only, action: 'discard' }) }, 'Discard …') : null,
         trace ? h('a', { class: 'button', href: trace, rel: 'noreferrer', target: '_blank' }, 'Trace') : null)),
     h('p', { class: 'lead' }, badge(seen.class), ' ', h('span', { class: 'error' }, seen.error)),
@@ -63,9 +63,17 @@ function timeline(seen) {
 function value(about, content) {
   if (content.size === null) return h('p', { class: 'quiet' }, 'None: a tombstone.');
   if (!about.show_values) return h('p', { class: 'quiet' }, 'Values are hidden here (console.show_values: false).');
-  if (content.json !== undefined) return h('pre', { class: 'value', tabindex: 0 }, JSON.stringify(content.json, null, 2));
-  return [h('p', { class: 'bad' }, content.problem), h('pre', { class: 'value hex', tabindex: 0 }, content.hex.replace(/(..)/g, '$1 '))];
+  if (content.json !== undefined) {
+    return [h('pre', { class: 'value', tabindex: 0 }, JSON.stringify(content.json, null, 2)),
+      content.unknown_fields && h('p', { class: 'quiet' }, `Not shown, as the message's declaration does not have them: ${fields(content.unknown_fields)}.`)];
+  }
+  const shown = (pair) => (/^[2-6]|^7[^f]/.test(pair) ? String.fromCharCode(parseInt(pair, 16)) : '.');
+  return [h('p', { class: 'bad' }, content.problem), h('pre', { class: 'value', tabindex: 0 }, content.hex.replace(/(..)/g, '$1 ')),
+    h('p', { class: 'quiet' }, 'The same as text'), h('pre', { class: 'value', tabindex: 0 }, content.hex.replace(/../g, shown))];
 }
+
+/** Paths of unknown fields in words. */
+const fields = (paths) => `${paths.length === 1 ? 'field' : 'fields'} ${paths.join(', ')}`;
 
 function headers(all) {
   const text = (one) => (one === null ? h('span', { class: 'quiet' }, 'null') : one.text !== undefined ? one.text : `0x${one.hex}`);
@@ -74,10 +82,17 @@ function headers(all) {
 }
 
 /** Another value for the same event. */
-function correct(editor, pipeline, place, { stages, message }, seen) {
+function correct(opener, editor, pipeline, place, { stages, message }, seen) {
   const text = h('textarea', { id: 'corrected', rows: 16, spellcheck: 'false', name: 'json' });
-  text.value = seen.value.json === undefined ? '{\n}' : JSON.stringify(seen.value.json, null, 2);
+  const before = seen.value.json === undefined ? '{\n}' : JSON.stringify(seen.value.json, null, 2);
+  text.value = before;
+  const close = () => {
+    fill(editor);
+    opener.focus();
+  };
   const to = h('select', { id: 'corrected-to' }, targets(stages).map(([value, word]) => h('option', { value }, word)));
+  const unknown = seen.value.unknown_fields;
+  const drop = h('input', { id: 'drop', type: 'checkbox' });
   const error = h('div', {});
   const button = h('button', { class: 'primary' }, 'Dry run');
   const form = h('form', { class: 'panel', on: { submit: async (event) => {
@@ -91,16 +106,20 @@ function correct(editor, pipeline, place, { stages, message }, seen) {
     }
     button.disabled = true;
     try {
-      const begun = await post(of(pipeline, 'letters', place, 'plans'), { json: text.value, to: to.value });
+      const begun = await post(of(pipeline, 'letters', place, 'plans'), { json: text.value, drop_unknown: drop.checked, to: to.value });
       location.hash = `#/dlq/${encodeURIComponent(pipeline)}/plan/${begun.id}`;
     } catch (refused) {
       fill(error, trouble(refused.message));
       button.disabled = false;
+      button.focus();
     }
   } } },
   h('label', { for: 'corrected' }, `Corrected value, ${message} as JSON`), text,
   h('p', { class: 'quiet' }, 'The copy has the same event id, key and headers; the letter stays on the DLQ as it is, marked as redriven.'),
-  h('label', { for: 'corrected-to' }, 'Send it to'), to, error, h('p', { class: 'actions' }, button));
+  unknown ? h('label', { class: 'check' }, drop, ` Drop ${fields(unknown)}, which the message's declaration does not have; kept otherwise`) : null,
+  h('label', { for: 'corrected-to' }, 'Send it to'), to, error, h('p', { class: 'actions' }, button, h('button', { type: 'button', on: { click: close } }, 'Cancel')));
+  // Esc throws nothing away that somebody typed.
+  form.addEventListener('keydown', (event) => event.key === 'Escape' && text.value === before && close());
   fill(editor, form);
   text.focus();
 }

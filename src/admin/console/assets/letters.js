@@ -49,6 +49,7 @@ export function groups({ params: { pipeline }, signal }) {
     h('p', { class: 'big' }, 'No dead letters'), h('p', { class: 'quiet' }, 'Every event of this pipeline succeeded, or still has a try left.'));
   const error = h('div', {});
   const more = h('p', { class: 'quiet' });
+  const all = h('a', { class: 'button', href: `${link(pipeline, 'order')}?all=1`, hidden: true }, 'Redrive all …');
   let shown = '';
 
   async function refresh() {
@@ -62,6 +63,7 @@ export function groups({ params: { pipeline }, signal }) {
         fill(body, seen.groups.map((group) => row(pipeline, group)));
       }
       table.hidden = seen.groups.length === 0;
+      all.hidden = !seen.open;
       empty.hidden = !(seen.known && !seen.reading && seen.groups.length === 0);
       const initial = seen.reading && (seen.total > 10000 || !seen.known) && !seen.error;
       bar.hidden = !initial;
@@ -69,7 +71,7 @@ export function groups({ params: { pipeline }, signal }) {
       bar.value = seen.read;
       const kinds = count(seen.groups.length + seen.more_groups, 'kind');
       say(status, initial && seen.total ? `Reading the DLQ: ${number(seen.read)} of ${count(seen.total, 'letter')} …`
-        : seen.known ? `${count(seen.open, 'open letter')}, ${kinds} of errors` : seen.error ? '' : 'Reading the DLQ …');
+        : seen.known ? seen.groups.length ? `${count(seen.open, 'open letter')}, ${kinds} of errors` : '' : seen.error ? '' : 'Reading the DLQ …');
       const notes = [];
       if (seen.more_groups) notes.push(`${count(seen.more_groups, 'smaller group')} with ${count(seen.more_letters, 'letter')} not shown.`);
       if (seen.left_out) notes.push(`${count(seen.left_out, 'older letter')} not counted.`);
@@ -90,7 +92,7 @@ export function groups({ params: { pipeline }, signal }) {
         h('p', { class: 'actions' },
           h('a', { class: 'button', href: link(pipeline, 'letters') }, 'Find letters'),
           h('a', { class: 'button', href: link(pipeline, 'jobs') }, 'Jobs'),
-          h('a', { class: 'button', href: `${link(pipeline, 'order')}?all=1` }, 'Redrive all …'))),
+          all)),
       error, status, bar, table, empty, more,
     ],
   };
@@ -180,7 +182,7 @@ function finder(pipeline, select) {
     event.preventDefault();
     location.hash = selectionLink(pipeline, 'letters', Object.fromEntries(new FormData(form)));
   } } }, FIELDS.map((field) => input(field, select[field[0]])), h('p', { class: 'submit' }, h('button', {}, 'Find')));
-  return h('details', { open: !used }, h('summary', {}, used ? 'Narrow the selection' : 'Selection'), form);
+  return h('details', { open: !used && innerWidth > 700 }, h('summary', {}, used ? 'Narrow the selection' : 'Selection'), form);
 }
 
 /** A labelled field. */

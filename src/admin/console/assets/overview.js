@@ -18,7 +18,7 @@ const REASONS = {
   halted: 'a partition is halted: going on would lose an event',
 };
 
-/** Rates seen so far, by topic; kept while the tab lives. */
+/** Rates seen so far, by pipeline and stage; kept while the tab lives. */
 const curves = new Map();
 
 /** Why nothing is to be seen of any stage, where that is so. */
@@ -62,13 +62,13 @@ class Ladder {
 const figure = (word, value) => h('div', {}, h('dt', {}, word), value);
 
 class Stage {
-  constructor(pipeline, { stage, topic, delay_ms }) {
+  constructor(pipeline, { stage, delay_ms }) {
     this.pipeline = pipeline;
     this.stage = stage;
-    this.topic = topic;
+    this.id = `${pipeline}-${stage}`;
     this.isFirst = delay_ms === null;
     this.switch = h('button', { class: 'small', on: { click: () => this.toggle() } }, 'Pause …');
-    this.form = h('div', {});
+    this.form = h('div', { on: { keydown: (event) => event.key === 'Escape' && this.close() } });
     this.main = h('strong', { class: 'big' }, '–');
     this.overdue = h('dd', {}, '–');
     this.done = h('dd', { class: 'rate' }, '–');
@@ -92,7 +92,7 @@ class Stage {
     const late = stage.overdue > 0 ? stage.oldest_overdue_ms : 0;
     say(this.main, this.isFirst ? number(stage.lag) : about + number(stage.waiting));
     this.paused = Boolean(stage.paused);
-    say(this.switch, this.paused ? 'Resume' : 'Pause …');
+    this.label();
     say(this.overdue, stage.overdue > 0 ? `${about}${number(stage.overdue)}` : '0');
     say(this.done, rate(stage.done_per_second));
     say(this.members, number(stage.members));
@@ -122,10 +122,23 @@ class Stage {
     this.mark(kind, notes);
   }
 
+  /** Says on the switch what it does now. */
+  label() {
+    const word = this.paused ? 'Resume' : this.form.childElementCount ? 'Cancel' : 'Pause …';
+    say(this.switch, word);
+    this.switch.setAttribute('aria-label', `${word} ${this.stage}`);
+  }
+
+  close() {
+    fill(this.form);
+    this.label();
+    this.switch.focus();
+  }
+
   toggle() {
     if (this.paused) return this.order(false, '');
-    if (this.form.childElementCount) return fill(this.form);
-    const id = `reason-${this.topic}`;
+    if (this.form.childElementCount) return this.close();
+    const id = `reason-${this.id}`;
     const reason = h('input', { id, maxlength: 200, placeholder: 'why, for the others' });
     const who = h('input', { id: `${id}-who`, maxlength: 60, autocomplete: 'name', value: name() });
     fill(this.form, h('form', { class: 'inline', on: { submit: (event) => {
@@ -134,6 +147,7 @@ class Stage {
       this.order(true, reason.value);
     } } }, h('label', { for: id }, `Pause ${this.stage} in every instance`), reason,
     h('label', { for: who.id }, 'Your name'), who, h('button', { class: 'primary' }, 'Pause')));
+    this.label();
     reason.focus();
   }
 
@@ -147,6 +161,7 @@ class Stage {
       fill(this.form, trouble(error.message));
     }
     this.switch.disabled = false;
+    this.label();
     this.switch.focus();
   }
 
@@ -159,10 +174,10 @@ class Stage {
   }
 
   draw(value) {
-    const seen = curves.get(this.topic) ?? [];
+    const seen = curves.get(this.id) ?? [];
     seen.push(value);
     if (seen.length > CURVE) seen.shift();
-    curves.set(this.topic, seen);
+    curves.set(this.id, seen);
     const top = Math.max(1, ...seen);
     const point = (v, i) => `${CURVE - seen.length + i},${(19 - (v / top) * 18).toFixed(1)}`;
     this.curve.setAttribute('points', seen.map(point).join(' '));

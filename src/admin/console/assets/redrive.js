@@ -39,6 +39,7 @@ export function order({ about, params: { pipeline }, query }) {
     } catch (refused) {
       fill(error, trouble(refused.message));
       button.disabled = false;
+      button.focus();
     }
   }
 
@@ -168,9 +169,11 @@ export function plan({ params: { pipeline, id }, signal }) {
     }
     status.className = `lead ${phase === 'failed' || job?.state?.stopped ? 'bad' : ''}`;
     main.dataset.phase = phase;
+    // What had the focus may be gone: the keyboard goes on from here.
+    if (changed && document.activeElement === document.body) main.focus({ preventScroll: true });
   }
 
-  const main = h('section', { class: 'panel', id: 'plan' }, status, bar, error, body);
+  const main = h('section', { class: 'panel', id: 'plan', tabindex: -1 }, status, bar, error, body);
   look();
   return { title: `Plan · ${pipeline}`, nodes: [crumbs(pipeline, h('a', { href: link(pipeline, 'jobs') }, 'Jobs')), h('h1', {}, 'Plan'), main] };
 }
@@ -188,6 +191,8 @@ function facts(seen) {
     seen.rate ? fact('At most', `${seen.rate} a second`) : null,
     job.to && seen.stop_at !== null ? fact('Stops when', `${Math.round(seen.stop_at * 100)} % come back`) : null,
     seen.corrected ? fact('Value', 'corrected') : null,
+    seen.unknown && Object.keys(seen.unknown).length
+      ? fact('Fields beyond the declaration', `${Object.keys(seen.unknown).join(', ')}: ${seen.drop_unknown ? 'DROPPED' : 'kept'}`) : null,
     seen.already ? fact('Dealt with before', number(seen.already)) : null,
     job.relapsed ? fact('Came back', number(job.relapsed)) : null,
     fact('Asked by', job.who));

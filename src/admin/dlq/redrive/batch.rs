@@ -126,7 +126,7 @@ impl<'d> Batch<'d> {
         let partition = (self.desk.partitions_of(target) == self.desk.partitions_of(dlq)).then_some(record.partition);
         let place = (record.partition, record.offset);
         let value = match self.order.corrected.get(&place) {
-            Some(json) => Some(self.desk.corrected(place, record.value.as_deref(), json)?),
+            Some(json) => Some(self.desk.corrected(place, record.value.as_deref(), json, self.order)?.value.into()),
             None => record.value.clone(),
         };
         let out = Outgoing {

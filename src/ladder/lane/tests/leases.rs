@@ -127,6 +127,16 @@ fn a_renewal_that_is_not_answered_is_tried_again_before_the_next_third() {
 }
 
 #[test]
+fn a_lease_whose_claim_was_answered_late_is_renewed_after_a_third_of_it_all_the_same() {
+    let mut rig = Rig::new(Order::None, Dedup::Required);
+    rig.arrive(1, None, Duration::ZERO);
+    let (sent, slot) = (rig.now().boot, rig.permits(1).claim[0]);
+    rig.later(LEASE / 2);
+    assert_eq!(rig.step(Input::Claimed(vec![(slot, Some(ClaimReply::Claimed))], sent)).start, [slot]);
+    assert_eq!(rig.later(Duration::ZERO).renew.len(), 1);
+}
+
+#[test]
 fn a_claim_whose_reply_was_lost_is_tried_again_as_it_was_and_confirmed_by_a_renewal() {
     let mut rig = Rig::new(Order::None, Dedup::Required);
     rig.arrive(1, None, Duration::ZERO);
