@@ -59,8 +59,8 @@ fn a_timer_of_an_event_that_is_finished_does_not_wake_its_slots_next_tenant() {
     let slot = rig.publishing(1);
     rig.step(Input::Published(slot, Delivery::Failed));
     rig.renewed(slot, Some(false));
-    // Parked for 0.75 s at least; the timer of the publish lets it go earlier, and it turns out to be finished.
-    rig.later(Duration::from_millis(600));
+    // Parked for 1.5 s at least; the timer of the publish lets it go earlier, and it turns out to be finished.
+    rig.later(Duration::from_millis(1_400));
     assert_eq!(rig.permits(1).claim, [slot]);
     rig.claimed(slot, ClaimReply::Done);
     rig.arrive(2, None, Duration::ZERO);
