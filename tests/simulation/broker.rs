@@ -40,7 +40,7 @@ impl Rec {
         Some(hasher.finish())
     }
 
-    fn text(&self, name: &str) -> Option<&str> {
+    pub(crate) fn text(&self, name: &str) -> Option<&str> {
         let (_, value) = self.headers().find(|(n, _)| *n == name.as_bytes())?;
         std::str::from_utf8(value?).ok()
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use retry_ladder::ladder::event::{Failure, Outcome, Timestamp};
-use retry_ladder::ladder::headers::{DUE, Envelope};
+use retry_ladder::ladder::headers::{DUE, ERROR, Envelope};
 use retry_ladder::ladder::lane::{Dedup, Order};
 
 use super::case::{Fault, Faults};
@@ -86,8 +86,10 @@ impl World {
         }
         if self.ledger.clocks_agree {
             let wish = self.plans[record.copy.event].wish.unwrap_or(delay);
-            // What was made of its parent before that had run, because it was not its turn, has a due time of its own.
-            let made = |at: &Time| EPOCH_MS + at / MS <= record.timestamp_ms as u64;
+            // What was made of its parent before that had run, because it was not its turn, has a due time of its own: it
+            // says so, unless it has passed on what its parent said.
+            let says_so = record.text(ERROR).is_some_and(|error| error.ends_with("not its turn"));
+            let made = |at: &Time| !says_so && EPOCH_MS + at / MS <= record.timestamp_ms as u64;
             let returned = self.ledger.first_return(record.copy).filter(made);
             let least = returned.map(|at| at + delay.min(wish).as_micros() as Time);
             if let Some(least) = least.filter(|least| self.now < *least) {
