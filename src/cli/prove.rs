@@ -125,6 +125,7 @@ pub(crate) async fn run(args: ProveArgs, config: Config) -> ExitCode {
 
 async fn prove(args: &ProveArgs, config: &Config) -> Result<Report, Error> {
     let options = args.options(config)?;
+    options.check()?;
     Admin::connect(wire::connection(config), config.kafka.startup_timeout).await?;
     wire::redis(config, wire::redis_options(config)?).await?;
     if let Some(file) = &args.report {

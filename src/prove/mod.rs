@@ -73,6 +73,19 @@ pub struct Options {
     pub program: PathBuf,
 }
 
+impl Options {
+    /// Whether a run can be like this, as far as that can be told without a server.
+    ///
+    /// # Errors
+    /// When Redis outages are wanted and no proxy can stand before this Redis.
+    pub fn check(&self) -> Result<(), Error> {
+        if self.outages > 0 {
+            round::server_of(&self.redis)?;
+        }
+        Ok(())
+    }
+}
+
 /// Why a run came to no verdict.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

@@ -458,7 +458,7 @@ impl Fire<'_> {
 }
 
 /// `host:port` of a redis url, and the port alone.
-fn server_of(url: &str) -> Result<(String, String), Error> {
+pub(super) fn server_of(url: &str) -> Result<(String, String), Error> {
     let wrong = |why: &str| {
         Error::Options(format!(
             "redis outages need a proxy in front of a plain redis://host:port url, and {why}; --redis-outages 0 does without"

@@ -150,8 +150,8 @@ fn what_cannot_be_proved_is_refused_at_once() {
     let folder = tempfile::tempdir().unwrap();
     for (arguments, words) in [
         (&["--workers", "1"][..], "--workers: at least 2"),
-        (&["--rate", "0"], "--rate: more than 0"),
-        (&["--lease", "1h"], "--lease: 3s to 10m"),
+        (&["--rate", "0"], "'--rate <R>': not a number above 0"),
+        (&["--lease", "1h"], "--lease: out of range; right would be 3s to 10m"),
         (&["--redis", "rediss://localhost:6380"], "proxy in front of a plain redis://"),
     ] {
         let mut process = Command::new(env!("CARGO_BIN_EXE_pipeline"));

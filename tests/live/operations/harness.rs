@@ -16,6 +16,7 @@ use prost::Message as _;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
+use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::{Offset, TopicPartitionList};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -258,6 +259,22 @@ impl Lying {
     }
 }
 
+/// Of a partition that may have been made a moment ago: until it has its leader there is nobody to tell.
+fn watermarks(consumer: &BaseConsumer, topic: &str, partition: i32) -> (i64, i64) {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        match consumer.fetch_watermarks(topic, partition, LIMIT) {
+            Err(error)
+                if error.rdkafka_error_code() == Some(RDKafkaErrorCode::NotLeaderForPartition)
+                    && Instant::now() < deadline =>
+            {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            told => return told.expect("watermarks"),
+        }
+    }
+}
+
 /// Everything on a topic now, read without our own codec.
 pub(super) fn records(topic: &str) -> Vec<Lying> {
     use rdkafka::message::{Headers as _, Message as _};
@@ -266,7 +283,7 @@ pub(super) fn records(topic: &str) -> Vec<Lying> {
     let mut assignment = TopicPartitionList::new();
     let mut left = 0;
     for partition in metadata.topics()[0].partitions() {
-        let (low, high) = consumer.fetch_watermarks(topic, partition.id(), LIMIT).expect("watermarks");
+        let (low, high) = watermarks(&consumer, topic, partition.id());
         left += high - low;
         assignment.add_partition_offset(topic, partition.id(), Offset::Beginning).expect("an offset");
     }
